@@ -1,0 +1,2 @@
+//! Speed of every codec.
+fn main() {}

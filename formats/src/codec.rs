@@ -1,0 +1,60 @@
+//! Block codecs: f32 rows to stored bytes and back.
+//!
+//! A codec quantizes a row of f32 weights group by group. What it writes for one group
+//! goes to one or more *parts*: a GGUF block keeps scale and codes together (one part),
+//! MLX keeps codes, scales and biases in three tensors (three parts). Rows are
+//! independent, so rows can be encoded in any order and on any thread.
+//!
+//! A new format is one file in `codec/` and one line in [`CODECS`].
+
+use crate::dtype::Dtype;
+
+/// One of the byte streams a codec writes: a tensor of its own in the artifact.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Part {
+    /// Suffix in the artifact: `"weight"`, `"scales"`, `"biases"`.
+    pub name: &'static str,
+    /// Element type of this part where the container needs one (`U8` for opaque blocks).
+    pub dtype: Dtype,
+    /// Bytes written for one group of [`Codec::group_len_elems`] weights.
+    pub bytes_per_group: usize,
+}
+
+/// Encoder and decoder of one block format.
+///
+/// `encode` and `decode` are the fast versions; `encode_scalar` and `decode_scalar` are
+/// the plain ones they are tested against, and must give the same bytes.
+///
+/// # Panics
+/// All four panic when a length is not a whole number of groups or when the lengths of
+/// the slices do not agree: sizes are checked when a plan is made, so this is a bug of
+/// the caller, never a property of a file.
+pub trait Codec: Sync {
+    /// The field's name for the format: `"Q4_K"`, `"BF16"`, `"affine4_g64"`.
+    fn name(&self) -> &'static str;
+    /// Weights in a group: a row's length must be a multiple of this.
+    fn group_len_elems(&self) -> usize;
+    /// The byte streams, in the order in which `encode` and `decode` take them.
+    fn parts(&self) -> &'static [Part];
+    /// Encodes whole groups of `src` into one slice per part.
+    fn encode(&self, src: &[f32], dst: &mut [&mut [u8]]);
+    /// Decodes one slice per part into whole groups of `dst`.
+    fn decode(&self, src: &[&[u8]], dst: &mut [f32]);
+    /// The naive encoder: same bytes as `encode`, written to be read.
+    fn encode_scalar(&self, src: &[f32], dst: &mut [&mut [u8]]);
+    /// The naive decoder: same values as `decode`, written to be read.
+    fn decode_scalar(&self, src: &[&[u8]], dst: &mut [f32]);
+}
+
+/// Every codec. Help texts, benches and the conformance suite iterate this slice.
+pub const CODECS: &[&dyn Codec] = &[];
+
+/// Finds a codec by name, ignoring case.
+pub fn find(name: &str) -> Option<&'static dyn Codec> {
+    CODECS.iter().copied().find(|codec| codec.name().eq_ignore_ascii_case(name))
+}
+
+/// Bytes that `len_elems` weights take in part `part` of `codec`.
+pub fn part_len_bytes(codec: &dyn Codec, part: usize, len_elems: u64) -> u64 {
+    len_elems / codec.group_len_elems() as u64 * codec.parts()[part].bytes_per_group as u64
+}

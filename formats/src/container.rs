@@ -1,0 +1,1 @@
+//! File formats: headers, metadata and tensor tables, read with suspicion.

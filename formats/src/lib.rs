@@ -1,0 +1,18 @@
+//! Codecs and containers for quantized model weights.
+//!
+//! Pure code: no network, no threads, no printing. Rooms, lowest floor first:
+//!
+//! - [`error`], [`dtype`]: what everything else speaks of.
+//! - [`dispatch`]: the one place that selects a CPU feature set at run time.
+//! - [`codec`]: one file per block format, and [`codec::CODECS`], the registry.
+//! - [`container`]: file formats: headers, metadata, tensor tables.
+
+pub mod codec;
+pub mod container;
+pub mod dispatch;
+pub mod dtype;
+pub mod error;
+
+pub use codec::{CODECS, Codec, Part};
+pub use dtype::Dtype;
+pub use error::{FormatError, Result};

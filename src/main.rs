@@ -1,0 +1,2 @@
+//! The `requant` command.
+fn main() {}
