@@ -1,1 +1,23 @@
-//! requant
+//! `requant`: one streaming pass from a huge FP8 checkpoint to a 4-bit model that can be trusted.
+//!
+//! Rooms, lowest floor first (a module imports strictly lower floors only):
+//!
+//! | floor | rooms |
+//! |---|---|
+//! | S0 | [`error`] |
+//! | S1 | [`source`], [`arch`], [`tokenizer`] |
+//! | S2 | [`checkpoint`] |
+//! | S3 | [`plan`] |
+//! | S4 | `pipeline` |
+//! | S6 | `cli` |
+
+pub mod arch;
+pub mod checkpoint;
+
+pub mod error;
+pub mod plan;
+
+pub mod source;
+pub mod tokenizer;
+
+pub use error::{Error, Result};

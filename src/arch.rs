@@ -1,0 +1,220 @@
+//! Model families: what config.json promises, which tensors must be there, what each is for.
+//!
+//! No I/O. A family is one file in `arch/` and one line in [`ARCHES`].
+
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+
+mod config;
+mod deepseek_v3;
+
+pub use config::Config;
+
+/// A matrix of a SwiGLU feed-forward block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Ffn {
+    /// `gate_proj`: `[intermediate, hidden]`.
+    Gate,
+    /// `up_proj`: `[intermediate, hidden]`.
+    Up,
+    /// `down_proj`: `[hidden, intermediate]`.
+    Down,
+}
+
+impl Ffn {
+    /// All three, in the order in which checkpoints name them.
+    pub const ALL: [Self; 3] = [Self::Gate, Self::Up, Self::Down];
+
+    /// The name in Hugging Face checkpoints.
+    pub fn hf_name(self) -> &'static str {
+        match self {
+            Self::Gate => "gate_proj",
+            Self::Up => "up_proj",
+            Self::Down => "down_proj",
+        }
+    }
+}
+
+/// What a tensor inside a decoder layer is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum LayerRole {
+    /// RMS norm before attention: `[hidden]`.
+    AttentionNorm,
+    /// Query projection without low rank: `[heads * (nope + rope), hidden]`.
+    Q,
+    /// Query down projection: `[q_lora, hidden]`.
+    QA,
+    /// RMS norm of the low-rank query: `[q_lora]`.
+    QANorm,
+    /// Query up projection: `[heads * (nope + rope), q_lora]`.
+    QB,
+    /// Key-value down projection with the shared RoPE key: `[kv_lora + rope, hidden]`.
+    KvA,
+    /// RMS norm of the low-rank key-value: `[kv_lora]`.
+    KvANorm,
+    /// Key-value up projection, heads outermost: `[heads * (nope + v), kv_lora]`.
+    KvB,
+    /// Attention output: `[hidden, heads * v]`.
+    AttentionOutput,
+    /// RMS norm before the feed-forward block: `[hidden]`.
+    FfnNorm,
+    /// Dense feed-forward.
+    Dense(Ffn),
+    /// Router: `[experts, hidden]`.
+    Router,
+    /// Correction bias of the router's choice: `[experts]`.
+    RouterBias,
+    /// Matrix of routed expert number `.0`.
+    Expert(usize, Ffn),
+    /// Shared experts, side by side in one feed-forward block.
+    Shared(Ffn),
+    /// Multi-token prediction: a copy of the token embedding: `[vocab, hidden]`.
+    MtpEmbedding,
+    /// Multi-token prediction: norm of the next token's embedding: `[hidden]`.
+    MtpEmbeddingNorm,
+    /// Multi-token prediction: norm of the hidden state: `[hidden]`.
+    MtpHiddenNorm,
+    /// Multi-token prediction: joins the two: `[hidden, 2 * hidden]`.
+    MtpProjection,
+    /// Multi-token prediction: norm before its head: `[hidden]`.
+    MtpHeadNorm,
+    /// Multi-token prediction: a copy of the output head: `[vocab, hidden]`.
+    MtpHead,
+}
+
+/// What a tensor is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Role {
+    /// Token embedding: `[vocab, hidden]`.
+    TokenEmbedding,
+    /// Final RMS norm: `[hidden]`.
+    OutputNorm,
+    /// Output head: `[vocab, hidden]`.
+    Output,
+    /// A tensor of decoder layer `.0`.
+    Layer(usize, LayerRole),
+}
+
+/// A tensor that a family's checkpoint contains.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Expected {
+    /// Full name in the checkpoint.
+    pub name: String,
+    /// Shape, outermost dimension first, as safetensors states it.
+    pub shape: Vec<usize>,
+    /// What it is for.
+    pub role: Role,
+    /// False for multi-token prediction layers, which copies of a checkpoint often lack.
+    pub required: bool,
+}
+
+/// YaRN parameters of `rope_scaling`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Yarn {
+    /// Context extension factor.
+    pub factor: f64,
+    /// Context length of the original training.
+    pub original_context: u64,
+    /// Rotations above which a dimension is not interpolated.
+    pub beta_fast: f64,
+    /// Rotations below which a dimension is fully interpolated.
+    pub beta_slow: f64,
+    /// Attention factor numerator.
+    pub mscale: f64,
+    /// Attention factor denominator.
+    pub mscale_all_dim: f64,
+}
+
+/// The resolved hyper-parameters of a model of the DeepSeek family.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ArchSpec {
+    /// `model_type` of config.json.
+    pub model_type: String,
+    /// Width of the residual stream.
+    pub hidden: usize,
+    /// Decoder layers, multi-token prediction not counted.
+    pub layers: usize,
+    /// Multi-token prediction layers that follow them.
+    pub mtp_layers: usize,
+    /// Leading layers with a dense feed-forward block.
+    pub dense_layers: usize,
+    /// Width of a dense feed-forward block.
+    pub dense_intermediate: usize,
+    /// Width of one expert.
+    pub expert_intermediate: usize,
+    /// Routed experts.
+    pub experts: usize,
+    /// Experts chosen per token.
+    pub experts_per_token: usize,
+    /// Shared experts.
+    pub shared_experts: usize,
+    /// Groups the experts are divided into.
+    pub expert_groups: usize,
+    /// Groups that can be chosen from.
+    pub top_groups: usize,
+    /// Factor on the routed experts' sum.
+    pub routed_scale: f64,
+    /// Whether the chosen experts' weights are normalized to sum 1.
+    pub normalize_top: bool,
+    /// Attention heads.
+    pub heads: usize,
+    /// Rank of the query projection, when it is factored.
+    pub q_lora: Option<usize>,
+    /// Rank of the key-value projection.
+    pub kv_lora: usize,
+    /// Per-head key width without position.
+    pub nope_dim: usize,
+    /// Per-head key width with rotary position.
+    pub rope_dim: usize,
+    /// Per-head value width.
+    pub v_dim: usize,
+    /// Vocabulary size.
+    pub vocab: usize,
+    /// Epsilon of every RMS norm.
+    pub norm_eps: f64,
+    /// Base of the rotary frequencies.
+    pub rope_theta: f64,
+    /// Context extension, when configured.
+    pub yarn: Option<Yarn>,
+    /// Whether the output head is the token embedding.
+    pub tied_embeddings: bool,
+}
+
+impl ArchSpec {
+    /// Whether layer `layer` has a mixture of experts rather than a dense block.
+    pub fn is_moe(&self, layer: usize) -> bool {
+        self.experts > 0 && layer >= self.dense_layers
+    }
+}
+
+/// A model family.
+pub trait Architecture: Sync {
+    /// Value of `model_type` in config.json.
+    fn model_type(&self) -> &'static str;
+    /// Reads and checks the hyper-parameters.
+    ///
+    /// # Errors
+    /// Names the key of config.json that is missing or out of range.
+    fn spec(&self, config: &Config) -> Result<ArchSpec>;
+    /// Every tensor that a checkpoint with these hyper-parameters holds.
+    fn expected(&self, spec: &ArchSpec) -> Vec<Expected>;
+}
+
+/// Every family this version reads.
+pub const ARCHES: &[&dyn Architecture] = &[&deepseek_v3::DeepseekV3];
+
+/// Finds the family of a parsed config.json.
+///
+/// # Errors
+/// [`Error::Unsupported`] naming the families there are.
+pub fn find(config: &Value) -> Result<&'static dyn Architecture> {
+    let model_type = config.get("model_type").and_then(Value::as_str).unwrap_or("(none)");
+    ARCHES.iter().copied().find(|arch| arch.model_type() == model_type).ok_or_else(|| Error::Unsupported {
+        what: format!("config.json: model_type {model_type:?}"),
+        hint: format!(
+            "this version reads {}",
+            ARCHES.iter().map(|arch| arch.model_type()).collect::<Vec<_>>().join(", ")
+        ),
+    })
+}

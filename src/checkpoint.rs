@@ -1,0 +1,102 @@
+//! The catalogue of a checkpoint: config, index and shard headers, checked against each other.
+//!
+//! Opening a [`Checkpoint`] reads no tensor data. When it succeeds, every tensor the model family
+//! expects is there with the right shape, every FP8 weight has its scale, and nothing unknown
+//! is left over.
+
+use requant_formats::Dtype;
+use serde_json::Value;
+
+use crate::arch::{ArchSpec, Architecture, Role};
+use crate::error::Result;
+use crate::source::Source;
+
+mod catalogue;
+mod quantization;
+
+pub use quantization::{BlockScale, ScaleFormat};
+
+/// One tensor of the catalogue.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SourceTensor {
+    /// Name in the checkpoint.
+    pub name: String,
+    /// Stored element type.
+    pub dtype: Dtype,
+    /// Shape, outermost dimension first.
+    pub shape: Vec<usize>,
+    /// File id in the source.
+    pub file: usize,
+    /// Absolute offset in that file.
+    pub offset_bytes: u64,
+    /// Length.
+    pub len_bytes: u64,
+    /// What it is for; `None` for scales and for tensors no target uses (`inv_freq` tables).
+    pub role: Option<Role>,
+    /// The block scale that belongs to an FP8 weight.
+    pub scale: Option<BlockScale>,
+}
+
+impl SourceTensor {
+    /// The tensor as a matrix: leading dimensions folded into rows; a vector is one row.
+    pub fn matrix(&self) -> (usize, usize) {
+        match self.shape.split_last() {
+            None => (1, 1),
+            Some((&cols, leading)) => (leading.iter().product(), cols),
+        }
+    }
+
+    /// Number of elements.
+    pub fn len_elems(&self) -> u64 {
+        self.shape.iter().map(|&d| d as u64).product()
+    }
+}
+
+/// A checkpoint whose headers have been read and checked.
+pub struct Checkpoint {
+    source: Box<dyn Source>,
+    config: Value,
+    arch: &'static dyn Architecture,
+    spec: ArchSpec,
+    tensors: Vec<SourceTensor>,
+}
+
+impl Checkpoint {
+    /// Reads config, index and headers from `source` and checks them.
+    ///
+    /// # Errors
+    /// Names the tensor and the file that contradict each other, and what was expected.
+    pub fn open(source: Box<dyn Source>) -> Result<Self> {
+        catalogue::open(source)
+    }
+
+    /// Where the bytes come from.
+    pub fn source(&self) -> &dyn Source {
+        &*self.source
+    }
+
+    /// config.json as it is, key order kept.
+    pub fn config(&self) -> &Value {
+        &self.config
+    }
+
+    /// The model family.
+    pub fn arch(&self) -> &'static dyn Architecture {
+        self.arch
+    }
+
+    /// Resolved hyper-parameters.
+    pub fn spec(&self) -> &ArchSpec {
+        &self.spec
+    }
+
+    /// Every tensor, scales included, in the order of files and offsets.
+    pub fn tensors(&self) -> &[SourceTensor] {
+        &self.tensors
+    }
+
+    /// Position of the tensor with this role.
+    pub fn by_role(&self, role: Role) -> Option<usize> {
+        self.tensors.iter().position(|tensor| tensor.role == Some(role))
+    }
+}

@@ -1,0 +1,183 @@
+//! The plan: everything about the result that follows from headers alone.
+//!
+//! A [`Target`] turns a checkpoint and a format name into a [`Blueprint`]: every output tensor
+//! with the codec that writes it and the pieces of source tensors it is made of, and every
+//! output file with its exact header and size. Jobs follow from a blueprint mechanically.
+//! Nothing here reads a tensor's data.
+
+use std::ops::Range;
+
+use requant_formats::Codec;
+
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, Result};
+
+mod gguf;
+mod mlx;
+
+/// Precision in which weights are handed to the encoder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rounding {
+    /// f32, as decoded: what llama.cpp quantizes from.
+    Exact,
+    /// Rounded to bfloat16 first: what mlx-lm quantizes from.
+    Bf16,
+    /// Rounded to IEEE half first.
+    F16,
+}
+
+/// Rows of a source tensor that become rows of an output tensor.
+///
+/// The source counts as a matrix `[rows, cols]`: leading dimensions are folded, a vector is
+/// one row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Piece {
+    /// Position in [`Checkpoint::tensors`].
+    pub source: usize,
+    /// Source rows.
+    pub rows: Range<usize>,
+    /// Whether the block `[rows, cols]` is written as `[cols, rows]`.
+    pub transposed: bool,
+}
+
+/// One part of an output tensor, placed: where in which file its rows begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Placement {
+    /// Position in [`Blueprint::files`].
+    pub file: usize,
+    /// Absolute offset in that file.
+    pub offset_bytes: u64,
+    /// Length.
+    pub len_bytes: u64,
+}
+
+/// One tensor of the result.
+#[derive(Clone)]
+pub struct OutputTensor {
+    /// Name of each part in the artifact, in the order of the codec's parts.
+    pub names: Vec<String>,
+    /// Logical shape, outermost dimension first (before packing).
+    pub shape: Vec<usize>,
+    /// Type name for people and manifests: `Q4_K`, `BF16`, `affine4_g64`.
+    pub type_name: String,
+    /// What encodes it.
+    pub codec: &'static dyn Codec,
+    /// Precision before encoding.
+    pub rounding: Rounding,
+    /// Source pieces; their rows one after the other are the rows of this tensor.
+    pub pieces: Vec<Piece>,
+    /// Where each part goes, in the order of the codec's parts.
+    pub placements: Vec<Placement>,
+}
+
+impl OutputTensor {
+    /// Weights in the tensor.
+    pub fn len_elems(&self) -> u64 {
+        self.shape.iter().map(|&d| d as u64).product()
+    }
+
+    /// Length of a row: the innermost dimension.
+    pub fn row_len_elems(&self) -> usize {
+        self.shape.last().copied().unwrap_or(1)
+    }
+}
+
+/// One file with tensors.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutputFile {
+    /// Name inside the output directory; empty when the output is this one file.
+    pub name: String,
+    /// Everything before the first tensor.
+    pub header: Vec<u8>,
+    /// Total length, padding included. Bytes that no tensor covers are zero.
+    pub len_bytes: u64,
+}
+
+/// A small file without tensors, complete.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sidecar {
+    /// Name inside the output directory.
+    pub name: String,
+    /// Content.
+    pub bytes: Vec<u8>,
+}
+
+/// Source tensors that the target leaves out, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dropped {
+    /// Positions in [`Checkpoint::tensors`].
+    pub tensors: Vec<usize>,
+    /// One line for people: `"multi-token prediction layer 61: llama.cpp does not read it"`.
+    pub reason: String,
+}
+
+/// A result, down to the byte range of every tensor.
+#[derive(Clone)]
+pub struct Blueprint {
+    /// Whether the output path is a directory that holds `files` and `sidecars`.
+    pub is_directory: bool,
+    /// Output tensors in file order.
+    pub tensors: Vec<OutputTensor>,
+    /// Files with tensors.
+    pub files: Vec<OutputFile>,
+    /// Small files. Only for directories.
+    pub sidecars: Vec<Sidecar>,
+    /// What is left out.
+    pub dropped: Vec<Dropped>,
+}
+
+/// A value of `--to`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Format {
+    /// What the user types, lower case.
+    pub name: &'static str,
+    /// One line for `--help`.
+    pub about: &'static str,
+}
+
+/// Choices beside the format.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Output file name without directories, for formats that name splits after it.
+    pub output_name: String,
+    /// `tokenizer.ggml.pre` for a tokenizer that is not recognized.
+    pub tokenizer_pre: Option<String>,
+    /// Largest split of a GGUF output.
+    pub split_max_bytes: Option<u64>,
+}
+
+/// A family of output formats: GGUF, MLX.
+pub trait Target: Sync {
+    /// Its formats.
+    fn formats(&self) -> &'static [Format];
+
+    /// Works out the result for one of [`Target::formats`].
+    ///
+    /// # Errors
+    /// Everything that makes the conversion impossible, before any tensor is read.
+    fn blueprint(&self, format: &Format, source: &Checkpoint, options: &Options) -> Result<Blueprint>;
+}
+
+/// Every family. `--help` and error messages iterate it.
+pub const TARGETS: &[&dyn Target] = &[&gguf::GgufTarget, &mlx::MlxTarget];
+
+/// Works out the result of converting `source` to `format`.
+///
+/// # Errors
+/// [`Error::Unsupported`] with the known names when `format` is not one of them; else as
+/// [`Target::blueprint`].
+pub fn blueprint(source: &Checkpoint, format: &str, options: &Options) -> Result<Blueprint> {
+    for target in TARGETS {
+        for known in target.formats() {
+            if known.name.eq_ignore_ascii_case(format) {
+                return target.blueprint(known, source, options);
+            }
+        }
+    }
+    let names: Vec<&str> =
+        TARGETS.iter().flat_map(|target| target.formats()).map(|format| format.name).collect();
+    Err(Error::Unsupported {
+        what: format!("format {format:?}"),
+        hint: format!("known: {}", names.join(", ")),
+    })
+}

@@ -1,0 +1,52 @@
+//! Where the bytes of a checkpoint come from.
+//!
+//! A [`Source`] is a named set of files that can be read at any offset. Everything above
+//! this floor is the same for a local directory and for any other place.
+
+use crate::error::Result;
+
+mod local;
+
+pub use local::LocalDirectory;
+
+/// One file of a source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceFile {
+    /// Name relative to the checkpoint's root: `model-00001-of-000163.safetensors`.
+    pub name: String,
+    /// Length.
+    pub len_bytes: u64,
+    /// Lower-case hex digest where the place states one, else `None`.
+    pub sha256: Option<String>,
+}
+
+/// A set of files that can be read at any offset from several threads.
+pub trait Source: Send + Sync {
+    /// The place, for messages: a path or a hub id.
+    fn location(&self) -> String;
+
+    /// The files, sorted by name. Their position is the file id of [`Source::read_at`].
+    fn files(&self) -> &[SourceFile];
+
+    /// Fills `buf` from `offset_bytes` of file number `file`.
+    ///
+    /// # Errors
+    /// When the file cannot be read or ends early; the message names it.
+    fn read_at(&self, file: usize, offset_bytes: u64, buf: &mut [u8]) -> Result<()>;
+
+    /// Position of the file called `name`.
+    fn find(&self, name: &str) -> Option<usize> {
+        self.files().iter().position(|file| file.name == name)
+    }
+
+    /// The whole of a small file such as `config.json`; `None` when there is no such file.
+    ///
+    /// # Errors
+    /// As [`Source::read_at`].
+    fn read_small(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        let Some(id) = self.find(name) else { return Ok(None) };
+        let mut bytes = vec![0; self.files()[id].len_bytes as usize];
+        self.read_at(id, 0, &mut bytes)?;
+        Ok(Some(bytes))
+    }
+}

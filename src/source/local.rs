@@ -1,0 +1,99 @@
+//! A checkpoint in a local directory.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use super::{Source, SourceFile};
+use crate::error::{Error, Result};
+
+/// The files directly inside one directory.
+#[derive(Debug)]
+pub struct LocalDirectory {
+    root: PathBuf,
+    files: Vec<SourceFile>,
+    handles: Vec<OnceLock<File>>,
+}
+
+impl LocalDirectory {
+    /// Lists `root`; nothing is read yet. Symbolic links are followed, as the Hugging Face
+    /// cache needs.
+    ///
+    /// # Errors
+    /// When `root` is not a readable directory.
+    pub fn open(root: &Path) -> Result<Self> {
+        let mut files = Vec::new();
+        for entry in std::fs::read_dir(root).map_err(Error::io(root, "list"))? {
+            let path = entry.map_err(Error::io(root, "list"))?.path();
+            let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
+            let metadata = match std::fs::metadata(&path) {
+                Ok(metadata) => metadata,
+                // A dangling link counts as a file that is not there: whoever needs it says so.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(Error::io(path, "stat")(error)),
+            };
+            if metadata.is_file() {
+                files.push(SourceFile { name: name.to_owned(), len_bytes: metadata.len(), sha256: None });
+            }
+        }
+        files.sort_by(|a, b| a.name.cmp(&b.name));
+        let handles = files.iter().map(|_| OnceLock::new()).collect();
+        Ok(Self { root: root.to_owned(), files, handles })
+    }
+
+    fn handle(&self, file: usize) -> Result<&File> {
+        if let Some(handle) = self.handles[file].get() {
+            return Ok(handle);
+        }
+        let path = self.root.join(&self.files[file].name);
+        let opened = File::open(&path).map_err(Error::io(path, "open"))?;
+        Ok(self.handles[file].get_or_init(|| opened))
+    }
+}
+
+impl Source for LocalDirectory {
+    fn location(&self) -> String {
+        self.root.display().to_string()
+    }
+
+    fn files(&self) -> &[SourceFile] {
+        &self.files
+    }
+
+    fn read_at(&self, file: usize, offset_bytes: u64, buf: &mut [u8]) -> Result<()> {
+        let handle = self.handle(file)?;
+        handle
+            .read_exact_at(buf, offset_bytes)
+            .map_err(Error::io(self.root.join(&self.files[file].name), "read"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_files_sorted_and_reads_ranges() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("b"), b"0123456789").unwrap();
+        std::fs::write(dir.path().join("a"), b"").unwrap();
+        std::fs::create_dir(dir.path().join("folder")).unwrap();
+        let source = LocalDirectory::open(dir.path()).unwrap();
+        assert_eq!(source.files().iter().map(|f| f.name.as_str()).collect::<Vec<_>>(), ["a", "b"]);
+        let mut buf = [0; 3];
+        source.read_at(1, 4, &mut buf).unwrap();
+        assert_eq!(&buf, b"456");
+        assert_eq!(source.read_small("b").unwrap().unwrap(), b"0123456789");
+        assert_eq!(source.read_small("c").unwrap(), None);
+    }
+
+    #[test]
+    fn reading_past_the_end_names_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("short"), b"01").unwrap();
+        let source = LocalDirectory::open(dir.path()).unwrap();
+        let error = source.read_at(0, 1, &mut [0; 8]).unwrap_err().to_string();
+        assert!(error.contains("short"), "{error}");
+    }
+}
