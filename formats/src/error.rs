@@ -33,6 +33,14 @@ pub enum FormatError {
         /// What would be accepted.
         supported: String,
     },
+    /// The bytes could not be read at all.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was being read.
+        what: String,
+        /// What the reader said.
+        source: std::io::Error,
+    },
 }
 
 /// Shorthand for results of this crate.
