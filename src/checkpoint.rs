@@ -4,6 +4,8 @@
 //! expects is there with the right shape, every FP8 weight has its scale, and nothing unknown
 //! is left over.
 
+use std::collections::HashMap;
+
 use requant_formats::Dtype;
 use serde_json::Value;
 
@@ -59,6 +61,7 @@ pub struct Checkpoint {
     arch: &'static dyn Architecture,
     spec: ArchSpec,
     tensors: Vec<SourceTensor>,
+    by_role: HashMap<Role, usize>,
 }
 
 impl Checkpoint {
@@ -97,6 +100,6 @@ impl Checkpoint {
 
     /// Position of the tensor with this role.
     pub fn by_role(&self, role: Role) -> Option<usize> {
-        self.tensors.iter().position(|tensor| tensor.role == Some(role))
+        self.by_role.get(&role).copied()
     }
 }

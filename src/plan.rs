@@ -13,7 +13,12 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 
 mod gguf;
+mod jobs;
 mod mlx;
+mod summary;
+
+pub use jobs::{Job, destinations, jobs};
+pub use summary::{Summary, TypeTotals, summary};
 
 /// Precision in which weights are handed to the encoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,6 +129,15 @@ pub struct Blueprint {
     pub sidecars: Vec<Sidecar>,
     /// What is left out.
     pub dropped: Vec<Dropped>,
+}
+
+impl Blueprint {
+    /// Bytes of all files together.
+    pub fn len_bytes(&self) -> u64 {
+        let files = self.files.iter().map(|file| file.len_bytes);
+        let sidecars = self.sidecars.iter().map(|sidecar| sidecar.bytes.len() as u64);
+        files.chain(sidecars).sum()
+    }
 }
 
 /// A value of `--to`.

@@ -3,7 +3,9 @@
 //! A [`Source`] is a named set of files that can be read at any offset. Everything above
 //! this floor is the same for a local directory and for any other place.
 
-use crate::error::Result;
+use std::io::Read;
+
+use crate::error::{Error, Result};
 
 mod local;
 
@@ -48,5 +50,42 @@ pub trait Source: Send + Sync {
         let mut bytes = vec![0; self.files()[id].len_bytes as usize];
         self.read_at(id, 0, &mut bytes)?;
         Ok(Some(bytes))
+    }
+}
+
+/// Reads one file of a source from its start, for parsers that want a [`Read`].
+///
+/// A [`Read`] can only fail with an [`std::io::Error`]; the source's own error, which names the
+/// file, is kept for [`SourceReader::take_error`].
+pub struct SourceReader<'a> {
+    source: &'a dyn Source,
+    file: usize,
+    position: u64,
+    error: Option<Error>,
+}
+
+impl<'a> SourceReader<'a> {
+    /// Starts at the first byte of file number `file`.
+    pub fn new(source: &'a dyn Source, file: usize) -> Self {
+        Self { source, file, position: 0, error: None }
+    }
+
+    /// The source's error behind the last failed read, if it was the source that failed.
+    pub fn take_error(&mut self) -> Option<Error> {
+        self.error.take()
+    }
+}
+
+impl Read for SourceReader<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        let remaining = self.source.files()[self.file].len_bytes.saturating_sub(self.position);
+        let len = buf.len().min(usize::try_from(remaining).unwrap_or(usize::MAX));
+        if let Err(error) = self.source.read_at(self.file, self.position, &mut buf[..len]) {
+            let message = error.to_string();
+            self.error = Some(error);
+            return Err(std::io::Error::other(message));
+        }
+        self.position += len as u64;
+        Ok(len)
     }
 }

@@ -1,8 +1,306 @@
-//! Builds the catalogue.
-use super::Checkpoint;
-use crate::error::{Error, Result};
-use crate::source::Source;
+//! Builds the catalogue: reads config, index and headers, and holds them against each other.
 
-pub(super) fn open(_: Box<dyn Source>) -> Result<Checkpoint> {
-    Err(Error::Request(String::new()))
+use std::collections::{BTreeMap, HashMap};
+
+use rayon::prelude::*;
+use requant_formats::Dtype;
+use requant_formats::container::safetensors;
+use serde_json::Value;
+
+use super::quantization::{self, Fp8Blocks};
+use super::{BlockScale, Checkpoint, ScaleFormat, SourceTensor};
+use crate::arch::{self, Config, Expected};
+use crate::error::{Error, Result};
+use crate::source::{Source, SourceReader};
+
+const CONFIG: &str = "config.json";
+const INDEX: &str = "model.safetensors.index.json";
+const SINGLE: &str = "model.safetensors";
+const SCALE_SUFFIX: &str = "_scale_inv";
+
+/// See [`Checkpoint::open`].
+pub(super) fn open(source: Box<dyn Source>) -> Result<Checkpoint> {
+    let config = required_json(&*source, CONFIG)?;
+    let arch = arch::find(&config)?;
+    let spec = arch.spec(&Config::new(&config))?;
+    let blocks = quantization::parse(&config)?;
+
+    let mut tensors = read_headers(&*source)?;
+    let expected = arch.expected(&spec);
+    assign_roles(&*source, &mut tensors, &expected)?;
+    check_complete(&*source, &tensors, &expected)?;
+    attach_scales(&*source, &mut tensors, blocks)?;
+
+    let by_role =
+        tensors.iter().enumerate().filter_map(|(id, tensor)| tensor.role.map(|role| (role, id))).collect();
+    Ok(Checkpoint { source, config, arch, spec, tensors, by_role })
+}
+
+/// Parses a JSON file that must be there.
+fn required_json(source: &dyn Source, name: &str) -> Result<Value> {
+    let Some(bytes) = source.read_small(name)? else {
+        let message = format!("not found in {}: is this a Hugging Face checkpoint?", source.location());
+        return Err(Error::checkpoint(name, message));
+    };
+    serde_json::from_slice(&bytes)
+        .map_err(|error| Error::checkpoint(name, format!("is not valid JSON: {error}")))
+}
+
+/// The tensors of every shard, in the order of files and offsets, checked against the index.
+fn read_headers(source: &dyn Source) -> Result<Vec<SourceTensor>> {
+    let index = if source.find(INDEX).is_some() { Some(read_index(source)?) } else { None };
+    let shards = match &index {
+        Some(index) => index.shards.clone(),
+        None => vec![single_shard(source)?],
+    };
+    let headers: Vec<safetensors::Header> =
+        shards.par_iter().map(|&shard| read_header(source, shard)).collect::<Result<_>>()?;
+
+    let mut tensors = Vec::new();
+    let mut seen: HashMap<String, usize> = HashMap::new();
+    for (&file, header) in shards.iter().zip(headers) {
+        for entry in header.tensors {
+            let shard_name = &source.files()[file].name;
+            if let Some(&other) = seen.get(&entry.name) {
+                let other = &source.files()[other].name;
+                let message = format!("tensor {} is also in {other}; keep one of them", entry.name);
+                return Err(Error::checkpoint(shard_name, message));
+            }
+            seen.insert(entry.name.clone(), file);
+            tensors.push(SourceTensor {
+                offset_bytes: header.data_offset_bytes + entry.begin_bytes,
+                len_bytes: entry.len_bytes(),
+                name: entry.name,
+                dtype: entry.dtype,
+                shape: entry.shape,
+                file,
+                role: None,
+                scale: None,
+            });
+        }
+    }
+    if let Some(index) = index {
+        index.check(source, &seen)?;
+    }
+    Ok(tensors)
+}
+
+fn read_header(source: &dyn Source, shard: usize) -> Result<safetensors::Header> {
+    let file = &source.files()[shard];
+    let mut reader = SourceReader::new(source, shard);
+    safetensors::read_header(&mut reader, file.len_bytes).map_err(|error| match reader.take_error() {
+        Some(error) => error,
+        None => Error::checkpoint(&file.name, error.to_string()),
+    })
+}
+
+/// The one shard of a checkpoint without an index.
+fn single_shard(source: &dyn Source) -> Result<usize> {
+    if let Some(id) = source.find(SINGLE) {
+        return Ok(id);
+    }
+    let shards: Vec<usize> =
+        (0..source.files().len()).filter(|&id| source.files()[id].name.ends_with(".safetensors")).collect();
+    match shards.as_slice() {
+        &[only] => Ok(only),
+        [] => Err(Error::checkpoint(INDEX, format!("neither it nor {SINGLE} is in {}", source.location()))),
+        many => {
+            let message =
+                format!("not found in {}, but {} shards are: get it too", source.location(), many.len());
+            Err(Error::checkpoint(INDEX, message))
+        }
+    }
+}
+
+/// `model.safetensors.index.json`.
+struct Index {
+    /// File ids of the shards, ascending.
+    shards: Vec<usize>,
+    /// Tensor name to file id.
+    weight_map: BTreeMap<String, usize>,
+}
+
+impl Index {
+    fn check(&self, source: &dyn Source, seen: &HashMap<String, usize>) -> Result<()> {
+        let shard_name = |file: usize| &source.files()[file].name;
+        for (name, &file) in &self.weight_map {
+            match seen.get(name) {
+                Some(&found) if found == file => {}
+                Some(&found) => {
+                    let message = format!(
+                        "tensor {name}: the index says {}, found in {}",
+                        shard_name(file),
+                        shard_name(found)
+                    );
+                    return Err(Error::checkpoint(INDEX, message));
+                }
+                None => {
+                    let message = format!("tensor {name} is not in this shard though {INDEX} says so");
+                    return Err(Error::checkpoint(shard_name(file), message));
+                }
+            }
+        }
+        let extra = seen.iter().filter(|(name, _)| !self.weight_map.contains_key(*name)).min();
+        if let Some((name, &file)) = extra {
+            let message = format!("tensor {name} is in this shard but not in {INDEX}");
+            return Err(Error::checkpoint(shard_name(file), message));
+        }
+        Ok(())
+    }
+}
+
+fn read_index(source: &dyn Source) -> Result<Index> {
+    let value = required_json(source, INDEX)?;
+    let Some(map) = value.get("weight_map").and_then(Value::as_object) else {
+        return Err(Error::checkpoint(INDEX, "key weight_map is missing or not an object"));
+    };
+    let mut weight_map = BTreeMap::new();
+    for (name, shard) in map {
+        let Some(shard) = shard.as_str() else {
+            return Err(Error::checkpoint(INDEX, format!("tensor {name}: found {shard}, expected a file name")));
+        };
+        let Some(file) = source.find(shard) else {
+            let message = format!("tensor {name}: shard {shard} is not in {}", source.location());
+            return Err(Error::checkpoint(INDEX, message));
+        };
+        weight_map.insert(name.clone(), file);
+    }
+    let mut shards: Vec<usize> = weight_map.values().copied().collect();
+    shards.sort_unstable();
+    shards.dedup();
+    Ok(Index { shards, weight_map })
+}
+
+/// Gives every tensor its role; a tensor nobody knows is an error.
+fn assign_roles(source: &dyn Source, tensors: &mut [SourceTensor], expected: &[Expected]) -> Result<()> {
+    let by_name: HashMap<&str, &Expected> = expected.iter().map(|e| (e.name.as_str(), e)).collect();
+    for tensor in tensors {
+        let file = &source.files()[tensor.file].name;
+        if let Some(expected) = by_name.get(tensor.name.as_str()) {
+            if tensor.shape != expected.shape {
+                let message = format!(
+                    "tensor {}: found shape {:?}, config.json implies {:?}",
+                    tensor.name, tensor.shape, expected.shape
+                );
+                return Err(Error::checkpoint(file, message));
+            }
+            match tensor.dtype {
+                Dtype::F8_E4M3 | Dtype::F8_E5M2 | Dtype::BF16 | Dtype::F16 | Dtype::F32 => {}
+                other => {
+                    let message = format!(
+                        "tensor {}: found dtype {other}, expected F8_E4M3, F8_E5M2, BF16, F16 or F32",
+                        tensor.name
+                    );
+                    return Err(Error::checkpoint(file, message));
+                }
+            }
+            tensor.role = Some(expected.role);
+        } else {
+            let weight = tensor.name.strip_suffix(SCALE_SUFFIX);
+            let is_scale = weight.is_some_and(|weight| by_name.contains_key(weight));
+            if !is_scale && !tensor.name.ends_with(".rotary_emb.inv_freq") {
+                let message = format!(
+                    "tensor {} {:?} is unknown to this model family; it would be lost without a word",
+                    tensor.name, tensor.shape
+                );
+                return Err(Error::checkpoint(file, message));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Every required tensor must be there.
+fn check_complete(source: &dyn Source, tensors: &[SourceTensor], expected: &[Expected]) -> Result<()> {
+    let present: HashMap<&str, ()> = tensors.iter().map(|tensor| (tensor.name.as_str(), ())).collect();
+    let mut missing = expected.iter().filter(|e| e.required && !present.contains_key(e.name.as_str()));
+    let Some(first) = missing.next() else { return Ok(()) };
+    let others = missing.count();
+    let more = if others == 0 { String::new() } else { format!(" (and {others} more)") };
+    let place = if source.find(INDEX).is_some() { INDEX } else { SINGLE };
+    let message =
+        format!("tensor {} {:?} is missing{more}; config.json implies it", first.name, first.shape);
+    Err(Error::checkpoint(place, message))
+}
+
+/// Joins every FP8 weight with its scale.
+fn attach_scales(
+    source: &dyn Source,
+    tensors: &mut [SourceTensor],
+    blocks: Option<Fp8Blocks>,
+) -> Result<()> {
+    let scales: HashMap<String, usize> = tensors
+        .iter()
+        .enumerate()
+        .filter_map(|(id, tensor)| Some((tensor.name.strip_suffix(SCALE_SUFFIX)?.to_owned(), id)))
+        .collect();
+    for id in 0..tensors.len() {
+        let tensor = &tensors[id];
+        if tensor.role.is_none() {
+            continue;
+        }
+        let file = &source.files()[tensor.file].name;
+        let is_fp8 = matches!(tensor.dtype, Dtype::F8_E4M3 | Dtype::F8_E5M2);
+        let scale = scales.get(&tensor.name).copied();
+        match (is_fp8, scale, blocks) {
+            (false, None, _) => {}
+            (false, Some(scale), _) => {
+                let message = format!(
+                    "tensor {} is {} but has a scale, {}: which of the two is wrong?",
+                    tensor.name, tensor.dtype, tensors[scale].name
+                );
+                return Err(Error::checkpoint(file, message));
+            }
+            (true, None, _) => {
+                let message = format!(
+                    "tensor {} is {} but its scale {}{SCALE_SUFFIX} is missing from the checkpoint",
+                    tensor.name, tensor.dtype, tensor.name
+                );
+                return Err(Error::checkpoint(file, message));
+            }
+            (true, Some(_), None) => {
+                let message = format!(
+                    "quantization_config is missing, but tensor {} in {file} is {}",
+                    tensor.name, tensor.dtype
+                );
+                return Err(Error::checkpoint(CONFIG, message));
+            }
+            (true, Some(scale), Some(blocks)) => {
+                let scale = block_scale(source, tensor, scale, &tensors[scale], blocks)?;
+                tensors[id].scale = Some(scale);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Checks the scale tensor of one FP8 weight.
+fn block_scale(
+    source: &dyn Source,
+    weight: &SourceTensor,
+    scale_id: usize,
+    scale: &SourceTensor,
+    blocks: Fp8Blocks,
+) -> Result<BlockScale> {
+    let file = &source.files()[scale.file].name;
+    let (rows, cols) = weight.matrix();
+    let shape = [rows.div_ceil(blocks.block_rows), cols.div_ceil(blocks.block_cols)];
+    if scale.shape != shape {
+        let message = format!(
+            "tensor {}: found shape {:?}, expected {shape:?} for a {rows} x {cols} weight in blocks of {} x {}",
+            scale.name, scale.shape, blocks.block_rows, blocks.block_cols
+        );
+        return Err(Error::checkpoint(file, message));
+    }
+    let format = match scale.dtype {
+        Dtype::F32 | Dtype::BF16 | Dtype::F16 => ScaleFormat::Float,
+        Dtype::F8_E8M0 => ScaleFormat::E8m0,
+        Dtype::U8 if blocks.scales_are_e8m0 => ScaleFormat::E8m0,
+        other => {
+            let message =
+                format!("tensor {}: found dtype {other}, expected F32, BF16, F16 or F8_E8M0", scale.name);
+            return Err(Error::checkpoint(file, message));
+        }
+    };
+    Ok(BlockScale { tensor: scale_id, block_rows: blocks.block_rows, block_cols: blocks.block_cols, format })
 }

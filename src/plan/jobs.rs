@@ -1,0 +1,67 @@
+//! Cuts a blueprint into jobs: units of work that read, encode and write bytes of their own.
+//!
+//! Jobs share nothing, so they run in any order and on any number of threads with the same
+//! result.
+
+use std::ops::Range;
+
+use super::{Blueprint, OutputTensor, Piece};
+use crate::checkpoint::SourceTensor;
+
+/// Weights in a job, at most (a single longer row makes a longer job). One routed expert matrix
+/// of DeepSeek-V3, 2048 x 7168, is 14.7 M: one job.
+pub const MAX_JOB_ELEMS: usize = 1 << 24;
+
+/// Rows of one piece of one output tensor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Job {
+    /// Position in [`Blueprint::tensors`].
+    pub tensor: usize,
+    /// Position in [`OutputTensor::pieces`].
+    pub piece: usize,
+    /// Source rows: a part of the piece's rows, or all of them when it is transposed.
+    pub source_rows: Range<usize>,
+    /// First row written, counted from the start of the output tensor.
+    pub first_row: u64,
+}
+
+/// Every job of `blueprint`, in the order of the output's bytes.
+///
+/// `sources` are the tensors that the pieces refer to.
+pub fn jobs(blueprint: &Blueprint, sources: &[SourceTensor]) -> Vec<Job> {
+    let mut jobs = Vec::new();
+    for (tensor, output) in blueprint.tensors.iter().enumerate() {
+        let mut first_row = 0u64;
+        for (number, piece) in output.pieces.iter().enumerate() {
+            let (_, cols) = sources[piece.source].matrix();
+            let step = if piece.transposed { piece.rows.len() } else { (MAX_JOB_ELEMS / cols.max(1)).max(1) };
+            let mut start = piece.rows.start;
+            while start < piece.rows.end {
+                let end = piece.rows.end.min(start + step);
+                let job = Job { tensor, piece: number, source_rows: start..end, first_row };
+                first_row += output_rows(piece, end - start, cols);
+                jobs.push(job);
+                start = end;
+            }
+        }
+        debug_assert_eq!(first_row * output.row_len_elems() as u64, output.len_elems());
+    }
+    jobs
+}
+
+/// Output rows that `rows` source rows of `piece` become.
+fn output_rows(piece: &Piece, rows: usize, cols: usize) -> u64 {
+    if piece.transposed { cols as u64 } else { rows as u64 }
+}
+
+/// Byte ranges (file, offset, length), one per part, that `rows` output rows from `first_row` take.
+pub fn destinations(tensor: &OutputTensor, first_row: u64, rows: u64) -> Vec<(usize, u64, u64)> {
+    let groups_per_row = (tensor.row_len_elems() / tensor.codec.group_len_elems()) as u64;
+    let parts = tensor.codec.parts().iter().zip(&tensor.placements);
+    parts
+        .map(|(part, placement)| {
+            let row_bytes = groups_per_row * part.bytes_per_group as u64;
+            (placement.file, placement.offset_bytes + first_row * row_bytes, rows * row_bytes)
+        })
+        .collect()
+}

@@ -1,0 +1,86 @@
+//! What a plan amounts to: the numbers of `requant plan`.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::Blueprint;
+use crate::checkpoint::Checkpoint;
+
+/// Totals of one output type.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct TypeTotals {
+    /// Tensors of this type.
+    pub tensors: u64,
+    /// Weights in them.
+    pub parameters: u64,
+    /// Bytes they take, all parts together.
+    pub bytes: u64,
+}
+
+/// Totals of what is left out.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct DroppedTotals {
+    /// Source tensors, scales included.
+    pub tensors: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Why, one line each.
+    pub reasons: Vec<String>,
+}
+
+/// The numbers of a plan. Serialized as `requant plan --json`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Summary {
+    /// Tensors of the checkpoint, scales and dropped ones included.
+    pub tensors_in: u64,
+    /// Weights of the result.
+    pub parameters: u64,
+    /// Bytes of the checkpoint's tensors, dropped ones included.
+    pub bytes_in: u64,
+    /// Tensors of the result; a quantized matrix counts as one whatever its parts.
+    pub tensors_out: u64,
+    /// Bytes of the result's files, headers and side files included, manifest excluded.
+    pub bytes_out: u64,
+    /// `8 *` tensor bytes of the result `/ parameters`.
+    pub bits_per_weight: f64,
+    /// Most disk space in use at any time, source not counted.
+    pub peak_disk_bytes: u64,
+    /// Upper bound on resident memory.
+    pub peak_ram_bytes: u64,
+    /// Totals by type name.
+    pub types: BTreeMap<String, TypeTotals>,
+    /// What is left out.
+    pub dropped: DroppedTotals,
+}
+
+/// Adds up `blueprint`. `peak_ram_bytes` is the executor's own bound.
+pub fn summary(source: &Checkpoint, blueprint: &Blueprint, peak_ram_bytes: u64) -> Summary {
+    let mut types: BTreeMap<String, TypeTotals> = BTreeMap::new();
+    for tensor in &blueprint.tensors {
+        let totals = types.entry(tensor.type_name.clone()).or_default();
+        totals.tensors += 1;
+        totals.parameters += tensor.len_elems();
+        totals.bytes += tensor.placements.iter().map(|placement| placement.len_bytes).sum::<u64>();
+    }
+    let parameters = types.values().map(|totals| totals.parameters).sum::<u64>();
+    let tensor_bytes = types.values().map(|totals| totals.bytes).sum::<u64>();
+    let bytes_out = blueprint.len_bytes();
+    let dropped_ids = blueprint.dropped.iter().flat_map(|dropped| &dropped.tensors);
+    Summary {
+        tensors_in: source.tensors().len() as u64,
+        parameters,
+        bytes_in: source.tensors().iter().map(|tensor| tensor.len_bytes).sum(),
+        tensors_out: blueprint.tensors.len() as u64,
+        bytes_out,
+        bits_per_weight: 8.0 * tensor_bytes as f64 / parameters.max(1) as f64,
+        peak_disk_bytes: bytes_out,
+        peak_ram_bytes,
+        types,
+        dropped: DroppedTotals {
+            tensors: dropped_ids.clone().count() as u64,
+            bytes: dropped_ids.map(|&id| source.tensors()[id].len_bytes).sum(),
+            reasons: blueprint.dropped.iter().map(|dropped| dropped.reason.clone()).collect(),
+        },
+    }
+}
