@@ -67,7 +67,7 @@ impl TensorSpec {
     /// Bytes of the tensor, without padding.
     ///
     /// # Errors
-    /// A row that is not a whole number of blocks, or a size beyond 2^63.
+    /// A row that is not a whole number of blocks, or a size beyond 2^62.
     pub fn len_bytes(&self) -> Result<u64> {
         let Self { name, shape, ggml_type } = self;
         let row_len_elems = shape.first().copied().unwrap_or(1);
@@ -79,17 +79,22 @@ impl TensorSpec {
             });
         }
         let blocks = row_len_elems / ggml_type.block_len_elems();
-        let extents = shape.iter().skip(1).copied();
-        let len_bytes = extents.fold(blocks.checked_mul(ggml_type.block_len_bytes()), |len, extent| {
-            len.and_then(|len| len.checked_mul(extent))
-        });
-        let len_elems = shape.iter().try_fold(1u64, |len, &extent| len.checked_mul(extent));
-        match (len_bytes, len_elems) {
-            (Some(len_bytes), Some(len_elems)) if len_bytes.max(len_elems) <= MAX_TENSOR_LEN => Ok(len_bytes),
+        let product = |first: Option<u64>, extents: &[u64]| {
+            extents.iter().fold(first, |len, &extent| len?.checked_mul(extent))
+        };
+        let len_elems = product(Some(1), shape);
+        let len_bytes =
+            product(blocks.checked_mul(ggml_type.block_len_bytes()), shape.get(1..).unwrap_or(&[]));
+        match (len_elems, len_bytes, shape.iter().max()) {
+            (Some(len_elems), Some(len_bytes), extent)
+                if len_elems.max(len_bytes).max(*extent.unwrap_or(&0)) <= MAX_TENSOR_LEN =>
+            {
+                Ok(len_bytes)
+            }
             _ => Err(FormatError::Invalid {
                 what: format!("shape of tensor {name:?}"),
                 found: format!("{shape:?} of {ggml_type}"),
-                expected: "fewer than 2^62 elements and bytes".into(),
+                expected: "at most 2^62 elements and bytes".into(),
             }),
         }
     }

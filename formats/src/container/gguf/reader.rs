@@ -35,7 +35,8 @@ pub fn read(reader: &mut impl Read, file_len_bytes: u64) -> Result<Gguf> {
     }
     let version = cursor.u32("GGUF version")?;
     if !(2..=VERSION).contains(&version) {
-        let big_endian = if version.swap_bytes() <= VERSION { " (a big-endian file)" } else { "" };
+        let big_endian =
+            if (1..=VERSION).contains(&version.swap_bytes()) { " (a big-endian file)" } else { "" };
         let what = format!("GGUF version {version}{big_endian}");
         return Err(FormatError::Unsupported { what, supported: "versions 2 and 3, little-endian".into() });
     }
@@ -48,10 +49,7 @@ pub fn read(reader: &mut impl Read, file_len_bytes: u64) -> Result<Gguf> {
     let alignment_bytes = alignment_bytes(&metadata)?;
     let tensors = read_tensors(&mut cursor, tensor_count, alignment_bytes)?;
 
-    let data_offset_bytes = match tensors.is_empty() {
-        true => cursor.position_bytes,
-        false => cursor.position_bytes.next_multiple_of(alignment_bytes),
-    };
+    let data_offset_bytes = cursor.position_bytes.next_multiple_of(alignment_bytes);
     let available = file_len_bytes.saturating_sub(data_offset_bytes);
     for TensorInfo { name, offset_bytes, len_bytes, .. } in &tensors {
         let needed = offset_bytes + len_bytes;
