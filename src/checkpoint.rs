@@ -15,8 +15,10 @@ use crate::source::Source;
 
 mod catalogue;
 mod quantization;
+mod read;
 
 pub use quantization::{BlockScale, ScaleFormat};
+pub use read::TileReader;
 
 /// One tensor of the catalogue.
 #[derive(Debug, Clone, PartialEq)]

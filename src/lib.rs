@@ -12,9 +12,12 @@
 //! | S6 | `cli` |
 
 pub mod arch;
+pub mod artifact;
 pub mod checkpoint;
 
+pub mod cli;
 pub mod error;
+pub mod pipeline;
 pub mod plan;
 
 pub mod source;

@@ -1,2 +1,7 @@
 //! The `requant` command.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    requant::cli::main()
+}

@@ -18,7 +18,7 @@ mod mlx;
 mod summary;
 
 pub use jobs::{Job, destinations, jobs};
-pub use summary::{Summary, TypeTotals, summary};
+pub use summary::{DroppedTotals, Summary, TypeTotals, summary};
 
 /// Precision in which weights are handed to the encoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -184,7 +184,9 @@ pub fn blueprint(source: &Checkpoint, format: &str, options: &Options) -> Result
     for target in TARGETS {
         for known in target.formats() {
             if known.name.eq_ignore_ascii_case(format) {
-                return target.blueprint(known, source, options);
+                let mut blueprint = target.blueprint(known, source, options)?;
+                account(source, &mut blueprint)?;
+                return Ok(blueprint);
             }
         }
     }
@@ -194,4 +196,34 @@ pub fn blueprint(source: &Checkpoint, format: &str, options: &Options) -> Result
         what: format!("format {format:?}"),
         hint: format!("known: {}", names.join(", ")),
     })
+}
+
+/// Holds a blueprint against the checkpoint: every weight is used or dropped with a reason, and
+/// scales share the fate of their weights.
+fn account(source: &Checkpoint, blueprint: &mut Blueprint) -> Result<()> {
+    let mut accounted = vec![false; source.tensors().len()];
+    for piece in blueprint.tensors.iter().flat_map(|tensor| &tensor.pieces) {
+        accounted[piece.source] = true;
+    }
+    for dropped in &mut blueprint.dropped {
+        let scales: Vec<usize> = dropped
+            .tensors
+            .iter()
+            .filter_map(|&id| source.tensors()[id].scale.map(|scale| scale.tensor))
+            .collect();
+        dropped.tensors.extend(scales);
+        dropped.tensors.sort_unstable();
+        dropped.tensors.dedup();
+        dropped.tensors.iter().for_each(|&id| accounted[id] = true);
+    }
+    for (id, tensor) in source.tensors().iter().enumerate() {
+        if tensor.role.is_some() && !accounted[id] {
+            return Err(Error::Unsupported {
+                what: format!("tensor {}", tensor.name),
+                hint: "this format has no place for it, and leaving it out would lose it without a word"
+                    .into(),
+            });
+        }
+    }
+    Ok(())
 }

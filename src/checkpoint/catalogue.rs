@@ -157,7 +157,10 @@ fn read_index(source: &dyn Source) -> Result<Index> {
     let mut weight_map = BTreeMap::new();
     for (name, shard) in map {
         let Some(shard) = shard.as_str() else {
-            return Err(Error::checkpoint(INDEX, format!("tensor {name}: found {shard}, expected a file name")));
+            return Err(Error::checkpoint(
+                INDEX,
+                format!("tensor {name}: found {shard}, expected a file name"),
+            ));
         };
         let Some(file) = source.find(shard) else {
             let message = format!("tensor {name}: shard {shard} is not in {}", source.location());
@@ -218,17 +221,12 @@ fn check_complete(source: &dyn Source, tensors: &[SourceTensor], expected: &[Exp
     let others = missing.count();
     let more = if others == 0 { String::new() } else { format!(" (and {others} more)") };
     let place = if source.find(INDEX).is_some() { INDEX } else { SINGLE };
-    let message =
-        format!("tensor {} {:?} is missing{more}; config.json implies it", first.name, first.shape);
+    let message = format!("tensor {} {:?} is missing{more}; config.json implies it", first.name, first.shape);
     Err(Error::checkpoint(place, message))
 }
 
 /// Joins every FP8 weight with its scale.
-fn attach_scales(
-    source: &dyn Source,
-    tensors: &mut [SourceTensor],
-    blocks: Option<Fp8Blocks>,
-) -> Result<()> {
+fn attach_scales(source: &dyn Source, tensors: &mut [SourceTensor], blocks: Option<Fp8Blocks>) -> Result<()> {
     let scales: HashMap<String, usize> = tensors
         .iter()
         .enumerate()

@@ -1,0 +1,80 @@
+//! Puts stored tensors together to logical ones: MLX keeps a quantized matrix in three tensors.
+
+use std::collections::HashMap;
+
+use requant_formats::Dtype;
+use requant_formats::container::gguf;
+use requant_formats::container::safetensors::TensorEntry;
+use serde_json::Value;
+
+use super::TensorSummary;
+
+/// Longest array shown whole; of a longer one, its length is.
+const MAX_SHOWN: usize = 16;
+
+/// Logical tensors of safetensors files. `config` says how MLX quantized them, if it did.
+pub(super) fn logical_tensors(
+    stored: Vec<(String, TensorEntry)>,
+    config: Option<&Value>,
+) -> Vec<TensorSummary> {
+    let names: HashMap<&str, usize> =
+        stored.iter().enumerate().map(|(id, (_, tensor))| (tensor.name.as_str(), id)).collect();
+    let quantization = config.and_then(|config| config.get("quantization"));
+    let mut tensors = Vec::new();
+    for (file, tensor) in &stored {
+        if let Some(stem) = tensor.name.strip_suffix(".scales").or(tensor.name.strip_suffix(".biases"))
+            && names.contains_key(format!("{stem}.weight").as_str())
+        {
+            continue;
+        }
+        let stem = tensor.name.strip_suffix(".weight").unwrap_or(&tensor.name);
+        let part = |suffix| names.get(format!("{stem}.{suffix}").as_str()).map(|&id| &stored[id].1);
+        let shape: Vec<u64> = tensor.shape.iter().map(|&d| d as u64).collect();
+        let mut summary = TensorSummary {
+            name: tensor.name.clone(),
+            type_name: tensor.dtype.name().to_owned(),
+            shape,
+            bytes: tensor.len_bytes(),
+            file: file.clone(),
+            is_weight: !tensor.name.ends_with("_scale_inv"),
+        };
+        if let (Dtype::U32, Some(scales), Some(quantization)) = (tensor.dtype, part("scales"), quantization) {
+            let of_module = quantization.get(stem).unwrap_or(quantization);
+            let number = |key| of_module.get(key).and_then(Value::as_u64);
+            if let (Some(bits), Some(group)) = (number("bits"), number("group_size"))
+                && bits > 0
+                && let Some(cols) = summary.shape.last_mut()
+            {
+                *cols = *cols * 32 / bits;
+                summary.name = stem.to_owned();
+                summary.type_name = format!("affine{bits}_g{group}");
+                summary.bytes += scales.len_bytes() + part("biases").map_or(0, TensorEntry::len_bytes);
+            }
+        }
+        tensors.push(summary);
+    }
+    tensors
+}
+
+/// A GGUF value as JSON; long arrays are described.
+pub(super) fn gguf_value(value: &gguf::Value) -> Value {
+    if let Some(array) = value.as_array() {
+        if let Some(strings) = array.as_strings().filter(|strings| strings.len() <= MAX_SHOWN) {
+            return strings.into();
+        }
+        if let Some(numbers) = array.as_i32s().filter(|numbers| numbers.len() <= MAX_SHOWN) {
+            return numbers.into();
+        }
+        return format!("[{} elements]", array.len()).into();
+    }
+    if let Some(text) = value.as_str() {
+        return text.into();
+    }
+    if let Some(flag) = value.as_bool() {
+        return flag.into();
+    }
+    if let Some(number) = value.as_u64() {
+        return number.into();
+    }
+    value.as_f64().map_or_else(|| format!("{value:?}").into(), Value::from)
+}

@@ -1,0 +1,144 @@
+//! Reads tiles: rows of a stored tensor as f32.
+
+use std::ops::Range;
+
+use requant_formats::Dtype;
+use requant_formats::codec::fp8::{self, BlockScales, F8E4M3, F8E5M2};
+use requant_formats::codec::{self, Codec};
+use requant_formats::dispatch::{self, Kernel};
+
+use super::{BlockScale, Checkpoint, ScaleFormat, SourceTensor};
+use crate::error::{Error, Result};
+
+/// Reads tiles of one checkpoint after the other; keeps its buffers.
+#[derive(Default)]
+pub struct TileReader {
+    bytes: Vec<u8>,
+    scale_bytes: Vec<u8>,
+    scales: Vec<f32>,
+}
+
+impl TileReader {
+    /// Decodes `rows` of tensor number `id` into `tile`, row after row, and returns how many
+    /// bytes were read for it.
+    ///
+    /// # Errors
+    /// When the source cannot be read, or a weight is NaN or infinite: such a model is broken, and
+    /// is better found broken now.
+    pub fn read(
+        &mut self,
+        checkpoint: &Checkpoint,
+        id: usize,
+        rows: Range<usize>,
+        tile: &mut Vec<f32>,
+    ) -> Result<u64> {
+        let tensor = &checkpoint.tensors()[id];
+        let (_, cols) = tensor.matrix();
+        let row_bytes = cols * tensor.dtype.size_bytes();
+        self.bytes.resize(rows.len() * row_bytes, 0);
+        let offset = tensor.offset_bytes + (rows.start * row_bytes) as u64;
+        checkpoint.source().read_at(tensor.file, offset, &mut self.bytes)?;
+        tile.resize(rows.len() * cols, 0.0);
+
+        let mut total = self.bytes.len();
+        if let Some(scale) = tensor.scale {
+            total += self.decode_scaled(checkpoint, tensor, scale, &rows, tile)?;
+        } else {
+            plain_codec(tensor)?.decode(&[&self.bytes], tile);
+        }
+        check_finite(checkpoint, tensor, rows.start, cols, tile)?;
+        Ok(total as u64)
+    }
+
+    /// Decodes FP8 bytes with the scales of their row blocks; returns the bytes of those.
+    fn decode_scaled(
+        &mut self,
+        checkpoint: &Checkpoint,
+        tensor: &SourceTensor,
+        scale: BlockScale,
+        rows: &Range<usize>,
+        tile: &mut [f32],
+    ) -> Result<usize> {
+        let (_, cols) = tensor.matrix();
+        let scale_tensor = &checkpoint.tensors()[scale.tensor];
+        let (_, grid_cols) = scale_tensor.matrix();
+        let first_block = rows.start / scale.block_rows;
+        let end_block = rows.end.div_ceil(scale.block_rows);
+        let width = scale_tensor.dtype.size_bytes();
+        let count = (end_block - first_block) * grid_cols;
+        self.scale_bytes.resize(count * width, 0);
+        let offset = scale_tensor.offset_bytes + (first_block * grid_cols * width) as u64;
+        checkpoint.source().read_at(scale_tensor.file, offset, &mut self.scale_bytes)?;
+        self.scales.resize(count, 0.0);
+        match scale.format {
+            ScaleFormat::Float => {
+                plain_codec(scale_tensor)?.decode(&[&self.scale_bytes], &mut self.scales);
+            }
+            ScaleFormat::E8m0 => {
+                for (value, &code) in self.scales.iter_mut().zip(&self.scale_bytes) {
+                    *value = fp8::e8m0_to_f32(code);
+                }
+            }
+        }
+        let scales =
+            BlockScales { scales: &self.scales, block_rows: scale.block_rows, block_cols: scale.block_cols };
+        // Only the scales from the first row's block on are here, so rows count from that block.
+        let first_row = rows.start - first_block * scale.block_rows;
+        match tensor.dtype {
+            Dtype::F8_E5M2 => fp8::decode_scaled::<F8E5M2>(&self.bytes, cols, first_row, scales, tile),
+            _ => fp8::decode_scaled::<F8E4M3>(&self.bytes, cols, first_row, scales, tile),
+        }
+        // Every tile of a block reads the block's scales; count them with the block's first row.
+        let starts_block = rows.start % scale.block_rows == 0;
+        let counted = count - if starts_block { 0 } else { grid_cols };
+        Ok(counted * width)
+    }
+}
+
+/// The codec of an unquantized dtype.
+fn plain_codec(tensor: &SourceTensor) -> Result<&'static dyn Codec> {
+    match tensor.dtype {
+        Dtype::F32 | Dtype::F16 | Dtype::BF16 => codec::find(tensor.dtype.name()),
+        _ => None,
+    }
+    .ok_or_else(|| Error::Unsupported {
+        what: format!("tensor {}: dtype {}", tensor.name, tensor.dtype),
+        hint: "unscaled weights may be F32, F16 or BF16".into(),
+    })
+}
+
+/// NaN and infinities have all exponent bits set.
+fn check_finite(
+    checkpoint: &Checkpoint,
+    tensor: &SourceTensor,
+    first_row: usize,
+    cols: usize,
+    tile: &[f32],
+) -> Result<()> {
+    if dispatch::run(AllFinite(tile)) {
+        return Ok(());
+    }
+    let Some(at) = tile.iter().position(|value| !value.is_finite()) else { return Ok(()) };
+    let file = &checkpoint.source().files()[tensor.file].name;
+    let message = format!(
+        "tensor {}: found {} at row {}, column {}; expected finite weights (a damaged download? check its sha256)",
+        tensor.name,
+        tile[at],
+        first_row + at / cols,
+        at % cols
+    );
+    Err(Error::checkpoint(file, message))
+}
+
+/// Whether no value is NaN or infinite.
+struct AllFinite<'a>(&'a [f32]);
+
+impl Kernel for AllFinite<'_> {
+    type Output = bool;
+    #[inline(always)]
+    fn run(self) -> bool {
+        // Not `all`: without early exit this is one vector operation for eight values.
+        let largest = self.0.iter().fold(0, |largest: u32, value| largest.max(value.to_bits() & 0x7fff_ffff));
+        largest < f32::INFINITY.to_bits()
+    }
+}

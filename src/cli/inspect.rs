@@ -1,0 +1,88 @@
+//! `requant inspect`: what is in a checkpoint, a GGUF file or an MLX directory.
+
+use std::collections::BTreeMap;
+
+use clap::{ArgMatches, Command};
+use serde_json::json;
+
+use super::Subcommand;
+use super::size::human;
+use crate::artifact::Artifact;
+use crate::error::Result;
+use crate::plan::TypeTotals;
+
+/// Longest metadata value printed whole.
+const MAX_VALUE_CHARS: usize = 100;
+
+/// The subcommand.
+pub(super) struct Inspect;
+
+impl Subcommand for Inspect {
+    fn command(&self) -> Command {
+        Command::new("inspect")
+            .about("List tensors, types, shapes, bits per weight and metadata")
+            .arg(super::path_argument(
+                "PATH",
+                "Checkpoint directory, GGUF file, MLX directory, .safetensors file",
+            ))
+            .args(super::output_arguments())
+    }
+
+    fn run(&self, matches: &ArgMatches) -> Result<()> {
+        let artifact = Artifact::open(super::path(matches, "PATH"))?;
+        let mut types: BTreeMap<&str, TypeTotals> = BTreeMap::new();
+        for tensor in &artifact.tensors {
+            let totals = types.entry(&tensor.type_name).or_default();
+            totals.tensors += 1;
+            totals.parameters += tensor.parameters();
+            totals.bytes += tensor.bytes;
+        }
+        let (parameters, bytes) = (artifact.parameters(), artifact.tensor_bytes());
+        let bits_per_weight = 8.0 * bytes as f64 / parameters.max(1) as f64;
+        if matches.get_flag("json") {
+            let files: Vec<_> =
+                artifact.files.iter().map(|(name, bytes)| json!({ "name": name, "bytes": bytes })).collect();
+            super::print_json(&json!({
+                "container": artifact.container,
+                "parameters": parameters,
+                "bytes": bytes,
+                "bits_per_weight": bits_per_weight,
+                "types": types,
+                "files": files,
+                "metadata": artifact.metadata.iter().cloned().collect::<serde_json::Map<_, _>>(),
+                "tensors": artifact.tensors,
+            }));
+            return Ok(());
+        }
+        for (key, value) in &artifact.metadata {
+            println!("{key} = {}", shortened(&value.to_string()));
+        }
+        for tensor in &artifact.tensors {
+            println!("{:<14} {:<20} {}", tensor.type_name, format!("{:?}", tensor.shape), tensor.name);
+        }
+        for (name, totals) in &types {
+            println!(
+                "{name:<14} {:>8} tensors {:>16} weights {:>18} bytes",
+                totals.tensors, totals.parameters, totals.bytes
+            );
+        }
+        for (name, bytes) in &artifact.files {
+            println!("file {name}: {bytes} bytes");
+        }
+        println!(
+            "{}: {} tensors, {:.3} G parameters, {}, {bits_per_weight:.3} bits per weight",
+            artifact.container,
+            artifact.tensors.len(),
+            parameters as f64 / 1e9,
+            human(bytes)
+        );
+        Ok(())
+    }
+}
+
+fn shortened(text: &str) -> String {
+    match text.char_indices().nth(MAX_VALUE_CHARS) {
+        None => text.to_owned(),
+        Some((end, _)) => format!("{}...", &text[..end]),
+    }
+}

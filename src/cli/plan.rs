@@ -1,0 +1,145 @@
+//! `requant plan`: what a conversion would write, exactly, from headers alone.
+
+use std::path::Path;
+
+use clap::{Arg, ArgMatches, Command};
+
+use super::Subcommand;
+use super::size::{self, human};
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, Result};
+use crate::pipeline;
+use crate::plan::{self, Blueprint, Options, Summary, TARGETS, summary};
+use crate::source::LocalDirectory;
+
+/// The subcommand.
+pub(super) struct Plan;
+
+/// A checkpoint, a format and the blueprint that follows.
+pub(super) struct Request {
+    pub(super) source: Checkpoint,
+    pub(super) format: String,
+    pub(super) blueprint: Blueprint,
+    pub(super) threads: usize,
+}
+
+impl Request {
+    /// Reads headers and works out the blueprint.
+    pub(super) fn from_matches(matches: &ArgMatches, output: Option<&Path>) -> Result<Self> {
+        let model = super::path(matches, "MODEL");
+        if !model.is_dir() {
+            let message = format!("{}: not a directory with a Hugging Face checkpoint", model.display());
+            return Err(Error::Request(message));
+        }
+        let format = matches.get_one::<String>("to").cloned().unwrap_or_default();
+        let file_name = output.and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
+        let options = Options {
+            output_name: file_name.unwrap_or_else(|| format!("model-{}.gguf", format.to_uppercase())),
+            tokenizer_pre: matches.get_one::<String>("tokenizer-pre").cloned(),
+            split_max_bytes: matches.get_one::<u64>("split-max-size").copied(),
+        };
+        let source = Checkpoint::open(Box::new(LocalDirectory::open(model)?))?;
+        let blueprint = plan::blueprint(&source, &format, &options)?;
+        let threads =
+            fit(&source, &blueprint, super::threads(matches), matches.get_one::<u64>("memory").copied())?;
+        Ok(Self { source, format, blueprint, threads })
+    }
+}
+
+/// As many of `threads` as `memory` allows.
+fn fit(source: &Checkpoint, blueprint: &Blueprint, threads: usize, memory: Option<u64>) -> Result<usize> {
+    let Some(memory) = memory else { return Ok(threads) };
+    let fitting = (1..=threads).rev().find(|&n| pipeline::peak_ram_bytes(source, blueprint, n) <= memory);
+    fitting.ok_or_else(|| {
+        let least = pipeline::peak_ram_bytes(source, blueprint, 1);
+        Error::Request(format!("--memory {}: this conversion needs {}", human(memory), human(least)))
+    })
+}
+
+/// Arguments shared with `convert`.
+pub(super) fn request_arguments() -> Vec<Arg> {
+    let formats: Vec<String> = TARGETS
+        .iter()
+        .flat_map(|target| target.formats())
+        .map(|format| format!("  {:<14} {}", format.name, format.about))
+        .collect();
+    vec![
+        Arg::new("to")
+            .long("to")
+            .value_name("FORMAT")
+            .required(true)
+            .help("Format of the result (see --help)")
+            .long_help(format!("Format of the result, any case:\n{}", formats.join("\n"))),
+        Arg::new("tokenizer-pre")
+            .long("tokenizer-pre")
+            .value_name("NAME")
+            .help("GGUF: value of tokenizer.ggml.pre for a tokenizer that is not recognized"),
+        Arg::new("split-max-size")
+            .long("split-max-size")
+            .value_name("SIZE")
+            .value_parser(size::parse)
+            .help("GGUF: write splits of at most this much tensor data, e.g. 48G"),
+        Arg::new("memory")
+            .long("memory")
+            .value_name("SIZE")
+            .value_parser(size::parse)
+            .help("Most memory to use: fewer threads when they would need more"),
+    ]
+}
+
+impl Subcommand for Plan {
+    fn command(&self) -> Command {
+        Command::new("plan")
+            .about("Show what a conversion would write, without converting")
+            .arg(super::path_argument("MODEL", "Checkpoint directory"))
+            .args(request_arguments())
+            .arg(super::threads_argument())
+            .args(super::output_arguments())
+    }
+
+    fn run(&self, matches: &ArgMatches) -> Result<()> {
+        let request = Request::from_matches(matches, None)?;
+        let ram = pipeline::peak_ram_bytes(&request.source, &request.blueprint, request.threads);
+        let summary = summary(&request.source, &request.blueprint, ram);
+        if matches.get_flag("json") {
+            let value = serde_json::to_value(&summary)
+                .map_err(|error| Error::Request(format!("cannot write JSON: {error}")))?;
+            super::print_json(&value);
+        } else {
+            print_human(&request, &summary);
+        }
+        Ok(())
+    }
+}
+
+fn print_human(request: &Request, summary: &Summary) {
+    let location = request.source.source().location();
+    println!("{location}: {} tensors, {}", summary.tensors_in, human(summary.bytes_in));
+    println!(
+        "  -> {}: {} tensors, {} ({} bytes), {:.3} bits per weight, {:.3} G parameters",
+        request.format,
+        summary.tensors_out,
+        human(summary.bytes_out),
+        summary.bytes_out,
+        summary.bits_per_weight,
+        summary.parameters as f64 / 1e9,
+    );
+    println!("{:<14} {:>8} {:>16} {:>18}", "type", "tensors", "parameters", "bytes");
+    for (name, totals) in &summary.types {
+        println!("{name:<14} {:>8} {:>16} {:>18}", totals.tensors, totals.parameters, totals.bytes);
+    }
+    for file in &request.blueprint.files {
+        let name = if file.name.is_empty() { "(output)" } else { &file.name };
+        println!("file {name}: {} bytes", file.len_bytes);
+    }
+    if summary.dropped.tensors > 0 {
+        println!("dropped: {} tensors, {}", summary.dropped.tensors, human(summary.dropped.bytes));
+        summary.dropped.reasons.iter().for_each(|reason| println!("  {reason}"));
+    }
+    println!(
+        "peak disk {}, peak memory {} with {} threads",
+        human(summary.peak_disk_bytes),
+        human(summary.peak_ram_bytes),
+        request.threads
+    );
+}

@@ -1,0 +1,277 @@
+//! Runs jobs on worker threads.
+//!
+//! A worker takes the next job, walks it in tiles that fit the cache (read, decode to f32, round,
+//! transpose if asked, encode, write at an offset of its own), and marks the bytes finished.
+//! Memory is a few tiles per worker, whatever the size of tensor or model.
+
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock};
+
+use rayon::ThreadPoolBuilder;
+use requant_formats::codec::{self, Codec};
+
+use super::Progress;
+use super::digest::{self, Digests};
+use super::frontier::Frontier;
+use super::staging::StagedFile;
+use crate::checkpoint::{Checkpoint, TileReader};
+use crate::error::{Error, Result};
+use crate::plan::{self, Blueprint, Job, OutputTensor, Rounding};
+
+/// Weights in a tile, at most (a single longer row makes a longer tile): 1 MiB of f32.
+const TILE_ELEMS: usize = 1 << 18;
+
+/// Memory beside the tiles: headers, catalogue, code, allocator.
+const BASE_RAM_BYTES: u64 = 64 << 20;
+
+/// Upper bound on resident memory of a run: what `requant plan` states.
+pub fn peak_ram_bytes(source: &Checkpoint, blueprint: &Blueprint, threads: usize) -> u64 {
+    let headers: u64 = blueprint.files.iter().map(|file| file.header.len() as u64).sum();
+    let catalogue = 1024 * (source.tensors().len() + blueprint.tensors.len()) as u64;
+    let widest = source.tensors().iter().map(|tensor| tensor.matrix().1).max().unwrap_or(0);
+    // f32 tile, its transposed copy, source bytes and encoded bytes: at most 4 bytes a weight each.
+    let tiles = threads as u64 * 16 * widest.max(TILE_ELEMS) as u64;
+    BASE_RAM_BYTES + 3 * headers + catalogue + tiles
+}
+
+/// Everything a run needs.
+pub(super) struct Run<'a> {
+    pub(super) source: &'a Checkpoint,
+    pub(super) blueprint: &'a Blueprint,
+    pub(super) jobs: &'a [Job],
+    pub(super) files: &'a [StagedFile],
+    pub(super) progress: &'a dyn Progress,
+    pub(super) stop: &'a AtomicBool,
+}
+
+/// What the threads of a run share.
+struct Shared {
+    next_job: AtomicUsize,
+    /// Jobs left, by tensor.
+    remaining: Vec<AtomicUsize>,
+    /// Digests of parts, by tensor.
+    parts: Vec<OnceLock<Vec<String>>>,
+    frontiers: Vec<Frontier>,
+    /// The first error; set once.
+    failure: Mutex<Option<Error>>,
+    failed: AtomicBool,
+}
+
+impl Shared {
+    fn fail(&self, error: Error) {
+        let mut failure = self.failure.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        failure.get_or_insert(error);
+        self.failed.store(true, Ordering::Relaxed);
+        self.frontiers.iter().for_each(Frontier::close);
+    }
+}
+
+impl Run<'_> {
+    /// Runs every job and returns the digests of the result.
+    pub(super) fn execute(&self, threads: usize) -> Result<Digests> {
+        let shared = self.share();
+        let pool = ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|index| format!("requant-{index}"))
+            .build()
+            .map_err(|error| Error::Request(format!("cannot start {threads} threads: {error}")))?;
+        let followed = std::thread::scope(|scope| {
+            let follower = scope.spawn(|| self.follow(&shared));
+            pool.broadcast(|_| self.work(&shared));
+            follower.join()
+        });
+        let files = match followed {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        };
+        let failure = shared.failure.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(error) = failure {
+            return Err(error);
+        }
+        let files = files?.ok_or(Error::Interrupted)?;
+        let parts = shared.parts.into_iter().map(|digests| digests.into_inner().unwrap_or_default());
+        Ok(Digests { files, parts: parts.collect() })
+    }
+
+    fn share(&self) -> Shared {
+        let remaining: Vec<AtomicUsize> =
+            self.blueprint.tensors.iter().map(|_| AtomicUsize::new(0)).collect();
+        for job in self.jobs {
+            remaining[job.tensor].fetch_add(1, Ordering::Relaxed);
+        }
+        let shared = Shared {
+            next_job: AtomicUsize::new(0),
+            remaining,
+            parts: self.blueprint.tensors.iter().map(|_| OnceLock::new()).collect(),
+            frontiers: self.blueprint.files.iter().map(|_| Frontier::new()).collect(),
+            failure: Mutex::new(None),
+            failed: AtomicBool::new(false),
+        };
+        for (file, start, end) in gaps(self.blueprint) {
+            shared.frontiers[file].add(start, end);
+        }
+        shared
+    }
+
+    /// Hashes files, one after the other, as they are finished.
+    fn follow(&self, shared: &Shared) -> Result<Option<Vec<String>>> {
+        let mut digests = Vec::new();
+        let files = self.files.iter().zip(&self.blueprint.files).zip(&shared.frontiers);
+        for ((staged, file), frontier) in files {
+            match digest::follow(&staged.file, &staged.path, file.len_bytes, frontier) {
+                Ok(Some(digest)) => digests.push(digest),
+                Ok(None) => return Ok(None),
+                Err(error) => {
+                    shared.failed.store(true, Ordering::Relaxed);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(Some(digests))
+    }
+
+    /// One worker: jobs until there are none.
+    fn work(&self, shared: &Shared) {
+        let mut worker = Worker::default();
+        loop {
+            if self.stop.load(Ordering::Relaxed) || shared.failed.load(Ordering::Relaxed) {
+                shared.frontiers.iter().for_each(Frontier::close);
+                return;
+            }
+            let Some(job) = self.jobs.get(shared.next_job.fetch_add(1, Ordering::Relaxed)) else { return };
+            if let Err(error) = self.run_job(shared, job, &mut worker) {
+                shared.fail(error);
+                return;
+            }
+        }
+    }
+
+    fn run_job(&self, shared: &Shared, job: &Job, worker: &mut Worker) -> Result<()> {
+        let output = &self.blueprint.tensors[job.tensor];
+        let piece = &output.pieces[job.piece];
+        let (_, cols) = self.source.tensors()[piece.source].matrix();
+        let tile_rows =
+            if piece.transposed { job.source_rows.len() } else { (TILE_ELEMS / cols.max(1)).max(1) };
+        let mut row = job.first_row;
+        let mut start = job.source_rows.start;
+        while start < job.source_rows.end {
+            if self.stop.load(Ordering::Relaxed) {
+                return Err(Error::Interrupted);
+            }
+            let end = job.source_rows.end.min(start + tile_rows);
+            let bytes = worker.reader.read(self.source, piece.source, start..end, &mut worker.tile)?;
+            if piece.transposed {
+                transpose(&worker.tile, end - start, cols, &mut worker.transposed);
+                std::mem::swap(&mut worker.tile, &mut worker.transposed);
+            }
+            let rows = (worker.tile.len() / output.row_len_elems()) as u64;
+            self.write_tile(output, row, rows, worker)?;
+            self.progress.advance(bytes);
+            row += rows;
+            start = end;
+        }
+        for (file, offset, len) in plan::destinations(output, job.first_row, row - job.first_row) {
+            shared.frontiers[file].add(offset, offset + len);
+        }
+        if shared.remaining[job.tensor].fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.digest_parts(shared, job.tensor)?;
+        }
+        Ok(())
+    }
+
+    /// Encodes the worker's tile as `rows` rows from `first_row` and writes them.
+    fn write_tile(
+        &self,
+        output: &OutputTensor,
+        first_row: u64,
+        rows: u64,
+        worker: &mut Worker,
+    ) -> Result<()> {
+        match output.rounding {
+            Rounding::Exact => {}
+            Rounding::Bf16 => requant_formats::codec::round_to_bf16(&mut worker.tile),
+            Rounding::F16 => {
+                let half = codec::find("F16").ok_or_else(|| Error::Request("codec F16 is missing".into()))?;
+                round_through(half, &mut worker.tile, &mut worker.encoded);
+            }
+        }
+        let destinations = plan::destinations(output, first_row, rows);
+        worker.encoded.resize(destinations.iter().map(|&(_, _, len)| len as usize).sum(), 0);
+        let mut rest = worker.encoded.as_mut_slice();
+        let mut parts = Vec::with_capacity(destinations.len());
+        for &(_, _, len) in &destinations {
+            let (part, others) = rest.split_at_mut(len as usize);
+            parts.push(part);
+            rest = others;
+        }
+        output.codec.encode(&worker.tile, &mut parts);
+        for ((file, offset, _), part) in destinations.into_iter().zip(parts) {
+            let staged = &self.files[file];
+            staged.file.write_all_at(part, offset).map_err(Error::io(&staged.path, "write"))?;
+        }
+        Ok(())
+    }
+
+    fn digest_parts(&self, shared: &Shared, tensor: usize) -> Result<()> {
+        let digests = self.blueprint.tensors[tensor].placements.iter().map(|placement| {
+            let staged = &self.files[placement.file];
+            digest::range(&staged.file, &staged.path, placement.offset_bytes, placement.len_bytes)
+        });
+        let digests = digests.collect::<Result<Vec<_>>>()?;
+        // The counter reaches zero once, so nobody else sets this cell.
+        let _ = shared.parts[tensor].set(digests);
+        Ok(())
+    }
+}
+
+/// Buffers of one worker, reused from tile to tile.
+#[derive(Default)]
+struct Worker {
+    reader: TileReader,
+    tile: Vec<f32>,
+    transposed: Vec<f32>,
+    encoded: Vec<u8>,
+}
+
+/// Rounds every value to what `codec` keeps of it.
+fn round_through(codec: &dyn Codec, values: &mut [f32], buffer: &mut Vec<u8>) {
+    buffer.resize(codec::part_len_bytes(codec, 0, values.len() as u64) as usize, 0);
+    codec.encode(values, &mut [buffer]);
+    codec.decode(&[buffer], values);
+}
+
+/// Bytes of each file that no tensor covers (header, padding): file, start, end.
+fn gaps(blueprint: &Blueprint) -> Vec<(usize, u64, u64)> {
+    let mut covered: Vec<(usize, u64, u64)> = blueprint
+        .tensors
+        .iter()
+        .flat_map(|tensor| &tensor.placements)
+        .map(|placement| {
+            (placement.file, placement.offset_bytes, placement.offset_bytes + placement.len_bytes)
+        })
+        .collect();
+    covered.sort_unstable();
+    let mut gaps = Vec::new();
+    let mut covered = covered.into_iter().peekable();
+    for (file, description) in blueprint.files.iter().enumerate() {
+        let mut position = 0;
+        while let Some((_, start, end)) = covered.next_if(|&(owner, _, _)| owner == file) {
+            gaps.push((file, position, start));
+            position = end;
+        }
+        gaps.push((file, position, description.len_bytes));
+    }
+    gaps
+}
+
+/// `[rows, cols]` to `[cols, rows]`.
+fn transpose(matrix: &[f32], rows: usize, cols: usize, transposed: &mut Vec<f32>) {
+    transposed.clear();
+    transposed.resize(rows * cols, 0.0);
+    for (row, values) in matrix.chunks_exact(cols).enumerate() {
+        for (col, &value) in values.iter().enumerate() {
+            transposed[col * rows + row] = value;
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! The manifest: what a result was made from, by what, and the digest of everything in it.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::Settings;
+use super::digest::Digests;
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, Result};
+use crate::plan::Blueprint;
+
+/// Version of the layout below; raised when a reader would misunderstand.
+const MANIFEST_VERSION: u32 = 1;
+
+/// `<output>.manifest.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Layout of this file.
+    pub manifest_version: u32,
+    /// Version of the tool that wrote the result.
+    pub requant_version: String,
+    /// The command line, word by word.
+    pub command: Vec<String>,
+    /// The format asked for.
+    pub format: String,
+    /// Where the source was.
+    pub source: String,
+    /// Source files that were read.
+    pub source_files: Vec<SourceRecord>,
+    /// Whether the result is a directory that holds `files`.
+    pub is_directory: bool,
+    /// Every file of the result.
+    pub files: Vec<FileRecord>,
+    /// Every tensor of the result, each part on its own.
+    pub tensors: Vec<TensorRecord>,
+}
+
+/// A file that was read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceRecord {
+    /// Name in the checkpoint.
+    pub name: String,
+    /// Length.
+    pub bytes: u64,
+    /// Digest, where the source states one.
+    pub sha256: Option<String>,
+}
+
+/// A file of the result.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileRecord {
+    /// Name: in the output directory, or beside the manifest.
+    pub name: String,
+    /// Length.
+    pub bytes: u64,
+    /// Digest of the whole file.
+    pub sha256: String,
+}
+
+/// A stored tensor of the result.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TensorRecord {
+    /// Name in the file.
+    pub name: String,
+    /// Type, as `requant plan` names it.
+    #[serde(rename = "type")]
+    pub type_name: String,
+    /// Logical shape of the whole tensor, outermost dimension first.
+    pub shape: Vec<usize>,
+    /// Name of the file.
+    pub file: String,
+    /// Absolute offset in it.
+    pub offset: u64,
+    /// Length.
+    pub bytes: u64,
+    /// Digest of these bytes.
+    pub sha256: String,
+}
+
+/// Where the manifest of `output` is: beside it, `model.gguf.manifest.json`.
+pub fn manifest_path(output: &Path) -> PathBuf {
+    let mut name = output.file_name().unwrap_or_default().to_owned();
+    name.push(".manifest.json");
+    output.with_file_name(name)
+}
+
+impl Manifest {
+    pub(super) fn new(
+        source: &Checkpoint,
+        blueprint: &Blueprint,
+        output: &Path,
+        settings: &Settings,
+        digests: &Digests,
+    ) -> Self {
+        let output_name = output.file_name().unwrap_or_default().to_string_lossy();
+        let file_name = |file: usize| match blueprint.files[file].name.as_str() {
+            "" => output_name.to_string(),
+            name => name.to_owned(),
+        };
+        let mut used: Vec<usize> = source.tensors().iter().map(|tensor| tensor.file).collect();
+        used.sort_unstable();
+        used.dedup();
+        let source_files = used.into_iter().map(|id| {
+            let file = &source.source().files()[id];
+            SourceRecord { name: file.name.clone(), bytes: file.len_bytes, sha256: file.sha256.clone() }
+        });
+        let files = blueprint.files.iter().enumerate().map(|(id, file)| FileRecord {
+            name: file_name(id),
+            bytes: file.len_bytes,
+            sha256: digests.files[id].clone(),
+        });
+        let sidecars = blueprint.sidecars.iter().map(|sidecar| FileRecord {
+            name: sidecar.name.clone(),
+            bytes: sidecar.bytes.len() as u64,
+            sha256: super::digest::of(&sidecar.bytes),
+        });
+        let tensors = blueprint.tensors.iter().zip(&digests.parts).flat_map(|(tensor, digests)| {
+            let parts = tensor.names.iter().zip(&tensor.placements).zip(digests);
+            parts.map(|((name, placement), digest)| TensorRecord {
+                name: name.clone(),
+                type_name: tensor.type_name.clone(),
+                shape: tensor.shape.clone(),
+                file: file_name(placement.file),
+                offset: placement.offset_bytes,
+                bytes: placement.len_bytes,
+                sha256: digest.clone(),
+            })
+        });
+        Self {
+            manifest_version: MANIFEST_VERSION,
+            requant_version: env!("CARGO_PKG_VERSION").to_owned(),
+            command: settings.command.clone(),
+            format: settings.format.clone(),
+            source: source.source().location(),
+            source_files: source_files.collect(),
+            is_directory: blueprint.is_directory,
+            files: files.chain(sidecars).collect(),
+            tensors: tensors.collect(),
+        }
+    }
+
+    /// Writes the manifest under a temporary name, syncs it and renames it to `path`.
+    pub(super) fn write(&self, path: &Path) -> Result<()> {
+        let directory = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        let mut temporary = tempfile::NamedTempFile::new_in(directory).map_err(Error::io(path, "create"))?;
+        let text =
+            serde_json::to_vec_pretty(self).map_err(|error| Error::io(path, "encode")(error.into()))?;
+        temporary.write_all(&text).map_err(Error::io(path, "write"))?;
+        temporary.write_all(b"\n").map_err(Error::io(path, "write"))?;
+        temporary.as_file().sync_all().map_err(Error::io(path, "sync"))?;
+        temporary.persist(path).map_err(|error| Error::io(path, "rename to")(error.error))?;
+        Ok(())
+    }
+
+    /// Reads a manifest.
+    ///
+    /// # Errors
+    /// When it cannot be read, is not a manifest, or is of a later layout.
+    pub fn read(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(Error::io(path, "open"))?;
+        let manifest: Self = serde_json::from_reader(std::io::BufReader::new(file)).map_err(|error| {
+            Error::checkpoint(path.display().to_string(), format!("not a manifest: {error}"))
+        })?;
+        if manifest.manifest_version != MANIFEST_VERSION {
+            let message = format!(
+                "manifest_version: found {}, this requant reads {MANIFEST_VERSION}",
+                manifest.manifest_version
+            );
+            return Err(Error::checkpoint(path.display().to_string(), message));
+        }
+        Ok(manifest)
+    }
+}

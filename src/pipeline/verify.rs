@@ -1,0 +1,148 @@
+//! Holds a result against its manifest and names what is wrong.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+
+use super::manifest::{FileRecord, Manifest, manifest_path};
+use super::{Progress, digest};
+use crate::error::{Error, Result};
+
+/// What was found about one file.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Check {
+    /// The file.
+    pub file: String,
+    /// Problems, one line each; none means the file is what the manifest says.
+    pub problems: Vec<String>,
+}
+
+/// Checks the result at `output` (a file, a directory, or one file of a split set).
+///
+/// # Errors
+/// When there is no manifest or something cannot be read; a difference is not an error but a
+/// [`Check`] with problems.
+pub fn verify(output: &Path, progress: &dyn Progress) -> Result<Vec<Check>> {
+    let (manifest_path, base) = locate(output)?;
+    let manifest = Manifest::read(&manifest_path)?;
+    let root = if manifest.is_directory {
+        base.clone()
+    } else {
+        base.parent().map(Path::to_owned).unwrap_or_default()
+    };
+    progress.stage("verify", manifest.files.iter().map(|file| file.bytes).sum());
+    let lone = !manifest.is_directory && manifest.files.len() == 1;
+    let checks = manifest.files.par_iter().map(|record| {
+        // A single file may have been renamed together with its manifest.
+        let path = if lone { base.clone() } else { root.join(&record.name) };
+        let problems = check_file(&manifest, record, &path)?;
+        progress.advance(record.bytes);
+        Ok(Check { file: path.display().to_string(), problems })
+    });
+    checks.collect()
+}
+
+/// Finds the manifest of `output`; a member of a split set leads to the set's manifest.
+fn locate(output: &Path) -> Result<(PathBuf, PathBuf)> {
+    let direct = manifest_path(output);
+    if direct.is_file() {
+        return Ok((direct, output.to_owned()));
+    }
+    if let Some(base) = split_base(output) {
+        let of_set = manifest_path(&base);
+        if of_set.is_file() {
+            return Ok((of_set, base));
+        }
+    }
+    if !output.exists() {
+        return Err(Error::Request(format!("{}: no such file or directory", output.display())));
+    }
+    Err(Error::Request(format!(
+        "{}: no manifest beside it (looked for {}); only results of requant can be verified",
+        output.display(),
+        direct.display()
+    )))
+}
+
+/// `dir/model-00002-of-00007.gguf` belongs to `dir/model.gguf`.
+fn split_base(path: &Path) -> Option<PathBuf> {
+    let stem = path.file_name()?.to_str()?.strip_suffix(".gguf")?;
+    let (rest, total) = stem.rsplit_once("-of-")?;
+    let (prefix, number) = rest.rsplit_once('-')?;
+    let is_number = |text: &str| text.len() == 5 && text.bytes().all(|byte| byte.is_ascii_digit());
+    (is_number(total) && is_number(number)).then(|| path.with_file_name(format!("{prefix}.gguf")))
+}
+
+/// Problems of one file.
+fn check_file(manifest: &Manifest, record: &FileRecord, path: &Path) -> Result<Vec<String>> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(vec!["missing".into()]),
+        Err(error) => return Err(Error::io(path, "open")(error)),
+    };
+    let found_bytes = file.metadata().map_err(Error::io(path, "stat"))?.len();
+    if found_bytes < record.bytes {
+        let beyond = manifest
+            .tensors
+            .iter()
+            .filter(|tensor| tensor.file == record.name && tensor.offset + tensor.bytes > found_bytes);
+        let names: Vec<&str> = beyond.map(|tensor| tensor.name.as_str()).collect();
+        let which = match names.as_slice() {
+            [] => String::new(),
+            [first, ..] => format!("; {} tensors cut off, first {first}", names.len()),
+        };
+        return Ok(vec![format!("truncated: found {found_bytes} bytes, expected {}{which}", record.bytes)]);
+    }
+    if found_bytes > record.bytes {
+        let extra = found_bytes - record.bytes;
+        return Ok(vec![format!("{extra} bytes too long: found {found_bytes}, expected {}", record.bytes)]);
+    }
+    let found = digest::range(&file, path, 0, found_bytes)?;
+    if found == record.sha256 {
+        return Ok(Vec::new());
+    }
+    let mut problems = vec![format!("sha256: found {found}, expected {}", record.sha256)];
+    problems.extend(damaged_tensors(manifest, record, &file, path)?);
+    Ok(problems)
+}
+
+/// Which tensors of a damaged file differ; when none does, the damage is in header or padding.
+fn damaged_tensors(
+    manifest: &Manifest,
+    record: &FileRecord,
+    file: &File,
+    path: &Path,
+) -> Result<Vec<String>> {
+    let mut problems = Vec::new();
+    let mut tensors = 0;
+    for tensor in manifest.tensors.iter().filter(|tensor| tensor.file == record.name) {
+        tensors += 1;
+        let found = digest::range(file, path, tensor.offset, tensor.bytes)?;
+        if found != tensor.sha256 {
+            problems.push(format!(
+                "tensor {} (bytes {} to {}): its data changed",
+                tensor.name,
+                tensor.offset,
+                tensor.offset + tensor.bytes
+            ));
+        }
+    }
+    if problems.is_empty() && tensors > 0 {
+        problems.push("every tensor is intact: the header or padding changed".into());
+    }
+    Ok(problems)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn split_members_name_their_set() {
+        let base = split_base(Path::new("a/m-00002-of-00007.gguf"));
+        assert_eq!(base, Some(PathBuf::from("a/m.gguf")));
+        assert_eq!(split_base(Path::new("a/m-2-of-7.gguf")), None);
+        assert_eq!(split_base(Path::new("a/m.gguf")), None);
+    }
+}
