@@ -7,6 +7,18 @@
 //!
 //! A new format is one file in `codec/` and one line in [`CODECS`].
 
+mod block;
+mod block32;
+pub mod fp8;
+mod plain;
+mod q4_0;
+mod q4_1;
+mod q5_0;
+mod q5_1;
+mod q8_0;
+
+pub use plain::round_to_bf16;
+
 use crate::dtype::Dtype;
 
 /// One of the byte streams a codec writes: a tensor of its own in the artifact.
@@ -47,7 +59,20 @@ pub trait Codec: Sync {
 }
 
 /// Every codec. Help texts, benches and the conformance suite iterate this slice.
-pub const CODECS: &[&dyn Codec] = &[];
+pub const CODECS: &[&dyn Codec] = &[
+    // Single numbers.
+    &plain::F32,
+    &plain::F16,
+    &plain::BF16,
+    &fp8::F8E4M3,
+    &fp8::F8E5M2,
+    // GGUF blocks of 32.
+    &q8_0::Q8_0,
+    &q5_1::Q5_1,
+    &q5_0::Q5_0,
+    &q4_1::Q4_1,
+    &q4_0::Q4_0,
+];
 
 /// Finds a codec by name, ignoring case.
 pub fn find(name: &str) -> Option<&'static dyn Codec> {

@@ -3,6 +3,7 @@
 //! Pure code: no network, no threads, no printing. Rooms, lowest floor first:
 //!
 //! - [`error`], [`dtype`]: what everything else speaks of.
+//! - [`rounding`]: `f32` to integers and 16-bit floats, as the reference rounds.
 //! - [`dispatch`]: the one place that selects a CPU feature set at run time.
 //! - [`codec`]: one file per block format, and [`codec::CODECS`], the registry.
 //! - [`container`]: file formats: headers, metadata, tensor tables.
@@ -12,6 +13,7 @@ pub mod container;
 pub mod dispatch;
 pub mod dtype;
 pub mod error;
+pub mod rounding;
 
 pub use codec::{CODECS, Codec, Part};
 pub use dtype::Dtype;

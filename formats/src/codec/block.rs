@@ -1,0 +1,76 @@
+//! Formats whose groups are opaque fixed-size blocks in one byte stream: all of GGUF's.
+//!
+//! A [`Block`] format is a [`Codec`] with one part; this file checks the sizes and cuts the
+//! slices into blocks.
+
+use super::{Codec, Part};
+use crate::dtype::Dtype;
+
+/// A format of fixed-size blocks.
+pub(crate) trait Block: Sync {
+    /// See [`Codec::name`].
+    const NAME: &'static str;
+    /// Weights in a block.
+    const LEN_ELEMS: usize;
+    /// Stored bytes of a block.
+    const LEN_BYTES: usize;
+    /// Element type for containers that need one.
+    const DTYPE: Dtype = Dtype::U8;
+    /// See [`Codec::parts`].
+    const PARTS: &'static [Part] =
+        &[Part { name: "weight", dtype: Self::DTYPE, bytes_per_group: Self::LEN_BYTES }];
+
+    /// Encodes whole blocks.
+    fn encode_blocks(src: &[f32], dst: &mut [u8]);
+    /// Decodes whole blocks.
+    fn decode_blocks(src: &[u8], dst: &mut [f32]);
+    /// Encodes one block: plain code in the reference's order of operations.
+    fn encode_block_scalar(src: &[f32], dst: &mut [u8]);
+    /// Decodes one block: plain code in the reference's order of operations.
+    fn decode_block_scalar(src: &[u8], dst: &mut [f32]);
+}
+
+/// # Panics
+/// See [`Codec`].
+fn check_lengths<B: Block>(len_elems: usize, len_bytes: usize) {
+    assert!(len_elems.is_multiple_of(B::LEN_ELEMS), "{}: {len_elems} weights", B::NAME);
+    assert_eq!(len_elems / B::LEN_ELEMS * B::LEN_BYTES, len_bytes, "{}: bytes", B::NAME);
+}
+
+impl<B: Block> Codec for B {
+    fn name(&self) -> &'static str {
+        B::NAME
+    }
+
+    fn group_len_elems(&self) -> usize {
+        B::LEN_ELEMS
+    }
+
+    fn parts(&self) -> &'static [Part] {
+        B::PARTS
+    }
+
+    fn encode(&self, src: &[f32], dst: &mut [&mut [u8]]) {
+        check_lengths::<B>(src.len(), dst[0].len());
+        B::encode_blocks(src, dst[0]);
+    }
+
+    fn decode(&self, src: &[&[u8]], dst: &mut [f32]) {
+        check_lengths::<B>(dst.len(), src[0].len());
+        B::decode_blocks(src[0], dst);
+    }
+
+    fn encode_scalar(&self, src: &[f32], dst: &mut [&mut [u8]]) {
+        check_lengths::<B>(src.len(), dst[0].len());
+        for (x, y) in src.chunks_exact(B::LEN_ELEMS).zip(dst[0].chunks_exact_mut(B::LEN_BYTES)) {
+            B::encode_block_scalar(x, y);
+        }
+    }
+
+    fn decode_scalar(&self, src: &[&[u8]], dst: &mut [f32]) {
+        check_lengths::<B>(dst.len(), src[0].len());
+        for (x, y) in src[0].chunks_exact(B::LEN_BYTES).zip(dst.chunks_exact_mut(B::LEN_ELEMS)) {
+            B::decode_block_scalar(x, y);
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! Q4_0: 32 weights as 4-bit codes around 8 with one scale.
+//!
+//! ```text
+//! m = the first weight of largest magnitude, with its sign
+//! d = m / -8      q_i = min(15, trunc(x_i * (1 / d) + 8.5))      x_i ~ d * (q_i - 8)
+//! ```
+//!
+//! Codes use the `f32` scale; the scale is then stored as a half. 18 bytes: `d` (f16), 16
+//! bytes of codes: byte `i` holds weight `i` in its low and weight `i + 16` in its high nibble.
+//! Source: llama.cpp, `ggml-quants.c`, `quantize_row_q4_0_ref`.
+
+use super::block::Block;
+use super::block32::{LEN, signed_extreme};
+use crate::dispatch::{self, Kernel, LaneKernel, Lanes};
+use crate::rounding::{f16_bits_to_f32, f32_to_f16_bits, truncate};
+
+const BYTES: usize = 18;
+
+/// The codec; see the module.
+pub(super) struct Q4_0;
+
+struct Encode<'a>(&'a [f32], &'a mut [u8]);
+
+impl LaneKernel for Encode<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let blocks = self.0.as_chunks::<LEN>().0.iter();
+        for (x, y) in blocks.zip(self.1.as_chunks_mut::<BYTES>().0) {
+            let Some(extreme) = signed_extreme(lanes, x) else {
+                Q4_0::encode_block_scalar(x, y);
+                continue;
+            };
+            let d = extreme / -8.0;
+            let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
+            // A subnormal scale: codes out of range, left to the plain code.
+            if inverse.is_infinite() {
+                Q4_0::encode_block_scalar(x, y);
+                continue;
+            }
+            y[..2].copy_from_slice(&f32_to_f16_bits(d).to_le_bytes());
+            let (inverse, centre) = (lanes.splat(inverse), lanes.splat(8.5));
+            let (top, sixteen) = (lanes.splat(15.0), lanes.splat(16.0));
+            for at in (0..LEN / 2).step_by(L::LEN) {
+                let low = lanes.load(&x[at..]) * inverse + centre;
+                let high = lanes.load(&x[LEN / 2 + at..]) * inverse + centre;
+                let low = lanes.min(lanes.trunc(low), top);
+                let high = lanes.min(lanes.trunc(high), top);
+                lanes.store_bytes(low + high * sixteen, &mut y[2 + at..]);
+            }
+        }
+    }
+}
+
+struct Decode<'a>(&'a [u8], &'a mut [f32]);
+
+impl Kernel for Decode<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run(self) {
+        let blocks = self.0.as_chunks::<BYTES>().0.iter();
+        for (y, x) in blocks.zip(self.1.as_chunks_mut::<LEN>().0) {
+            let d = f16_bits_to_f32(u16::from_le_bytes([y[0], y[1]]));
+            let (low, high) = x.split_at_mut(LEN / 2);
+            for i in 0..LEN / 2 {
+                let codes = i32::from(y[2 + i]);
+                low[i] = ((codes & 15) - 8) as f32 * d;
+                high[i] = ((codes >> 4) - 8) as f32 * d;
+            }
+        }
+    }
+}
+
+impl Block for Q4_0 {
+    const NAME: &'static str = "Q4_0";
+    const LEN_ELEMS: usize = LEN;
+    const LEN_BYTES: usize = BYTES;
+
+    fn encode_blocks(src: &[f32], dst: &mut [u8]) {
+        dispatch::run_lanes(Encode(src, dst));
+    }
+
+    fn decode_blocks(src: &[u8], dst: &mut [f32]) {
+        dispatch::run(Decode(src, dst));
+    }
+
+    fn encode_block_scalar(x: &[f32], y: &mut [u8]) {
+        let mut largest = 0.0f32;
+        let mut extreme = 0.0f32;
+        for &v in x {
+            if largest < v.abs() {
+                largest = v.abs();
+                extreme = v;
+            }
+        }
+        let d = extreme / -8.0;
+        let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
+        y[..2].copy_from_slice(&f32_to_f16_bits(d).to_le_bytes());
+        for i in 0..LEN / 2 {
+            let code = |v: f32| (truncate(v * inverse + 8.5) as i8).min(15) as u8;
+            y[2 + i] = code(x[i]) | code(x[LEN / 2 + i]) << 4;
+        }
+    }
+
+    fn decode_block_scalar(y: &[u8], x: &mut [f32]) {
+        let d = f16_bits_to_f32(u16::from_le_bytes([y[0], y[1]]));
+        for i in 0..LEN / 2 {
+            let codes = i32::from(y[2 + i]);
+            x[i] = ((codes & 15) - 8) as f32 * d;
+            x[LEN / 2 + i] = ((codes >> 4) - 8) as f32 * d;
+        }
+    }
+}

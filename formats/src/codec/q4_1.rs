@@ -1,0 +1,119 @@
+//! Q4_1: 32 weights as 4-bit codes with a scale and a minimum.
+//!
+//! ```text
+//! m = min x      d = (max x - m) / 15
+//! q_i = min(15, trunc((x_i - m) * (1 / d) + 0.5))      x_i ~ d * q_i + m
+//! ```
+//!
+//! Codes use the `f32` scale and minimum; both are then stored as halves. 20 bytes: `d`
+//! (f16), `m` (f16), 16 bytes of codes: byte `i` holds weight `i` in its low and weight
+//! `i + 16` in its high nibble.
+//! Source: llama.cpp, `ggml-quants.c`, `quantize_row_q4_1_ref`.
+
+use super::block::Block;
+use super::block32::{LEN, range};
+use crate::dispatch::{self, Kernel, LaneKernel, Lanes};
+use crate::rounding::{f16_bits_to_f32, f32_to_f16_bits, truncate};
+
+const BYTES: usize = 20;
+
+/// The codec; see the module.
+pub(super) struct Q4_1;
+
+struct Encode<'a>(&'a [f32], &'a mut [u8]);
+
+impl LaneKernel for Encode<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let blocks = self.0.as_chunks::<LEN>().0.iter();
+        for (x, y) in blocks.zip(self.1.as_chunks_mut::<BYTES>().0) {
+            let Some(range) = range(lanes, x) else {
+                Q4_1::encode_block_scalar(x, y);
+                continue;
+            };
+            let d = (range.max - range.min) / 15.0;
+            let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
+            // A subnormal scale, or a range beyond f32: codes out of range.
+            if inverse.is_infinite() || d.is_infinite() {
+                Q4_1::encode_block_scalar(x, y);
+                continue;
+            }
+            y[..2].copy_from_slice(&f32_to_f16_bits(d).to_le_bytes());
+            y[2..4].copy_from_slice(&f32_to_f16_bits(range.min).to_le_bytes());
+            let (min, inverse) = (lanes.splat(range.min), lanes.splat(inverse));
+            let (half, top, sixteen) = (lanes.splat(0.5), lanes.splat(15.0), lanes.splat(16.0));
+            for at in (0..LEN / 2).step_by(L::LEN) {
+                let low = (lanes.load(&x[at..]) - min) * inverse + half;
+                let high = (lanes.load(&x[LEN / 2 + at..]) - min) * inverse + half;
+                let low = lanes.min(lanes.trunc(low), top);
+                let high = lanes.min(lanes.trunc(high), top);
+                lanes.store_bytes(low + high * sixteen, &mut y[4 + at..]);
+            }
+        }
+    }
+}
+
+struct Decode<'a>(&'a [u8], &'a mut [f32]);
+
+impl Kernel for Decode<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run(self) {
+        let blocks = self.0.as_chunks::<BYTES>().0.iter();
+        for (y, x) in blocks.zip(self.1.as_chunks_mut::<LEN>().0) {
+            let d = f16_bits_to_f32(u16::from_le_bytes([y[0], y[1]]));
+            let m = f16_bits_to_f32(u16::from_le_bytes([y[2], y[3]]));
+            let (low, high) = x.split_at_mut(LEN / 2);
+            for i in 0..LEN / 2 {
+                let codes = i32::from(y[4 + i]);
+                low[i] = (codes & 15) as f32 * d + m;
+                high[i] = (codes >> 4) as f32 * d + m;
+            }
+        }
+    }
+}
+
+impl Block for Q4_1 {
+    const NAME: &'static str = "Q4_1";
+    const LEN_ELEMS: usize = LEN;
+    const LEN_BYTES: usize = BYTES;
+
+    fn encode_blocks(src: &[f32], dst: &mut [u8]) {
+        dispatch::run_lanes(Encode(src, dst));
+    }
+
+    fn decode_blocks(src: &[u8], dst: &mut [f32]) {
+        dispatch::run(Decode(src, dst));
+    }
+
+    fn encode_block_scalar(x: &[f32], y: &mut [u8]) {
+        let (mut min, mut max) = (f32::MAX, f32::MIN);
+        for &v in x {
+            if v < min {
+                min = v;
+            }
+            if v > max {
+                max = v;
+            }
+        }
+        let d = (max - min) / 15.0;
+        let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
+        y[..2].copy_from_slice(&f32_to_f16_bits(d).to_le_bytes());
+        y[2..4].copy_from_slice(&f32_to_f16_bits(min).to_le_bytes());
+        for i in 0..LEN / 2 {
+            let code = |v: f32| (truncate((v - min) * inverse + 0.5) as i8).min(15) as u8;
+            y[4 + i] = code(x[i]) | code(x[LEN / 2 + i]) << 4;
+        }
+    }
+
+    fn decode_block_scalar(y: &[u8], x: &mut [f32]) {
+        let d = f16_bits_to_f32(u16::from_le_bytes([y[0], y[1]]));
+        let m = f16_bits_to_f32(u16::from_le_bytes([y[2], y[3]]));
+        for i in 0..LEN / 2 {
+            let codes = i32::from(y[4 + i]);
+            x[i] = (codes & 15) as f32 * d + m;
+            x[LEN / 2 + i] = (codes >> 4) as f32 * d + m;
+        }
+    }
+}

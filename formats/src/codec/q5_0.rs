@@ -1,0 +1,107 @@
+//! Q5_0: 32 weights as 5-bit codes around 16 with one scale.
+//!
+//! ```text
+//! m = the first weight of largest magnitude, with its sign
+//! d = m / -16      q_i = min(31, trunc(x_i * (1 / d) + 16.5))      x_i ~ d * (q_i - 16)
+//! ```
+//!
+//! Codes use the `f32` scale; the scale is then stored as a half. 22 bytes: `d` (f16), a u32
+//! whose bit `i` is the top bit of code `i`, 16 bytes of lower bits: byte `i` holds weight `i`
+//! in its low and weight `i + 16` in its high nibble.
+//! Source: llama.cpp, `ggml-quants.c`, `quantize_row_q5_0_ref`.
+
+use super::block::Block;
+use super::block32::{LEN, pack_5_bits, signed_extreme, store_5_bits, unpack_5_bits};
+use crate::dispatch::{self, Kernel, LaneKernel, Lanes};
+use crate::rounding::{f16_bits_to_f32, f32_to_f16_bits, truncate};
+
+const BYTES: usize = 22;
+
+/// The codec; see the module.
+pub(super) struct Q5_0;
+
+struct Encode<'a>(&'a [f32], &'a mut [u8]);
+
+impl LaneKernel for Encode<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let blocks = self.0.as_chunks::<LEN>().0.iter();
+        for (x, y) in blocks.zip(self.1.as_chunks_mut::<BYTES>().0) {
+            let Some(extreme) = signed_extreme(lanes, x) else {
+                Q5_0::encode_block_scalar(x, y);
+                continue;
+            };
+            let d = extreme / -16.0;
+            let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
+            // A subnormal scale: codes out of range, left to the plain code.
+            if inverse.is_infinite() {
+                Q5_0::encode_block_scalar(x, y);
+                continue;
+            }
+            y[..2].copy_from_slice(&f32_to_f16_bits(d).to_le_bytes());
+            store_5_bits(lanes, x, lanes.splat(0.0), inverse, 16.5, &mut y[2..]);
+        }
+    }
+}
+
+struct Decode<'a>(&'a [u8], &'a mut [f32]);
+
+impl Kernel for Decode<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run(self) {
+        let blocks = self.0.as_chunks::<BYTES>().0.iter();
+        for (y, x) in blocks.zip(self.1.as_chunks_mut::<LEN>().0) {
+            let d = f16_bits_to_f32(u16::from_le_bytes([y[0], y[1]]));
+            let codes = unpack_5_bits(&y[2..]);
+            for i in 0..LEN {
+                x[i] = (i32::from(codes[i]) - 16) as f32 * d;
+            }
+        }
+    }
+}
+
+impl Block for Q5_0 {
+    const NAME: &'static str = "Q5_0";
+    const LEN_ELEMS: usize = LEN;
+    const LEN_BYTES: usize = BYTES;
+
+    fn encode_blocks(src: &[f32], dst: &mut [u8]) {
+        dispatch::run_lanes(Encode(src, dst));
+    }
+
+    fn decode_blocks(src: &[u8], dst: &mut [f32]) {
+        dispatch::run(Decode(src, dst));
+    }
+
+    fn encode_block_scalar(x: &[f32], y: &mut [u8]) {
+        let mut largest = 0.0f32;
+        let mut extreme = 0.0f32;
+        for &v in x {
+            if largest < v.abs() {
+                largest = v.abs();
+                extreme = v;
+            }
+        }
+        let d = extreme / -16.0;
+        let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
+        y[..2].copy_from_slice(&f32_to_f16_bits(d).to_le_bytes());
+        let mut codes = [0u8; LEN];
+        for (code, v) in codes.iter_mut().zip(x) {
+            *code = (truncate(v * inverse + 16.5) as i8).min(31) as u8;
+        }
+        pack_5_bits(&codes, &mut y[2..]);
+    }
+
+    fn decode_block_scalar(y: &[u8], x: &mut [f32]) {
+        let d = f16_bits_to_f32(u16::from_le_bytes([y[0], y[1]]));
+        let top = u32::from_le_bytes([y[2], y[3], y[4], y[5]]);
+        for i in 0..LEN / 2 {
+            let low = u32::from(y[6 + i] & 15) | (top >> i & 1) << 4;
+            let high = u32::from(y[6 + i] >> 4) | (top >> (i + 16) & 1) << 4;
+            x[i] = (low as i32 - 16) as f32 * d;
+            x[LEN / 2 + i] = (high as i32 - 16) as f32 * d;
+        }
+    }
+}
