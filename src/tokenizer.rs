@@ -1,1 +1,120 @@
-//! Tokenizer files of a checkpoint.
+//! The tokenizer of a checkpoint: text to token ids as Hugging Face's own crate does it, and the
+//! parts of `tokenizer.json` and `tokenizer_config.json` that other formats want to carry over.
+//!
+//! No I/O: whoever owns the files passes their bytes.
+
+use std::collections::HashMap;
+use std::str::FromStr;
+
+use serde_json::Value;
+use tokenizers::AddedToken;
+
+use crate::error::{Error, Result};
+
+mod added;
+mod definition;
+mod fingerprint;
+mod pre_names;
+
+pub use definition::{AddedEntry, Definition, Merge};
+pub use fingerprint::Fingerprint;
+
+/// File with the tokenizer itself.
+pub const TOKENIZER_FILE: &str = "tokenizer.json";
+/// File with what surrounds it: special tokens, chat template.
+pub const TOKENIZER_CONFIG_FILE: &str = "tokenizer_config.json";
+/// File of older exports with the special tokens alone.
+pub const SPECIAL_TOKENS_FILE: &str = "special_tokens_map.json";
+
+/// A loaded tokenizer.
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    definition: Definition,
+    config: Option<Value>,
+}
+
+impl Tokenizer {
+    /// Builds the tokenizer from the contents of [`TOKENIZER_FILE`] and, when they exist,
+    /// [`TOKENIZER_CONFIG_FILE`] and [`SPECIAL_TOKENS_FILE`]. Tokens that only the latter two name
+    /// are added to the vocabulary, as transformers does.
+    ///
+    /// # Errors
+    /// Names the file that is not valid, and what Hugging Face's crate says about it.
+    pub fn new(tokenizer: &[u8], config: Option<&[u8]>, special_tokens: Option<&[u8]>) -> Result<Self> {
+        let text = std::str::from_utf8(tokenizer).map_err(|error| invalid(TOKENIZER_FILE, &error))?;
+        let definition: Definition =
+            serde_json::from_str(text).map_err(|error| invalid(TOKENIZER_FILE, &error))?;
+        let config = config.map(|bytes| object(TOKENIZER_CONFIG_FILE, bytes)).transpose()?;
+        let special_tokens = special_tokens.map(|bytes| object(SPECIAL_TOKENS_FILE, bytes)).transpose()?;
+
+        let mut inner =
+            tokenizers::Tokenizer::from_str(text).map_err(|error| invalid(TOKENIZER_FILE, &error))?;
+        inner.with_truncation(None).map_err(|error| invalid(TOKENIZER_FILE, &error))?;
+        inner.with_padding(None);
+        if let Some(config) = &config {
+            added::add_missing(&mut inner, config, special_tokens.as_ref())?;
+        }
+        Ok(Self { inner, definition, config })
+    }
+
+    /// What tokenizer.json says, in parts.
+    pub fn definition(&self) -> &Definition {
+        &self.definition
+    }
+
+    /// tokenizer_config.json, when there is one.
+    pub fn config(&self) -> Option<&Value> {
+        self.config.as_ref()
+    }
+
+    /// Token ids of `text`; with `special`, the post-processor of tokenizer.json adds its own.
+    ///
+    /// # Errors
+    /// What Hugging Face's crate says; for a byte-level vocabulary any text can be encoded.
+    pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
+        let encoding =
+            self.inner.encode_fast(text, special).map_err(|error| invalid(TOKENIZER_FILE, &error))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Text of token ids, special tokens included.
+    ///
+    /// # Errors
+    /// What Hugging Face's crate says.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        self.inner.decode(ids, false).map_err(|error| invalid(TOKENIZER_FILE, &error))
+    }
+
+    /// Every token with its id, added ones included.
+    pub fn vocabulary(&self) -> HashMap<String, u32> {
+        self.inner.get_vocab(true)
+    }
+
+    /// The added tokens by id.
+    pub fn added_tokens(&self) -> HashMap<u32, AddedToken> {
+        self.inner.get_added_tokens_decoder().into_iter().collect()
+    }
+
+    /// Id of a token.
+    pub fn token_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+}
+
+/// Text of a special token under `key`: a string, or an object with `content`.
+pub(crate) fn special_token<'a>(config: &'a Value, key: &str) -> Option<&'a str> {
+    let entry = config.get(key)?;
+    entry.as_str().or_else(|| entry.get("content").and_then(Value::as_str))
+}
+
+fn object(file: &str, bytes: &[u8]) -> Result<Value> {
+    let value: Value = serde_json::from_slice(bytes).map_err(|error| invalid(file, &error))?;
+    if value.is_object() { Ok(value) } else { Err(Error::checkpoint(file, "is not a JSON object")) }
+}
+
+fn invalid(file: &str, error: &dyn std::fmt::Display) -> Error {
+    Error::checkpoint(file, format!("cannot be used: {error}"))
+}
+
+#[cfg(test)]
+mod tests;

@@ -10,7 +10,7 @@ use crate::checkpoint::SourceTensor;
 
 /// Weights in a job, at most (a single longer row makes a longer job). One routed expert matrix
 /// of DeepSeek-V3, 2048 x 7168, is 14.7 M: one job.
-pub const MAX_JOB_ELEMS: usize = 1 << 24;
+const MAX_JOB_ELEMS: usize = 1 << 24;
 
 /// Rows of one piece of one output tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]

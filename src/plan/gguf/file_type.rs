@@ -1,0 +1,82 @@
+//! GGUF file types: the base type of each and its exceptions, as data.
+//!
+//! A new file type is one entry in [`FILE_TYPES`].
+//! Source: llama.cpp `src/llama-quant.cpp` (`llama_ftype_get_default_type`,
+//! `llama_tensor_get_type_impl`), `include/llama.h` (numbers), `tools/quantize/quantize.cpp` (names).
+
+use requant_formats::container::gguf::GgmlType;
+
+use super::mix::{Category, Rule, When};
+use crate::plan::Format;
+
+/// A file type of `llama-quantize`.
+#[derive(Debug)]
+pub(super) struct FileType {
+    /// Its name, lower case, and a line for `--help`.
+    pub(super) format: Format,
+    /// Value of `general.file_type`.
+    pub(super) id: u32,
+    /// Type of most matrices.
+    pub(super) base: GgmlType,
+    /// Exceptions; the first that applies counts.
+    pub(super) rules: &'static [Rule],
+}
+
+const fn file_type(
+    name: &'static str,
+    about: &'static str,
+    id: u32,
+    base: GgmlType,
+    rules: &'static [Rule],
+) -> FileType {
+    FileType { format: Format { name, about }, id, base, rules }
+}
+
+const fn rule(category: Category, when: When, to: GgmlType) -> Rule {
+    Rule { category, when, to }
+}
+
+const Q4_K_S_RULES: &[Rule] = &[
+    rule(Category::AttentionV, When::FirstFour, GgmlType::Q5_K),
+    rule(Category::FfnDown, When::FirstEighth, GgmlType::Q5_K),
+    rule(Category::AttentionOutput, When::EightExperts, GgmlType::Q5_K),
+];
+const Q4_K_M_RULES: &[Rule] = &[
+    rule(Category::AttentionV, When::MoreBits, GgmlType::Q6_K),
+    rule(Category::FfnDown, When::MoreBits, GgmlType::Q6_K),
+    rule(Category::AttentionOutput, When::EightExperts, GgmlType::Q5_K),
+];
+const Q5_K_M_RULES: &[Rule] = &[
+    rule(Category::AttentionV, When::MoreBits, GgmlType::Q6_K),
+    rule(Category::FfnDown, When::MoreBits, GgmlType::Q6_K),
+];
+
+/// Every file type this version writes; `q4_k` and `q5_k` are llama-quantize's own aliases.
+pub(super) const FILE_TYPES: &[FileType] = &[
+    file_type("f32", "32-bit floats, nothing is lost", 0, GgmlType::F32, &[]),
+    file_type("f16", "16-bit floats", 1, GgmlType::F16, &[]),
+    file_type("bf16", "16-bit brain floats", 32, GgmlType::BF16, &[]),
+    file_type("q8_0", "8.5 bits per weight", 7, GgmlType::Q8_0, &[]),
+    file_type("q4_0", "4.5 bits, plain rounding", 2, GgmlType::Q4_0, &[]),
+    file_type("q4_1", "5 bits, plain rounding with a minimum", 3, GgmlType::Q4_1, &[]),
+    file_type("q5_0", "5.5 bits, plain rounding", 8, GgmlType::Q5_0, &[]),
+    file_type("q5_1", "6 bits, plain rounding with a minimum", 9, GgmlType::Q5_1, &[]),
+    file_type("q4_k_s", "4.5 bits, searched scales", 14, GgmlType::Q4_K, Q4_K_S_RULES),
+    file_type("q4_k_m", "4.5 bits, half of the down projections 6", 15, GgmlType::Q4_K, Q4_K_M_RULES),
+    file_type("q5_k_s", "5.5 bits, searched scales", 16, GgmlType::Q5_K, &[]),
+    file_type("q5_k_m", "5.5 bits, half of the down projections 6", 17, GgmlType::Q5_K, Q5_K_M_RULES),
+    file_type("q6_k", "6.6 bits, searched scales", 18, GgmlType::Q6_K, &[]),
+    file_type("q4_k", "q4_k_m by another name", 15, GgmlType::Q4_K, Q4_K_M_RULES),
+    file_type("q5_k", "q5_k_m by another name", 17, GgmlType::Q5_K, Q5_K_M_RULES),
+];
+
+/// The formats, for `--help` and error messages.
+pub(super) const FORMATS: &[Format] = &{
+    let mut formats = [Format { name: "", about: "" }; FILE_TYPES.len()];
+    let mut index = 0;
+    while index < FILE_TYPES.len() {
+        formats[index] = FILE_TYPES[index].format;
+        index += 1;
+    }
+    formats
+};

@@ -1,0 +1,249 @@
+//! Which type each tensor of a file gets.
+//!
+//! Source: llama.cpp `src/llama-quant.cpp`. Odd, and kept:
+//!
+//! - `attn_k_b`, `attn_v_b` and the low-rank projections belong to no category, so they get the
+//!   base type in every mix; only `ffn_down*` gains bits in a deepseek2 file.
+//! - A row length that the output head's type does not divide sends it to Q8_0 even when the
+//!   base type is smaller than Q8_0 would need.
+//! - A type with blocks of 32 whose rows are no multiple of 32 becomes F16, not F32.
+//! - With more than one expert the layer of a tensor is read from its name; otherwise tensors of
+//!   a category are counted, and a mixture layer has two `ffn_down` tensors.
+
+use requant_formats::container::gguf::GgmlType;
+
+use super::file_type::FileType;
+
+/// Kinds of tensors that the rules tell apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Category {
+    TokenEmbedding,
+    Output,
+    AttentionV,
+    AttentionK,
+    AttentionOutput,
+    FfnDown,
+    Other,
+}
+
+/// When a rule applies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum When {
+    /// To the first four tensors of the category.
+    FirstFour,
+    /// In the first eighth of the layers.
+    FirstEighth,
+    /// In the first and last eighth of the layers, and in every third between.
+    MoreBits,
+    /// In models with exactly eight experts.
+    EightExperts,
+}
+
+/// An exception to the base type of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Rule {
+    pub(super) category: Category,
+    pub(super) when: When,
+    pub(super) to: GgmlType,
+}
+
+/// What the rules ask of a model.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Model {
+    pub(super) layers: usize,
+    pub(super) experts: usize,
+    pub(super) tied_embeddings: bool,
+}
+
+/// Types of `tensors` (name and `ne`, in file order) in a file of type `file_type`.
+pub(super) fn types(file_type: &FileType, model: Model, tensors: &[(&str, &[u64])]) -> Vec<GgmlType> {
+    let attention_v = tensors.iter().filter(|(name, _)| category(name) == Category::AttentionV).count();
+    let mut seen = Seen::default();
+    tensors
+        .iter()
+        .map(|(name, ne)| {
+            if !can_be_quantized(name, ne) {
+                return GgmlType::F32;
+            }
+            if file_type.base.block_len_elems() == 1 {
+                return file_type.base;
+            }
+            let wanted = choose(file_type, model, attention_v, &mut seen, name, ne);
+            fit(wanted, row_len_elems(ne))
+        })
+        .collect()
+}
+
+/// Tensors of a category so far.
+#[derive(Default)]
+struct Seen {
+    attention_v: usize,
+    ffn_down: usize,
+}
+
+/// Matrices, but no norms and no routers; everything else stays F32.
+fn can_be_quantized(name: &str, ne: &[u64]) -> bool {
+    let dimensions = ne.iter().rposition(|&extent| extent > 1).map_or(1, |last| last + 1);
+    dimensions >= 2
+        && name.ends_with("weight")
+        && !name.contains("_norm.weight")
+        && !name.contains("ffn_gate_inp.weight")
+}
+
+fn category(name: &str) -> Category {
+    match name {
+        "output.weight" => Category::Output,
+        "token_embd.weight" => Category::TokenEmbedding,
+        _ if name.contains("attn_v.weight") => Category::AttentionV,
+        _ if name.contains("attn_k.weight") => Category::AttentionK,
+        _ if name.contains("attn_output.weight") => Category::AttentionOutput,
+        _ if name.contains("ffn_down") => Category::FfnDown,
+        _ => Category::Other,
+    }
+}
+
+fn choose(
+    file_type: &FileType,
+    model: Model,
+    attention_v: usize,
+    seen: &mut Seen,
+    name: &str,
+    ne: &[u64],
+) -> GgmlType {
+    let base = file_type.base;
+    let category = category(name);
+    let is_head = category == Category::Output
+        || category == Category::TokenEmbedding && model.tied_embeddings;
+    if is_head {
+        let divides = row_len_elems(ne) % base.block_len_elems() == 0;
+        return if base == GgmlType::Q8_0 || !divides { GgmlType::Q8_0 } else { GgmlType::Q6_K };
+    }
+    let (position, of) = match category {
+        Category::AttentionV => (next(&mut seen.attention_v), attention_v),
+        Category::FfnDown => {
+            let counted = next(&mut seen.ffn_down);
+            (if model.experts > 1 { layer(name).unwrap_or(counted) } else { counted }, model.layers)
+        }
+        _ => (0, 0),
+    };
+    if model.experts == 8 && matches!(category, Category::AttentionV | Category::AttentionK) {
+        return GgmlType::Q8_0;
+    }
+    let applies = |rule: &&Rule| {
+        rule.category == category
+            && match rule.when {
+                When::FirstFour => position < 4,
+                When::FirstEighth => position < of / 8,
+                When::MoreBits => more_bits(position, of),
+                When::EightExperts => model.experts == 8,
+            }
+    };
+    file_type.rules.iter().find(applies).map_or(base, |rule| rule.to)
+}
+
+/// First and last eighth, and every third layer between.
+fn more_bits(layer: usize, layers: usize) -> bool {
+    layer < layers / 8 || layer >= 7 * layers / 8 || (layer - layers / 8) % 3 == 2
+}
+
+/// A type whose blocks fit a row: the wanted one, or its stand-in with shorter blocks, or F16.
+fn fit(wanted: GgmlType, row_len_elems: u64) -> GgmlType {
+    let fits = |candidate: GgmlType| row_len_elems.is_multiple_of(candidate.block_len_elems());
+    if fits(wanted) {
+        return wanted;
+    }
+    let stand_in = match wanted {
+        GgmlType::Q4_K => GgmlType::Q5_0,
+        GgmlType::Q5_K => GgmlType::Q5_1,
+        GgmlType::Q6_K => GgmlType::Q8_0,
+        GgmlType::Q2_K | GgmlType::Q3_K => GgmlType::Q4_0,
+        other => other,
+    };
+    if fits(stand_in) { stand_in } else { GgmlType::F16 }
+}
+
+fn row_len_elems(ne: &[u64]) -> u64 {
+    ne.first().copied().unwrap_or(1)
+}
+
+/// The counter's value before it goes up by one.
+fn next(counter: &mut usize) -> usize {
+    *counter += 1;
+    *counter - 1
+}
+
+/// `12` of `blk.12.ffn_down.weight`.
+pub(super) fn layer(name: &str) -> Option<usize> {
+    name.strip_prefix("blk.")?.split_once('.')?.0.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::file_type::FILE_TYPES;
+    use super::*;
+
+    fn typed(file: &str, model: Model, tensors: &[(&str, &[u64])]) -> Vec<String> {
+        let file = FILE_TYPES.iter().find(|file_type| file_type.format.name == file).unwrap();
+        types(file, model, tensors).iter().map(ToString::to_string).collect()
+    }
+
+    const MODEL: Model = Model { layers: 61, experts: 256, tied_embeddings: false };
+
+    #[test]
+    fn more_bits_picks_these_layers_of_sixty_one() {
+        let picked: Vec<usize> = (0..61).filter(|&layer| more_bits(layer, 61)).collect();
+        let middle = (9..53).step_by(3);
+        let expected: Vec<usize> = (0..7).chain(middle).chain(53..61).collect();
+        assert_eq!(picked, expected);
+    }
+
+    #[test]
+    fn rows_that_do_not_fit_fall_back() {
+        for (file, row, expected) in [
+            ("q4_k_m", 256, "Q4_K"),
+            ("q4_k_m", 128, "Q5_0"),
+            ("q5_k_m", 128, "Q5_1"),
+            ("q6_k", 128, "Q8_0"),
+            ("q6_k", 40, "F16"),
+            ("q4_0", 40, "F16"),
+            ("f16", 40, "F16"),
+            ("f32", 40, "F32"),
+        ] {
+            let types = typed(file, MODEL, &[("blk.3.attn_k_b.weight", &[row, 512, 128])]);
+            assert_eq!(types, [expected], "{file} {row}");
+        }
+    }
+
+    #[test]
+    fn heads_norms_routers_and_vectors() {
+        let tensors: &[(&str, &[u64])] = &[
+            ("output.weight", &[7168, 100]),
+            ("output_norm.weight", &[7168]),
+            ("token_embd.weight", &[7168, 100]),
+            ("blk.3.ffn_gate_inp.weight", &[7168, 256]),
+            ("blk.3.exp_probs_b.bias", &[256]),
+            ("blk.3.attn_q_a.weight", &[7168, 1]),
+        ];
+        assert_eq!(typed("q4_k_m", MODEL, tensors), ["Q6_K", "F32", "Q4_K", "F32", "F32", "F32"]);
+        assert_eq!(typed("q8_0", MODEL, tensors), ["Q8_0", "F32", "Q8_0", "F32", "F32", "F32"]);
+        assert_eq!(typed("q4_0", MODEL, tensors)[0], "Q6_K");
+        let tied = Model { tied_embeddings: true, ..MODEL };
+        assert_eq!(typed("q4_0", tied, &tensors[2..3]), ["Q6_K"]);
+        assert_eq!(typed("q4_k_m", MODEL, &[("output.weight", &[96, 100])]), ["Q8_0"]);
+        // The head's own type is chosen for the base's blocks, then has to fit with its own.
+        assert_eq!(typed("q4_0", MODEL, &[("output.weight", &[96, 100])]), ["Q8_0"]);
+    }
+
+    #[test]
+    fn eight_experts_have_rules_of_their_own() {
+        let tensors: &[(&str, &[u64])] = &[
+            ("blk.0.attn_k.weight", &[256, 256]),
+            ("blk.0.attn_output.weight", &[256, 256]),
+            ("blk.0.attn_v.weight", &[256, 256]),
+        ];
+        let eight = Model { layers: 32, experts: 8, tied_embeddings: false };
+        assert_eq!(typed("q4_k_m", eight, tensors), ["Q8_0", "Q5_K", "Q8_0"]);
+        assert_eq!(typed("q5_k_m", eight, tensors), ["Q8_0", "Q5_K", "Q8_0"]);
+        assert_eq!(typed("q4_k_s", MODEL, tensors), ["Q4_K", "Q4_K", "Q5_K"]);
+    }
+}
