@@ -7,6 +7,7 @@
 //!
 //! A new format is one file in `codec/` and one line in [`CODECS`].
 
+mod affine;
 mod block;
 mod block32;
 pub mod fp8;
@@ -59,7 +60,10 @@ pub trait Codec: Sync {
 }
 
 /// Every codec. Help texts, benches and the conformance suite iterate this slice.
-pub const CODECS: &[&dyn Codec] = &[
+pub const CODECS: &[&dyn Codec] = &concat::<{ SINGLE.len() + affine::AFFINE.len() }>(SINGLE, affine::AFFINE);
+
+/// Codecs that are one entry each.
+const SINGLE: &[&dyn Codec] = &[
     // Single numbers.
     &plain::F32,
     &plain::F16,
@@ -73,6 +77,20 @@ pub const CODECS: &[&dyn Codec] = &[
     &q4_1::Q4_1,
     &q4_0::Q4_0,
 ];
+
+/// Joins two slices.
+const fn concat<const LEN: usize>(
+    first: &[&'static dyn Codec],
+    second: &[&'static dyn Codec],
+) -> [&'static dyn Codec; LEN] {
+    let mut joined = [first[0]; LEN];
+    let mut at = 0;
+    while at < LEN {
+        joined[at] = if at < first.len() { first[at] } else { second[at - first.len()] };
+        at += 1;
+    }
+    joined
+}
 
 /// Finds a codec by name, ignoring case.
 pub fn find(name: &str) -> Option<&'static dyn Codec> {

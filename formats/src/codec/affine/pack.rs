@@ -30,12 +30,6 @@ pub(super) fn pack<const BITS: usize>(codes: &[u8], stream: &mut [u8]) {
         stream.copy_from_slice(codes);
         return;
     }
-    if BITS == 4 {
-        for (pair, byte) in codes.as_chunks::<2>().0.iter().zip(stream) {
-            *byte = pair[0] | pair[1] << 4;
-        }
-        return;
-    }
     for (eight, bytes) in codes.as_chunks::<8>().0.iter().zip(stream.chunks_exact_mut(BITS)) {
         bytes.copy_from_slice(&join::<BITS>(u64::from_le_bytes(*eight)).to_le_bytes()[..BITS]);
     }
@@ -46,12 +40,6 @@ pub(super) fn pack<const BITS: usize>(codes: &[u8], stream: &mut [u8]) {
 pub(super) fn unpack<const BITS: usize>(stream: &[u8], codes: &mut [u8]) {
     if BITS == 8 {
         codes.copy_from_slice(stream);
-        return;
-    }
-    if BITS == 4 {
-        for (&byte, pair) in stream.iter().zip(codes.as_chunks_mut::<2>().0) {
-            *pair = [byte & 15, byte >> 4];
-        }
         return;
     }
     for (bytes, eight) in stream.chunks_exact(BITS).zip(codes.as_chunks_mut::<8>().0) {
