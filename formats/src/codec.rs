@@ -14,9 +14,14 @@ pub mod fp8;
 mod plain;
 mod q4_0;
 mod q4_1;
+mod q4_k;
 mod q5_0;
 mod q5_1;
+mod q5_k;
 mod q8_0;
+mod scale_min;
+mod scale_min_encode;
+mod scale_min_search;
 
 pub use plain::round_to_bf16;
 
@@ -76,6 +81,9 @@ const SINGLE: &[&dyn Codec] = &[
     &q5_0::Q5_0,
     &q4_1::Q4_1,
     &q4_0::Q4_0,
+    // GGUF super-blocks of 256.
+    &q5_k::Q5K,
+    &q4_k::Q4K,
 ];
 
 /// Joins two slices.

@@ -1,0 +1,100 @@
+//! The vector encoder of Q4_K and Q5_K: searches several super-blocks at once, then writes
+//! their codes.
+
+use std::marker::PhantomData;
+
+use super::block::Block;
+use super::scale_min::{HEAD_BYTES, Head, LEN, SUB_LEN, SUBS};
+use super::scale_min_search::{Found, Search, search_lanes};
+use crate::dispatch::{LaneKernel, Lanes};
+
+/// Vectors of sub-blocks searched at a time.
+const VECTORS: usize = 2;
+/// More lanes than any instruction set has, in [`VECTORS`] vectors.
+const MAX_SUBS: usize = 32;
+
+/// How a format writes the codes of a super-block.
+pub(super) trait Layout: Block {
+    /// Constants of its search.
+    const SEARCH: &'static Search;
+    /// Quantizes `x` with the scales of `head` and writes the codes to `y`.
+    fn store_codes<L: Lanes>(lanes: L, x: &[f32; LEN], head: &Head, y: &mut [u8]);
+}
+
+/// Encodes whole super-blocks.
+pub(super) struct Encode<'a, B> {
+    src: &'a [f32],
+    dst: &'a mut [u8],
+    format: PhantomData<B>,
+}
+
+impl<'a, B> Encode<'a, B> {
+    pub(super) fn new(src: &'a [f32], dst: &'a mut [u8]) -> Self {
+        Self { src, dst, format: PhantomData }
+    }
+}
+
+/// Weights `at..` of sub-block `j` as codes: `clamp(round((x + min) / scale), 0, top)`.
+#[inline(always)]
+pub(super) fn quantize<L: Lanes>(
+    lanes: L,
+    x: &[f32; LEN],
+    head: &Head,
+    top: f32,
+    j: usize,
+    at: usize,
+) -> L::F {
+    let (scale, min) = (lanes.splat(head.scales[j]), lanes.splat(head.mins[j]));
+    let code = lanes.round((lanes.load(&x[j * SUB_LEN + at..]) + min) / scale);
+    lanes.min(lanes.max(code, lanes.splat(0.0)), lanes.splat(top))
+}
+
+/// Whether the codes of a super-block can be computed with vectors: every scale is there and
+/// every quotient is far from the 22 bits that rounding can take.
+#[inline(always)]
+fn codes_fit(head: &Head, magnitude: &[f32]) -> bool {
+    (0..SUBS).all(|j| {
+        let (scale, min) = (head.scales[j].abs(), head.mins[j].abs());
+        scale > 0.0 && scale < f32::INFINITY && magnitude[j] + min < scale * (1 << 21) as f32
+    })
+}
+
+impl<B: Layout> LaneKernel for Encode<'_, B> {
+    type Output = ();
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let batch_subs = VECTORS * L::LEN;
+        let batch_blocks = batch_subs / SUBS;
+        let mut padded = [0.0f32; MAX_SUBS * SUB_LEN];
+        let batches = self.src.chunks(batch_blocks * LEN);
+        for (x, y) in batches.zip(self.dst.chunks_mut(batch_blocks * B::LEN_BYTES)) {
+            let full = if x.len() == batch_blocks * LEN {
+                x
+            } else {
+                padded[..x.len()].copy_from_slice(x);
+                &padded[..batch_blocks * LEN]
+            };
+            let found: Found<L, VECTORS> = search_lanes(lanes, full, B::SEARCH);
+            let [mut scales, mut mins, mut magnitudes] = [[0.0f32; MAX_SUBS]; 3];
+            let mut valid = 0u32;
+            for g in 0..VECTORS {
+                lanes.store(found.scale[g], &mut scales[g * L::LEN..]);
+                lanes.store(found.min[g], &mut mins[g * L::LEN..]);
+                lanes.store(found.magnitude[g], &mut magnitudes[g * L::LEN..]);
+                valid |= lanes.bits(found.valid[g]) << (g * L::LEN);
+            }
+            let blocks = x.as_chunks::<LEN>().0.iter().zip(y.chunks_exact_mut(B::LEN_BYTES));
+            let subs =
+                scales.as_chunks().0.iter().zip(mins.as_chunks().0).zip(magnitudes.as_chunks::<SUBS>().0);
+            for (index, ((x, y), ((scales, mins), magnitudes))) in blocks.zip(subs).enumerate() {
+                let head = Head::quantize(scales, mins);
+                if valid >> (index * SUBS) & 0xff != 0xff || !codes_fit(&head, magnitudes) {
+                    B::encode_block_scalar(x, y);
+                    continue;
+                }
+                y[..HEAD_BYTES].copy_from_slice(&head.bytes);
+                B::store_codes(lanes, x, &head, &mut y[HEAD_BYTES..]);
+            }
+        }
+    }
+}
