@@ -18,10 +18,12 @@ mod q4_k;
 mod q5_0;
 mod q5_1;
 mod q5_k;
+mod q6_k;
 mod q8_0;
 mod scale_min;
 mod scale_min_encode;
 mod scale_min_search;
+mod scale_search;
 
 pub use plain::round_to_bf16;
 
@@ -82,6 +84,7 @@ const SINGLE: &[&dyn Codec] = &[
     &q4_1::Q4_1,
     &q4_0::Q4_0,
     // GGUF super-blocks of 256.
+    &q6_k::Q6K,
     &q5_k::Q5K,
     &q4_k::Q4K,
 ];

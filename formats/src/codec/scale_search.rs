@@ -1,0 +1,216 @@
+//! The search for the scale of a sub-block of 16, for Q6_K.
+//!
+//! ```text
+//! m = the first weight of largest magnitude, with its sign;   w_i = x_i^2
+//! candidate k in -9..=9, 0 first: l_i = clamp(round(x_i * -(32 + k / 10) / m), -32, 31)
+//!     s = sum w x l / sum w l^2, taken when (sum w x l)^2 / sum w l^2 exceeds the best so far
+//! ```
+//!
+//! All sums run from the first weight to the last, in `f32`. A sub-block without a weight of
+//! 1e-15 or more has scale and codes zero.
+//! Source: llama.cpp, `ggml-quants.c`, `make_qx_quants` with 32 levels and `rmse_type` 1.
+//!
+//! The vector version gives each sub-block a lane of its own, where it goes through the same
+//! operations in the same order. It leaves out clamps where the extremes of a sub-block show
+//! that no code can be out of range.
+#![expect(clippy::needless_range_loop, reason = "one index runs over weights and vectors alike")]
+
+use crate::dispatch::Lanes;
+use crate::rounding::nearest_int;
+
+/// Weights in a sub-block.
+pub(super) const SUB_LEN: usize = 16;
+/// Magnitudes below this count as zero.
+pub(super) const EPSILON: f32 = 1e-15;
+
+/// Candidates after the first one, in the reference's order.
+const OFFSETS: [i8; 18] = [-9, -8, -7, -6, -5, -4, -3, -2, -1, 1, 2, 3, 4, 5, 6, 7, 8, 9];
+
+/// Levels of a candidate, negative because the extreme weight gets code -32.
+#[inline(always)]
+fn levels(offset: i8) -> f32 {
+    -(32.0 + 0.1 * f32::from(offset))
+}
+
+/// The scale of one sub-block; its codes, raised by 32, go to `codes`.
+pub(super) fn search_scalar(x: &[f32], codes: &mut [u8]) -> f32 {
+    let (mut largest, mut extreme) = (0.0f32, 0.0f32);
+    for &v in x {
+        if v.abs() > largest {
+            largest = v.abs();
+            extreme = v;
+        }
+    }
+    if largest < EPSILON {
+        codes.fill(0);
+        return 0.0;
+    }
+    let code = |v: f32, inverse: f32| nearest_int(inverse * v).clamp(-32, 31);
+    let sums = |inverse: f32| {
+        x.iter().fold((0.0f32, 0.0f32), |(sum_xl, sum_l2), &v| {
+            let (w, l) = (v * v, code(v, inverse) as f32);
+            (sum_xl + w * v * l, sum_l2 + w * l * l)
+        })
+    };
+    let mut used = -32.0 / extreme;
+    let (sum_xl, sum_l2) = sums(used);
+    let mut scale = if sum_l2 == 0.0 { 0.0 } else { sum_xl / sum_l2 };
+    let mut best = scale * sum_xl;
+    for offset in OFFSETS {
+        let inverse = levels(offset) / extreme;
+        let (sum_xl, sum_l2) = sums(inverse);
+        if sum_l2 > 0.0 && sum_xl * sum_xl > best * sum_l2 {
+            used = inverse;
+            scale = sum_xl / sum_l2;
+            best = scale * sum_xl;
+        }
+    }
+    for (slot, &v) in codes.iter_mut().zip(x) {
+        *slot = (code(v, used) + 32) as u8;
+    }
+    scale
+}
+
+/// What the vector search finds out about `G * LEN` sub-blocks.
+pub(super) struct Found<L: Lanes, const G: usize> {
+    /// Scale of each sub-block.
+    pub(super) scale: [L::F; G],
+    /// Largest magnitude in each sub-block.
+    pub(super) magnitude: [L::F; G],
+    /// Sub-blocks to which the vector code applies. The others (next to nothing in them, or
+    /// infinities) need [`search_scalar`].
+    pub(super) valid: [L::M; G],
+}
+
+/// One vector of sub-blocks in the search, a sub-block per lane.
+#[derive(Clone, Copy)]
+struct State<L: Lanes> {
+    x: [L::F; SUB_LEN],
+    /// `x^2`.
+    w: [L::F; SUB_LEN],
+    /// `x^2 * x`.
+    wx: [L::F; SUB_LEN],
+    smallest: L::F,
+    largest: L::F,
+    magnitude: L::F,
+    extreme: L::F,
+    scale: L::F,
+    best: L::F,
+}
+
+impl<L: Lanes> State<L> {
+    #[inline(always)]
+    fn new(lanes: L, src: &[f32]) -> Self {
+        let zero = lanes.splat(0.0);
+        let mut x = [zero; SUB_LEN];
+        lanes.load_columns(src, SUB_LEN, &mut x);
+        let (mut w, mut wx) = (x, x);
+        let (mut smallest, mut largest) = (x[0], x[0]);
+        let (mut magnitude, mut extreme) = (zero, zero);
+        for i in 0..SUB_LEN {
+            let v = x[i];
+            w[i] = v * v;
+            wx[i] = w[i] * v;
+            smallest = lanes.min(v, smallest);
+            largest = lanes.max(v, largest);
+            let larger = lanes.lt(magnitude, lanes.abs(v));
+            magnitude = lanes.select(larger, lanes.abs(v), magnitude);
+            extreme = lanes.select(larger, v, extreme);
+        }
+        Self { x, w, wx, smallest, largest, magnitude, extreme, scale: zero, best: zero }
+    }
+
+    /// Not a number, infinite, or nearly nothing: not for the vector code.
+    #[inline(always)]
+    fn valid(&self, lanes: L) -> L::M {
+        let mut finite = lanes.lt(self.magnitude, lanes.splat(f32::INFINITY));
+        for v in self.x {
+            finite = finite & lanes.eq(v, v);
+        }
+        let tiny = lanes.splat(EPSILON);
+        finite & (lanes.lt(tiny, self.magnitude) | lanes.eq(tiny, self.magnitude))
+    }
+}
+
+/// Sums of `w * x * l` and `w * l * l`, with the clamps that `LOW` and `HIGH` ask for.
+#[inline(always)]
+fn accumulate<L: Lanes, const G: usize, const LOW: bool, const HIGH: bool>(
+    lanes: L,
+    states: &[State<L>; G],
+    inverse: [L::F; G],
+) -> [[L::F; 2]; G] {
+    let (bottom, top) = (lanes.splat(-32.0), lanes.splat(31.0));
+    let mut sums = [[lanes.splat(0.0); 2]; G];
+    for i in 0..SUB_LEN {
+        for g in 0..G {
+            let state = &states[g];
+            let mut l = lanes.round(inverse[g] * state.x[i]);
+            if LOW {
+                l = lanes.max(l, bottom);
+            }
+            if HIGH {
+                l = lanes.min(l, top);
+            }
+            sums[g][0] = sums[g][0] + state.wx[i] * l;
+            sums[g][1] = sums[g][1] + state.w[i] * l * l;
+        }
+    }
+    sums
+}
+
+/// The sums of a candidate: finds out which clamps some lane needs, and runs with those.
+#[inline(always)]
+fn candidate<L: Lanes, const G: usize>(lanes: L, states: &[State<L>; G], levels: f32) -> [[L::F; 2]; G] {
+    let mut inverse = [lanes.splat(0.0); G];
+    let (mut low, mut high) = (false, false);
+    for g in 0..G {
+        inverse[g] = lanes.splat(levels) / states[g].extreme;
+        // Multiplication and rounding are monotonic: no code lies outside of those of the
+        // extremes. -32.5 rounds to -32, 31.5 to 32.
+        let a = inverse[g] * states[g].smallest;
+        let b = inverse[g] * states[g].largest;
+        low |= lanes.any(lanes.lt(lanes.min(a, b), lanes.splat(-32.5)));
+        high |= !lanes.all(lanes.lt(lanes.max(a, b), lanes.splat(31.5)));
+    }
+    match (low, high) {
+        (false, false) => accumulate::<L, G, false, false>(lanes, states, inverse),
+        (true, false) => accumulate::<L, G, true, false>(lanes, states, inverse),
+        (false, true) => accumulate::<L, G, false, true>(lanes, states, inverse),
+        (true, true) => accumulate::<L, G, true, true>(lanes, states, inverse),
+    }
+}
+
+/// Searches `G` vectors of sub-blocks; `src` holds `G * LEN` sub-blocks one after another.
+#[inline(always)]
+pub(super) fn search_lanes<L: Lanes, const G: usize>(lanes: L, src: &[f32]) -> Found<L, G> {
+    let zero = lanes.splat(0.0);
+    let mut states = [State::new(lanes, src); G];
+    for g in 1..G {
+        states[g] = State::new(lanes, &src[g * L::LEN * SUB_LEN..]);
+    }
+    let sums = candidate(lanes, &states, -32.0);
+    for g in 0..G {
+        let [sum_xl, sum_l2] = sums[g];
+        let state = &mut states[g];
+        state.scale = lanes.select(lanes.eq(sum_l2, zero), zero, sum_xl / sum_l2);
+        state.best = state.scale * sum_xl;
+    }
+    for offset in OFFSETS {
+        let sums = candidate(lanes, &states, levels(offset));
+        for g in 0..G {
+            let [sum_xl, sum_l2] = sums[g];
+            let state = &mut states[g];
+            let taken = lanes.lt(zero, sum_l2) & lanes.lt(state.best * sum_l2, sum_xl * sum_xl);
+            let scale = sum_xl / sum_l2;
+            state.scale = lanes.select(taken, scale, state.scale);
+            state.best = lanes.select(taken, scale * sum_xl, state.best);
+        }
+    }
+    let mut found = Found { scale: [zero; G], magnitude: [zero; G], valid: [lanes.lt(zero, zero); G] };
+    for g in 0..G {
+        found.scale[g] = states[g].scale;
+        found.magnitude[g] = states[g].magnitude;
+        found.valid[g] = states[g].valid(lanes);
+    }
+    found
+}
