@@ -1,18 +1,183 @@
-//! MLX directories as mlx-lm writes them.
+//! MLX directories as `mlx_lm convert` writes them.
+//!
+//! The same tensor files, byte for byte, as `python -m mlx_lm convert [-q]` on a CPU, and the same
+//! index and config.json (mlx-lm 0.32.2 with mlx 0.32.4 on Linux, `mlx_lm/convert.py`,
+//! `mlx_lm/utils.py`, `mlx_lm/models/deepseek_v3.py`). Where we leave its path:
+//!
+//! - It drops the multi-token prediction layers by the number 61; we drop those at or above
+//!   `num_hidden_layers`.
+//! - It takes scales to cover 128 x 128 blocks; we read the block size, and scales stored as
+//!   `F8_E8M0`, which it would take for integers.
+//! - It keeps 32 x 32 blocks with `ue8m0` scales packed (mxfp8); we quantize them like any other.
+//! - It has no tied output head for this family; we write the embedding a second time.
+//! - It decodes the two NaNs of E4M3 as 480; here they are an error when the tensor is read.
+//! - Tokenizer files: see [`carried`].
+//!
+//! A format is one row of [`FORMATS`].
 
-use super::{Blueprint, Format, Options, Target};
+use requant_formats::codec::{self, Codec};
+
+use super::{Blueprint, Dropped, Format, Options, OutputTensor, Target};
+use crate::arch::Role;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
+
+mod carried;
+mod config;
+mod element;
+mod parameters;
+mod python_json;
+mod shards;
+#[cfg(test)]
+mod tests;
+
+use element::{Element, Plan};
+use parameters::Parameter;
 
 /// MLX.
 pub(super) struct MlxTarget;
 
+/// How weights are quantized; what `quantization` of config.json says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Quantization {
+    mode: &'static str,
+    bits: usize,
+    group_len: usize,
+}
+
+/// One `--to` format.
+struct MlxFormat {
+    format: Format,
+    /// `None` keeps every tensor a float.
+    quantization: Option<Quantization>,
+    /// What weights are cast to; `None` follows `torch_dtype` of config.json.
+    element: Option<Element>,
+}
+
+const fn affine(name: &'static str, about: &'static str, bits: usize, group_len: usize) -> MlxFormat {
+    let quantization = Some(Quantization { mode: "affine", bits, group_len });
+    MlxFormat { format: Format { name, about }, quantization, element: None }
+}
+
+/// Every format. Bits per weight count a 16-bit scale and bias per group.
+const FORMATS: &[MlxFormat] = &[
+    affine("mlx-4bit", "MLX affine, 4 bits, groups of 64: 4.5 bits per weight", 4, 64),
+    affine("mlx-4bit-g32", "MLX affine, 4 bits, groups of 32: 5 bits per weight", 4, 32),
+    affine("mlx-4bit-g128", "MLX affine, 4 bits, groups of 128: 4.25 bits per weight", 4, 128),
+    affine("mlx-2bit", "MLX affine, 2 bits, groups of 64: 2.5 bits per weight", 2, 64),
+    affine("mlx-2bit-g32", "MLX affine, 2 bits, groups of 32: 3 bits per weight", 2, 32),
+    affine("mlx-2bit-g128", "MLX affine, 2 bits, groups of 128: 2.25 bits per weight", 2, 128),
+    affine("mlx-3bit", "MLX affine, 3 bits, groups of 64: 3.5 bits per weight", 3, 64),
+    affine("mlx-3bit-g32", "MLX affine, 3 bits, groups of 32: 4 bits per weight", 3, 32),
+    affine("mlx-3bit-g128", "MLX affine, 3 bits, groups of 128: 3.25 bits per weight", 3, 128),
+    affine("mlx-5bit", "MLX affine, 5 bits, groups of 64: 5.5 bits per weight", 5, 64),
+    affine("mlx-5bit-g32", "MLX affine, 5 bits, groups of 32: 6 bits per weight", 5, 32),
+    affine("mlx-5bit-g128", "MLX affine, 5 bits, groups of 128: 5.25 bits per weight", 5, 128),
+    affine("mlx-6bit", "MLX affine, 6 bits, groups of 64: 6.5 bits per weight", 6, 64),
+    affine("mlx-6bit-g32", "MLX affine, 6 bits, groups of 32: 7 bits per weight", 6, 32),
+    affine("mlx-6bit-g128", "MLX affine, 6 bits, groups of 128: 6.25 bits per weight", 6, 128),
+    affine("mlx-8bit", "MLX affine, 8 bits, groups of 64: 8.5 bits per weight", 8, 64),
+    affine("mlx-8bit-g32", "MLX affine, 8 bits, groups of 32: 9 bits per weight", 8, 32),
+    affine("mlx-8bit-g128", "MLX affine, 8 bits, groups of 128: 8.25 bits per weight", 8, 128),
+    MlxFormat {
+        format: Format { name: "mlx-bf16", about: "MLX, unquantized BF16" },
+        quantization: None,
+        element: Some(Element::Bf16),
+    },
+];
+
+/// The `format` column of [`FORMATS`].
+const NAMES: [Format; FORMATS.len()] = {
+    let mut names = [FORMATS[0].format; FORMATS.len()];
+    let mut at = 0;
+    while at < FORMATS.len() {
+        names[at] = FORMATS[at].format;
+        at += 1;
+    }
+    names
+};
+
 impl Target for MlxTarget {
     fn formats(&self) -> &'static [Format] {
-        &[]
+        &NAMES
     }
 
-    fn blueprint(&self, format: &Format, _: &Checkpoint, _: &Options) -> Result<Blueprint> {
-        Err(Error::Unsupported { what: format.name.into(), hint: String::new() })
+    fn blueprint(&self, format: &Format, source: &Checkpoint, _: &Options) -> Result<Blueprint> {
+        let Some(row) = FORMATS.iter().find(|row| row.format == *format) else {
+            return Err(Error::Unsupported { what: format.name.into(), hint: "not an MLX format".into() });
+        };
+        config::check(source.config())?;
+        let element = row.element.or_else(|| Element::of_config(source.config()));
+        let mut tensors = parameters::parameters(source)?
+            .into_iter()
+            .map(|parameter| output_tensor(source, row.quantization, element, parameter))
+            .collect::<Result<Vec<_>>>()?;
+        let parameter_count = tensors.iter().map(OutputTensor::len_elems).sum();
+
+        let shards = shards::lay_out(&mut tensors)?;
+        let mut sidecars = carried::sidecars(source)?;
+        sidecars.push(shards::index(&tensors, &shards, parameter_count));
+        sidecars.push(config::sidecar(source, row.quantization)?);
+        sidecars.sort_by(|a, b| a.name.cmp(&b.name));
+        // In the order of first bytes, a file is finished from front to back.
+        tensors.sort_by_key(|tensor| {
+            tensor.placements.iter().map(|placement| (placement.file, placement.offset_bytes)).min()
+        });
+        Ok(Blueprint { is_directory: true, tensors, files: shards, sidecars, dropped: dropped(source) })
     }
+}
+
+/// One parameter of the model, with the codec that mlx-lm's rules give it.
+///
+/// A module is quantized when it can be and its rows are whole groups; else it is skipped.
+fn output_tensor(
+    source: &Checkpoint,
+    quantization: Option<Quantization>,
+    element: Option<Element>,
+    parameter: Parameter,
+) -> Result<OutputTensor> {
+    let stored = parameter.pieces.iter().map(|piece| &source.tensors()[piece.source]);
+    let plan = Plan::new(stored, if parameter.is_cast { element } else { None })?;
+    let row_len = parameter.shape.last().copied().unwrap_or(1);
+    let quantization =
+        quantization.filter(|q| parameter.is_quantizable && row_len.is_multiple_of(q.group_len));
+    let codec = match quantization {
+        Some(q) => find(&format!("{}{}_g{}{}", q.mode, q.bits, q.group_len, plan.element.affine_suffix()))?,
+        None => find(plan.element.codec_name())?,
+    };
+    let base = parameter.name.strip_suffix("weight");
+    let names = match (quantization, base) {
+        (Some(_), Some(base)) => codec.parts().iter().map(|part| format!("{base}{}", part.name)).collect(),
+        _ => vec![parameter.name],
+    };
+    Ok(OutputTensor {
+        names,
+        shape: parameter.shape,
+        type_name: codec.name().to_owned(),
+        codec,
+        rounding: plan.rounding,
+        pieces: parameter.pieces,
+        placements: Vec::new(),
+    })
+}
+
+fn find(name: &str) -> Result<&'static dyn Codec> {
+    codec::find(name).ok_or_else(|| Error::Unsupported {
+        what: format!("codec {name}"),
+        hint: "it is not built in".into(),
+    })
+}
+
+/// The multi-token prediction layers, one entry each.
+fn dropped(source: &Checkpoint) -> Vec<Dropped> {
+    let spec = source.spec();
+    (spec.layers..spec.layers + spec.mtp_layers)
+        .map(|layer| Dropped {
+            tensors: (0..source.tensors().len())
+                .filter(|&id| matches!(source.tensors()[id].role, Some(Role::Layer(of, _)) if of == layer))
+                .collect(),
+            reason: format!("multi-token prediction layer {layer}: mlx-lm does not read it"),
+        })
+        .filter(|dropped| !dropped.tensors.is_empty())
+        .collect()
 }
