@@ -82,6 +82,7 @@ fn code(value: f32, step: f32, bias: f32, bits: usize) -> u8 {
 }
 
 /// Stores a scale or a bias.
+#[inline(always)]
 pub(super) fn store(scale: Scale, value: f32, bytes: &mut [u8]) {
     match scale {
         Scale::F32 => bytes.copy_from_slice(&value.to_le_bytes()),
@@ -96,6 +97,7 @@ pub(super) fn store(scale: Scale, value: f32, bytes: &mut [u8]) {
 }
 
 /// Loads a scale or a bias.
+#[inline(always)]
 pub(super) fn load(scale: Scale, bytes: &[u8]) -> f32 {
     match (scale, bytes) {
         (Scale::F32, &[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]),
