@@ -1,18 +1,114 @@
-//! GGUF as llama.cpp writes it.
+//! GGUF as llama.cpp writes it: the bytes of `convert_hf_to_gguf.py --outtype f32` followed by
+//! `llama-quantize TYPE`.
+//!
+//! - `names`, `mix`, `file_type`: which tensors, in which order, of which type
+//! - `hparams`, `general` (with `model_card`, `model_id`, `origins`, `size_label`): what the model is
+//! - `vocabulary`, `special` (with `template_processing`), `chat_template`: its tokenizer
+//! - `layout`: where every byte goes
+
+use requant_formats::container::gguf::Metadata;
+use serde_json::Value;
 
 use super::{Blueprint, Format, Options, Target};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
+use crate::tokenizer::{SPECIAL_TOKENS_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, Tokenizer};
+
+mod chat_template;
+mod file_type;
+mod general;
+mod hparams;
+mod layout;
+mod mix;
+mod model_card;
+mod model_id;
+mod names;
+mod origins;
+mod size_label;
+mod special;
+mod template_processing;
+mod vocabulary;
+
+/// Version of the block formats (`GGML_QNT_VERSION`).
+const QUANTIZATION_VERSION: u32 = 2;
 
 /// GGUF.
 pub(super) struct GgufTarget;
 
 impl Target for GgufTarget {
     fn formats(&self) -> &'static [Format] {
-        &[]
+        file_type::FORMATS
     }
 
-    fn blueprint(&self, format: &Format, _: &Checkpoint, _: &Options) -> Result<Blueprint> {
-        Err(Error::Unsupported { what: format.name.into(), hint: String::new() })
+    fn blueprint(&self, format: &Format, source: &Checkpoint, options: &Options) -> Result<Blueprint> {
+        let file_type =
+            file_type::FILE_TYPES.iter().find(|known| known.format.name == format.name).ok_or_else(|| {
+                Error::Unsupported { what: format!("GGUF type {}", format.name), hint: "see --help".into() }
+            })?;
+        let planned = names::tensors(source)?;
+        let mut metadata = metadata(source, &planned, options)?;
+        // llama-quantize sets these two last, so they stand at the end.
+        metadata.set("general.quantization_version", QUANTIZATION_VERSION);
+        metadata.set("general.file_type", file_type.id);
+
+        let spec = source.spec();
+        let model =
+            mix::Model { layers: spec.layers, experts: spec.experts, tied_embeddings: spec.tied_embeddings };
+        let extents: Vec<Vec<u64>> = planned.iter().map(names::Planned::ne).collect();
+        let named: Vec<(&str, &[u64])> =
+            planned.iter().zip(&extents).map(|(tensor, ne)| (tensor.name.as_str(), ne.as_slice())).collect();
+        let types = mix::types(file_type, model, &named);
+        let typed = planned.into_iter().zip(types).collect();
+
+        let (tensors, files) = layout::place(metadata, typed, options)?;
+        let dropped = names::dropped(source);
+        Ok(Blueprint { is_directory: false, tensors, files, sidecars: Vec::new(), dropped })
     }
 }
+
+/// Everything llama.cpp's converter says about the model, in its order.
+fn metadata(source: &Checkpoint, planned: &[names::Planned], options: &Options) -> Result<Metadata> {
+    let read = |name: &str| source.source().read_small(name);
+    let card = match read(model_card::MODEL_CARD)? {
+        Some(bytes) => model_card::parse(&bytes)?,
+        None => serde_json::Map::new(),
+    };
+    // A broken generation_config.json is no reason to stop, as in llama.cpp.
+    let generation = read(general::GENERATION_CONFIG)?.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let location = source.source().location();
+
+    let mut metadata = Metadata::new();
+    metadata.set("general.architecture", hparams::ARCHITECTURE);
+    metadata.set("general.type", "model");
+    let inputs = general::Inputs {
+        card: &card,
+        config: source.config(),
+        generation: &generation.unwrap_or(Value::Null),
+        directory: directory_name(&location),
+        counts: size_label::Counts::of(planned),
+    };
+    general::add(&mut metadata, &inputs)?;
+    hparams::add(&mut metadata, source.config(), source.spec())?;
+
+    let Some(tokenizer) = read(TOKENIZER_FILE)? else {
+        let message = format!("not found in {location}; GGUF files carry the tokenizer");
+        return Err(Error::checkpoint(TOKENIZER_FILE, message));
+    };
+    let (config, special_tokens) = (read(TOKENIZER_CONFIG_FILE)?, read(SPECIAL_TOKENS_FILE)?);
+    let tokenizer = Tokenizer::new(&tokenizer, config.as_deref(), special_tokens.as_deref())?;
+    vocabulary::add(&mut metadata, &tokenizer, source.spec().vocab, options.tokenizer_pre.as_deref())?;
+    special::add(&mut metadata, &tokenizer, source.config())?;
+    let (jinja, json) = (read(chat_template::JINJA_FILE)?, read(chat_template::JSON_FILE)?);
+    let template = chat_template::find(tokenizer.config(), jinja.as_deref(), json.as_deref())?;
+    chat_template::add(&mut metadata, &template);
+    special::add_normalizer(&mut metadata, &tokenizer.definition().normalizer);
+    Ok(metadata)
+}
+
+/// Last component of a path, as Python's `pathlib` sees it.
+fn directory_name(location: &str) -> &str {
+    std::path::Path::new(location).file_name().and_then(|name| name.to_str()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests;

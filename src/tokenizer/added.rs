@@ -29,13 +29,15 @@ pub(super) fn add_missing(
         let mut by_id = Vec::new();
         for (id, entry) in listed {
             let id: u32 = id.parse().map_err(|_| invalid("added_tokens_decoder", id))?;
-            let token = token(entry, false).ok_or_else(|| invalid("added_tokens_decoder", &id.to_string()))?;
+            let token =
+                token(entry, false).ok_or_else(|| invalid("added_tokens_decoder", &id.to_string()))?;
             by_id.push((id, token));
         }
         by_id.sort_by_key(|(id, _)| *id);
         let present = tokenizer.get_added_tokens_decoder();
-        missing
-            .extend(by_id.into_iter().map(|(_, token)| token).filter(|token| !present.values().any(|p| p == token)));
+        missing.extend(
+            by_id.into_iter().map(|(_, token)| token).filter(|token| !present.values().any(|p| p == token)),
+        );
     }
 
     let overriding = special_tokens.filter(|_| listed.is_none());

@@ -17,10 +17,9 @@ fn byte_level(extra: &str) -> String {
 
 #[test]
 fn both_spellings_of_merges_mean_the_same() {
-    for (merges, expected) in [
-        (r#""a b""#, Merge::Joined("a b".into())),
-        (r#"["a","b"]"#, Merge::Pair("a".into(), "b".into())),
-    ] {
+    for (merges, expected) in
+        [(r#""a b""#, Merge::Joined("a b".into())), (r#"["a","b"]"#, Merge::Pair("a".into(), "b".into()))]
+    {
         let tokenizer = Tokenizer::new(byte_level(merges).as_bytes(), None, None).unwrap();
         assert_eq!(tokenizer.definition().model.merges, [expected]);
         assert_eq!(tokenizer.encode("abb<s>", true).unwrap(), [3, 1, 2]);
@@ -52,7 +51,8 @@ fn a_class_that_forces_bos_changes_the_fingerprint() {
     };
     let forced = hash(br#"{"tokenizer_class":"LlamaTokenizerFast","bos_token":"<s>"}"#);
     let off = hash(br#"{"tokenizer_class":"LlamaTokenizer","bos_token":"<s>","add_bos_token":false}"#);
-    let other = hash(br#"{"tokenizer_class":"PreTrainedTokenizerFast","bos_token":"<s>","add_bos_token":true}"#);
+    let other =
+        hash(br#"{"tokenizer_class":"PreTrainedTokenizerFast","bos_token":"<s>","add_bos_token":true}"#);
     assert_ne!(forced, off);
     assert_eq!(off, other);
 }

@@ -11,6 +11,7 @@
 //!   that is given.
 
 use requant_formats::container::gguf::Metadata;
+use serde_json::Value;
 
 use crate::arch::{ArchSpec, Config};
 use crate::error::Result;
@@ -22,7 +23,9 @@ pub(super) const ARCHITECTURE: &str = "deepseek2";
 ///
 /// # Errors
 /// Names the key of config.json whose value has the wrong type or is out of range.
-pub(super) fn add(metadata: &mut Metadata, config: &Config, spec: &ArchSpec) -> Result<()> {
+pub(super) fn add(metadata: &mut Metadata, raw: &Value, spec: &ArchSpec) -> Result<()> {
+    let config = &Config::new(raw);
+    let is_null = |key: &str| raw.get(key).is_some_and(Value::is_null);
     let mut keys = Keys { metadata, config };
     keys.count("block_count", spec.layers as u64, "num_hidden_layers")?;
     let context = config.count_or("max_position_embeddings", 4096)?;
@@ -41,8 +44,13 @@ pub(super) fn add(metadata: &mut Metadata, config: &Config, spec: &ArchSpec) -> 
     keys.float("attention.layer_norm_rms_epsilon", config.number_or("rms_norm_eps", 1e-6)?);
     keys.count("expert_count", spec.experts as u64, "n_routed_experts")?;
     keys.count("expert_used_count", spec.experts_per_token as u64, "num_experts_per_tok")?;
-    keys.optional_count("expert_group_count", "n_group", 8)?;
-    keys.optional_count("expert_group_used_count", "topk_group", 4)?;
+    // Transformers has defaults for absent keys, but none for a null.
+    if !is_null("n_group") {
+        keys.count("expert_group_count", config.count_or("n_group", 8)?, "n_group")?;
+    }
+    if !is_null("topk_group") {
+        keys.count("expert_group_used_count", config.count_or("topk_group", 4)?, "topk_group")?;
+    }
     keys.gating()?;
     keys.count("attention.key_length", (spec.kv_lora + spec.rope_dim) as u64, "kv_lora_rank")?;
     keys.count("attention.value_length", spec.kv_lora as u64, "kv_lora_rank")?;
@@ -57,10 +65,10 @@ pub(super) fn add(metadata: &mut Metadata, config: &Config, spec: &ArchSpec) -> 
     keys.count("attention.value_length_mla", spec.v_dim as u64, "v_head_dim")?;
     keys.count("expert_feed_forward_length", spec.expert_intermediate as u64, "moe_intermediate_size")?;
     keys.count("expert_shared_count", spec.shared_experts as u64, "n_shared_experts")?;
-    if !is_null(config, "routed_scaling_factor") {
+    if !is_null("routed_scaling_factor") {
         keys.float("expert_weights_scale", config.number_or("routed_scaling_factor", 2.5)?);
     }
-    if !is_null(config, "norm_topk_prob") && config.flag_or("norm_topk_prob", true)? {
+    if !is_null("norm_topk_prob") && config.flag_or("norm_topk_prob", true)? {
         keys.metadata.set(key("expert_weights_norm"), true);
     }
     keys.count("rope.dimension_count", spec.rope_dim as u64, "qk_rope_head_dim")?;
@@ -74,11 +82,6 @@ fn key(name: &str) -> String {
     format!("{ARCHITECTURE}.{name}")
 }
 
-/// Whether `key` is there and null: transformers then knows no default.
-fn is_null(config: &Config, key: &str) -> bool {
-    config.is_null(key)
-}
-
 struct Keys<'a> {
     metadata: &'a mut Metadata,
     config: &'a Config<'a>,
@@ -90,14 +93,6 @@ impl Keys<'_> {
             .map_err(|_| self.config.invalid(source, &value.to_string(), "a number below 2^32"))?;
         self.metadata.set(key(name), value);
         Ok(())
-    }
-
-    /// A count with transformers' default; an explicit null leaves it out.
-    fn optional_count(&mut self, name: &str, source: &str, default: u64) -> Result<()> {
-        if is_null(self.config, source) {
-            return Ok(());
-        }
-        self.count(name, self.config.count_or(source, default)?, source)
     }
 
     /// GGUF's floats are f32; Python rounds to nearest, as `as` does.
@@ -115,7 +110,8 @@ impl Keys<'_> {
         self.float("rope.scaling.factor", rope.number_or("factor", 0.0)?);
         let original = "original_max_position_embeddings";
         self.count("rope.scaling.original_context_length", rope.dimension(original)? as u64, original)?;
-        let attention = if rope.get("attention_factor").is_some() { "attention_factor" } else { "attn_factor" };
+        let attention =
+            if rope.get("attention_factor").is_some() { "attention_factor" } else { "attn_factor" };
         for (name, source) in [
             ("rope.scaling.yarn_ext_factor", "extrapolation_factor"),
             ("rope.scaling.yarn_attn_factor", attention),

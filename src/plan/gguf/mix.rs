@@ -112,10 +112,10 @@ fn choose(
 ) -> GgmlType {
     let base = file_type.base;
     let category = category(name);
-    let is_head = category == Category::Output
-        || category == Category::TokenEmbedding && model.tied_embeddings;
+    let is_head =
+        category == Category::Output || category == Category::TokenEmbedding && model.tied_embeddings;
     if is_head {
-        let divides = row_len_elems(ne) % base.block_len_elems() == 0;
+        let divides = row_len_elems(ne).is_multiple_of(base.block_len_elems());
         return if base == GgmlType::Q8_0 || !divides { GgmlType::Q8_0 } else { GgmlType::Q6_K };
     }
     let (position, of) = match category {

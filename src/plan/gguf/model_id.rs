@@ -61,10 +61,8 @@ pub(super) fn parse(id: &str, total_weights: u64) -> ModelId {
     }
     mark_base_name(&mut parts);
 
-    let join = |is: fn(&Kinds) -> bool| {
-        let chosen: Vec<&str> =
-            parts.iter().filter(|(_, kinds)| is(kinds)).map(|(part, _)| part.as_str()).collect();
-        chosen
+    let join = |is: fn(&Kinds) -> bool| -> Vec<&str> {
+        parts.iter().filter(|(_, kinds)| is(kinds)).map(|(part, _)| part.as_str()).collect()
     };
     let text = |chosen: Vec<&str>| (!chosen.is_empty()).then(|| chosen.join("-"));
     let mut sizes: Vec<&str> = Vec::new();
@@ -156,7 +154,7 @@ fn is_quantization(part: &str) -> bool {
     pieces.next().is_some_and(|first| one(first, is_decimal)) && pieces.all(|piece| one(piece, word))
 }
 
-/// `7B`, `8x22B`, `A17B`, `1.5_5`-like numbers with a unit, `7b1`, or a word of size.
+/// `7B`, `1.5B`, `8x22B`, `A17B`, `7b1`, or a word for a size.
 fn is_size(part: &str) -> bool {
     let lower = part.to_lowercase();
     if matches!(lower.as_str(), "small" | "mini" | "medium" | "large" | "xl" | "xxl") {
@@ -169,9 +167,6 @@ fn is_size(part: &str) -> bool {
         _ if unit(&lower) => &lower[..lower.len() - 1],
         _ => return false,
     };
-    if head.is_empty() {
-        return true;
-    }
     let number = match head.strip_prefix('a') {
         Some(rest) => rest,
         None => match head.split_once('x') {
@@ -179,11 +174,11 @@ fn is_size(part: &str) -> bool {
             _ => head,
         },
     };
-    let mut pieces = number.splitn(2, ['.', '_']);
-    let whole = pieces.next().unwrap_or_default();
-    let is_number = is_digits(whole) && pieces.next().is_none_or(is_digits);
-    // The number and what stands before it are optional together.
-    is_number || number.is_empty() && false
+    let (whole, fraction) = match number.split_once(['.', '_']) {
+        Some((whole, fraction)) => (whole, Some(fraction)),
+        None => (number, None),
+    };
+    is_digits(whole) && fraction.is_none_or(is_digits)
 }
 
 /// Points for underscores, `7b1` as `7.1b`, a capital unit after a digit.
