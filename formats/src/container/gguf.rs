@@ -143,7 +143,7 @@ impl Gguf {
         self.tensors.iter().find(|tensor| tensor.name == name)
     }
 
-    /// Length of the whole file, with the padding after the last tensor.
+    /// Length of the file as ggml writes it: with the padding after header and last tensor.
     pub fn file_len_bytes(&self) -> u64 {
         let end = |tensor: &TensorInfo| {
             tensor.offset_bytes + tensor.len_bytes.next_multiple_of(self.alignment_bytes)

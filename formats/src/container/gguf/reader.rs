@@ -50,6 +50,10 @@ pub fn read(reader: &mut impl Read, file_len_bytes: u64) -> Result<Gguf> {
     let tensors = read_tensors(&mut cursor, tensor_count, alignment_bytes)?;
 
     let data_offset_bytes = cursor.position_bytes.next_multiple_of(alignment_bytes);
+    if !tensors.is_empty() && data_offset_bytes > file_len_bytes {
+        let what = "padding before the tensors".into();
+        return Err(FormatError::Truncated { what, needed: data_offset_bytes, available: file_len_bytes });
+    }
     let available = file_len_bytes.saturating_sub(data_offset_bytes);
     for TensorInfo { name, offset_bytes, len_bytes, .. } in &tensors {
         let needed = offset_bytes + len_bytes;
@@ -219,7 +223,13 @@ impl<R: Read> Cursor<R> {
 
     fn string(&mut self, what: &str) -> Result<String> {
         let len_bytes = self.u64(what)?;
-        let bytes = self.array(what, len_bytes, u8::from_le_bytes)?;
+        self.need(what, 1, len_bytes)?;
+        let mut bytes = Vec::new();
+        while (bytes.len() as u64) < len_bytes {
+            let start = bytes.len();
+            bytes.resize(start + (len_bytes - start as u64).min(STEP_LEN_BYTES) as usize, 0);
+            self.fill(what, &mut bytes[start..])?;
+        }
         String::from_utf8(bytes).map_err(|error| invalid(what, error.utf8_error().to_string(), "UTF-8"))
     }
 

@@ -155,6 +155,7 @@ fn malformed_tensors_are_errors() {
     assert_error(two("u", 64, 99).read(), &["offset of tensor \"u\"", "found 64", "expected 32"]);
     // 24 bytes of header and 2 x 33 of entries: data begins at 96.
     assert_error(two("u", 32, 6 + 35).read(), &["tensor \"u\": needs 36 bytes but only 35"]);
+    assert_error(two("u", 32, 5).read(), &["padding before the tensors: needs 96 bytes but only 95"]);
     assert_eq!(two("u", 32, 6 + 36).read().unwrap().data_offset_bytes, 96);
 
     let huge = Bytes::start(3, 0).tensor("a", &[1 << 62], 24, 0).tensor("b", &[1 << 61], 24, 1 << 62);
@@ -173,6 +174,7 @@ fn the_writer_refuses_what_ggml_would_not_read() {
         (vec![spec(&"n".repeat(64), &[256])], "fewer than 64 bytes"),
         (vec![spec("a", &[256]), spec("a", &[256])], "\"a\" twice"),
         (vec![spec("a", &[256, 1, 1, 1, 1])], "at most 4 dimensions"),
+        (vec![spec("a", &[256, 0])], "none of them 0"),
         (vec![spec("a", &[255])], "multiple of 256"),
         (vec![spec("a", &[256, 1 << 60])], "2^62"),
     ];

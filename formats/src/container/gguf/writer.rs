@@ -13,7 +13,7 @@ use crate::error::{FormatError, Result};
 /// the alignment.
 ///
 /// # Errors
-/// Names that ggml refuses, a row that is not a whole number of blocks, a bad alignment.
+/// Names that ggml refuses, no elements, a row that is not a whole number of blocks, a bad alignment.
 pub fn write_header(metadata: Metadata, tensors: Vec<TensorSpec>) -> Result<(Gguf, Vec<u8>)> {
     let alignment_bytes = alignment_bytes(&metadata)?;
     let mut names = HashSet::new();
@@ -22,11 +22,12 @@ pub fn write_header(metadata: Metadata, tensors: Vec<TensorSpec>) -> Result<(Ggu
         if !names.insert(spec.name.as_str()) {
             return Err(duplicate("tensor name", &spec.name));
         }
-        if spec.shape.len() > MAX_DIMS {
+        // ggml would drop a trailing extent of 0 like one of 1, and so give the tensor elements.
+        if spec.shape.len() > MAX_DIMS || spec.shape.contains(&0) {
             return Err(FormatError::Invalid {
                 what: format!("shape of tensor {:?}", spec.name),
                 found: format!("{:?}", spec.shape),
-                expected: format!("at most {MAX_DIMS} dimensions"),
+                expected: format!("at most {MAX_DIMS} dimensions, none of them 0"),
             });
         }
     }

@@ -70,11 +70,7 @@ fn every_malformed_json_is_an_error_that_names_its_cause() {
         ("{} {}", 0, &["trailing characters"]),
         (r#"{"__metadata__":{"a":1}}"#, 0, &["entry \"__metadata__\"", "expected a string"]),
         (r#"{"a":{"dtype":"F32","shape":[1]}}"#, 4, &["entry \"a\"", "missing field `data_offsets`"]),
-        (
-            r#"{"a":{"dtype":"F99","shape":[1],"data_offsets":[0,4]}}"#,
-            4,
-            &["entry \"a\"", "F99", "F8_E4M3"],
-        ),
+        (r#"{"a":{"dtype":"F99","shape":[1],"data_offsets":[0,4]}}"#, 4, &["entry \"a\"", "F99", "F8_E4M3"]),
         (r#"{"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}}"#, 4, &["entry \"a\"", "-1"]),
         (
             r#"{"a":{"dtype":"F4","shape":[2],"data_offsets":[0,1]}}"#,
