@@ -19,6 +19,8 @@ mod avx512;
 mod lanes;
 mod portable;
 
+use std::cell::Cell;
+
 pub use lanes::Lanes;
 
 /// A computation that can be compiled for several instruction sets.
@@ -38,8 +40,8 @@ pub trait LaneKernel {
     fn run<L: Lanes>(self, lanes: L) -> Self::Output;
 }
 
-/// Instruction sets with a copy of their own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Instruction sets with a copy of their own, narrowest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
     /// What the target guarantees: SSE2 on x86-64, NEON on AArch64.
     Portable,
@@ -55,14 +57,20 @@ impl Level {
     pub fn detect() -> Self {
         #[cfg(target_arch = "x86_64")]
         {
-            if std::is_x86_feature_detected!("avx512f")
+            if std::is_x86_feature_detected!("avx2")
+                && std::is_x86_feature_detected!("bmi1")
+                && std::is_x86_feature_detected!("bmi2")
+                && std::is_x86_feature_detected!("avx512f")
                 && std::is_x86_feature_detected!("avx512bw")
                 && std::is_x86_feature_detected!("avx512vl")
                 && std::is_x86_feature_detected!("avx512dq")
             {
                 return Self::Avx512;
             }
-            if std::is_x86_feature_detected!("avx2") {
+            if std::is_x86_feature_detected!("avx2")
+                && std::is_x86_feature_detected!("bmi1")
+                && std::is_x86_feature_detected!("bmi2")
+            {
                 return Self::Avx2;
             }
         }
@@ -70,11 +78,35 @@ impl Level {
     }
 }
 
+thread_local! {
+    /// The widest level that this thread may use.
+    static CAP: Cell<Level> = const { Cell::new(Level::Avx512) };
+}
+
+/// Calls `body` with this thread kept to `level` and below, so that tests and benches can
+/// compare levels on one machine.
+pub fn with_at_most<R>(level: Level, body: impl FnOnce() -> R) -> R {
+    struct Restore(Level);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            CAP.set(self.0);
+        }
+    }
+    let _restore = Restore(CAP.replace(level));
+    body()
+}
+
+/// The level that kernels of this thread run at.
+#[inline]
+fn current() -> Level {
+    Level::detect().min(CAP.get())
+}
+
 /// Runs `kernel` with the widest instruction set that this CPU has.
 #[inline]
 pub fn run<K: Kernel>(kernel: K) -> K::Output {
-    match Level::detect() {
-        // SAFETY: `detect` found the features on this CPU.
+    match current() {
+        // SAFETY: `current` is never above what was detected on this CPU.
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 => unsafe { run_avx512(kernel) },
         // SAFETY: as above.
@@ -87,20 +119,13 @@ pub fn run<K: Kernel>(kernel: K) -> K::Output {
 /// Runs `kernel` over the widest [`Lanes`] that this CPU has.
 #[inline]
 pub fn run_lanes<K: LaneKernel>(kernel: K) -> K::Output {
-    run_lanes_at(Level::detect(), kernel)
-}
-
-/// Runs `kernel` over the [`Lanes`] of `level`, or of the widest level below it that this
-/// CPU has. Tests use it to compare levels on one machine.
-#[inline]
-pub fn run_lanes_at<K: LaneKernel>(level: Level, kernel: K) -> K::Output {
-    match (level, Level::detect()) {
-        // SAFETY: `detect` found the features on this CPU.
+    match current() {
+        // SAFETY: `current` is never above what was detected on this CPU.
         #[cfg(target_arch = "x86_64")]
-        (Level::Avx512, Level::Avx512) => unsafe { lanes_avx512(kernel) },
-        // SAFETY: as above; AVX-512 implies AVX2.
+        Level::Avx512 => unsafe { lanes_avx512(kernel) },
+        // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
-        (Level::Avx512 | Level::Avx2, Level::Avx512 | Level::Avx2) => unsafe { lanes_avx2(kernel) },
+        Level::Avx2 => unsafe { lanes_avx2(kernel) },
         _ => kernel.run(portable::Portable),
     }
 }
