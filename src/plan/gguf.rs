@@ -4,6 +4,7 @@
 //! - `names`, `mix`, `file_type`: which tensors, in which order, of which type
 //! - `hparams`, `general` (with `model_card`, `model_id`, `origins`, `size_label`): what the model is
 //! - `vocabulary`, `special` (with `template_processing`), `chat_template`: its tokenizer
+//! - `loadable`: what llama.cpp would refuse to open
 //! - `layout`: where every byte goes
 
 use requant_formats::container::gguf::Metadata;
@@ -19,6 +20,7 @@ mod file_type;
 mod general;
 mod hparams;
 mod layout;
+mod loadable;
 mod mix;
 mod model_card;
 mod model_id;
@@ -89,6 +91,7 @@ fn metadata(source: &Checkpoint, planned: &[names::Planned], options: &Options) 
     };
     general::add(&mut metadata, &inputs)?;
     hparams::add(&mut metadata, source.config(), source.spec())?;
+    loadable::check(&metadata, source.spec())?;
 
     let Some(tokenizer) = read(TOKENIZER_FILE)? else {
         let message = format!("not found in {location}; GGUF files carry the tokenizer");

@@ -4,6 +4,9 @@
 //! `PreTrainedTokenizerBase._from_pretrained`: first what `added_tokens_decoder` lists, by id,
 //! then the named special tokens, then the additional ones. The special tokens map counts only
 //! without `added_tokens_decoder`, and then wins over tokenizer_config.json.
+//!
+//! Not followed: without a tokenizer_config.json, 4.57 takes the class's own `<s>`, `</s>` and
+//! `<unk>` and appends them to a vocabulary that has never seen them; 5 does not.
 
 use serde_json::Value;
 use tokenizers::AddedToken;

@@ -220,3 +220,21 @@ fn broken_small_files_are_named() {
     let error = crate::plan::blueprint(&source, "q8_0", &options()).err().unwrap().to_string();
     assert!(error.starts_with("tokenizer.json: not found"), "{error}");
 }
+
+#[test]
+fn what_llama_cpp_would_not_open_is_refused() {
+    for (key, value) in [
+        ("q_lora_rank", serde_json::Value::Null),
+        ("n_group", 4.into()),
+        ("topk_group", 2.into()),
+        ("num_hidden_layers", 513.into()),
+    ] {
+        let source = checkpoint("ragged", |files| {
+            let mut config: Value = serde_json::from_slice(&files["config.json"]).unwrap();
+            config[key] = value;
+            files.insert("config.json".into(), config.to_string().into_bytes());
+        });
+        let error = crate::plan::blueprint(&source, "q8_0", &options()).err().unwrap().to_string();
+        assert!(error.contains(key) && error.contains("llama.cpp opens"), "{key}: {error}");
+    }
+}
