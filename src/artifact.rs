@@ -95,7 +95,8 @@ fn open_gguf(path: &Path) -> Result<Artifact> {
         artifact.tensors.extend(header.tensors.iter().map(|tensor| TensorSummary {
             name: tensor.name.clone(),
             type_name: tensor.ggml_type.name().to_owned(),
-            shape: tensor.shape.clone(),
+            // GGUF states the innermost dimension first.
+            shape: tensor.shape.iter().rev().copied().collect(),
             bytes: tensor.len_bytes,
             file: name.clone(),
             is_weight: true,

@@ -20,6 +20,7 @@ mod frontier;
 mod manifest;
 mod staging;
 mod verify;
+mod writeback;
 
 pub use execute::peak_ram_bytes;
 pub use manifest::{FileRecord, Manifest, SourceRecord, TensorRecord, manifest_path};

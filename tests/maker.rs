@@ -60,7 +60,7 @@ const NOPE: usize = 32;
 const ROPE: usize = 16;
 const V: usize = 32;
 const Q_LORA: usize = 96;
-const VOCAB: usize = 320;
+const VOCAB: usize = 1536;
 
 /// A whole checkpoint in one shard.
 pub(crate) fn checkpoint(size: Size, storage: Storage) -> Checkpoint {
@@ -130,6 +130,13 @@ fn config(size: Size, storage: Storage) -> Value {
         config["quantization_config"]["scale_fmt"] = json!("ue8m0");
     }
     config
+}
+
+/// Puts the fixture's tokenizer into `directory`.
+pub(crate) fn copy_tokenizer(directory: &Path) {
+    for name in ["tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(crate::conversion::model().join(name), directory.join(name)).unwrap();
+    }
 }
 
 struct Maker {

@@ -1,10 +1,30 @@
 //! Integration tests, one binary. What belongs where:
 //!
 //! - `maker`: makes small checkpoints of any kind, whole or broken. No tests.
+//! - `conversion`: converts through the library. No tests.
 //! - `hostile`: one broken checkpoint per error of the catalogue.
+//! - `gguf`: the fixture converted to GGUF, against llama.cpp's files.
 //! - `mlx`: the fixture converted to MLX, against mlx-lm's files.
+//! - `faults`: what a run leaves behind when it is stopped, fails, or meets another one.
+//! - `sources`: the same weights stored in other ways.
+//! - `verify`: damage to finished results is found and named.
+//! - `command`: the command line as scripts see it: exit codes, streams, JSON keys.
 
+#[cfg(test)]
+mod command;
+#[cfg(test)]
+mod conversion;
+#[cfg(test)]
+mod faults;
+#[cfg(test)]
+mod gguf;
+#[cfg(test)]
 mod hostile;
+#[cfg(test)]
 mod maker;
 #[cfg(test)]
 mod mlx;
+#[cfg(test)]
+mod sources;
+#[cfg(test)]
+mod verify;

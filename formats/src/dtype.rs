@@ -73,11 +73,9 @@ impl Dtype {
     /// # Errors
     /// [`FormatError::Unsupported`] for a name that is not in the table.
     pub fn parse(name: &str) -> Result<Self> {
-        TABLE.iter().find(|row| row.1 == name).map(|row| row.0).ok_or_else(|| {
-            FormatError::Unsupported {
-                what: format!("dtype {name:?}"),
-                supported: TABLE.iter().map(|row| row.1).collect::<Vec<_>>().join(", "),
-            }
+        TABLE.iter().find(|row| row.1 == name).map(|row| row.0).ok_or_else(|| FormatError::Unsupported {
+            what: format!("dtype {name:?}"),
+            supported: TABLE.iter().map(|row| row.1).collect::<Vec<_>>().join(", "),
         })
     }
 

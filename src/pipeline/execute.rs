@@ -1,26 +1,31 @@
 //! Runs jobs on worker threads.
 //!
-//! A worker takes the next job, walks it in tiles that fit the cache (read, decode to f32, round,
-//! transpose if asked, encode, write at an offset of its own), and marks the bytes finished.
-//! Memory is a few tiles per worker, whatever the size of tensor or model.
+//! A worker takes the next job and walks it in tiles that fit the cache: read, decode to f32,
+//! round, transpose if asked, encode. Encoded tiles collect in a slab, which is written at an
+//! offset of its own: few large writes, since writers of one file wait for each other. Memory is
+//! a few tiles and a slab per worker, whatever the size of tensor or model.
 
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock};
 
 use rayon::ThreadPoolBuilder;
-use requant_formats::codec::{self, Codec};
+use requant_formats::codec;
 
 use super::Progress;
 use super::digest::{self, Digests};
 use super::frontier::Frontier;
 use super::staging::StagedFile;
+use super::writeback::{self, Dirty};
 use crate::checkpoint::{Checkpoint, TileReader};
 use crate::error::{Error, Result};
 use crate::plan::{self, Blueprint, Job, OutputTensor, Rounding};
 
 /// Weights in a tile, at most (a single longer row makes a longer tile): 1 MiB of f32.
 const TILE_ELEMS: usize = 1 << 18;
+
+/// Weights in a slab: 2.4 MB in a 4-bit format.
+const SLAB_ELEMS: usize = 1 << 22;
 
 /// Memory beside the tiles: headers, catalogue, code, allocator.
 const BASE_RAM_BYTES: u64 = 64 << 20;
@@ -30,9 +35,10 @@ pub fn peak_ram_bytes(source: &Checkpoint, blueprint: &Blueprint, threads: usize
     let headers: u64 = blueprint.files.iter().map(|file| file.header.len() as u64).sum();
     let catalogue = 1024 * (source.tensors().len() + blueprint.tensors.len()) as u64;
     let widest = source.tensors().iter().map(|tensor| tensor.matrix().1).max().unwrap_or(0);
-    // f32 tile, its transposed copy, source bytes and encoded bytes: at most 4 bytes a weight each.
-    let tiles = threads as u64 * 16 * widest.max(TILE_ELEMS) as u64;
-    BASE_RAM_BYTES + 3 * headers + catalogue + tiles
+    // f32 tile, its transposed copy and source bytes: at most 4 bytes a weight each.
+    let tiles = 12 * widest.max(TILE_ELEMS) as u64;
+    let slab = blueprint.tensors.iter().map(slab_bytes).max().unwrap_or(0);
+    BASE_RAM_BYTES + 3 * headers + catalogue + threads as u64 * (tiles + slab)
 }
 
 /// Everything a run needs.
@@ -53,6 +59,7 @@ struct Shared {
     /// Digests of parts, by tensor.
     parts: Vec<OnceLock<Vec<String>>>,
     frontiers: Vec<Frontier>,
+    dirty: Dirty,
     /// The first error; set once.
     failure: Mutex<Option<Error>>,
     failed: AtomicBool,
@@ -76,9 +83,17 @@ impl Run<'_> {
             .thread_name(|index| format!("requant-{index}"))
             .build()
             .map_err(|error| Error::Request(format!("cannot start {threads} threads: {error}")))?;
+        let (finished, done) = std::sync::mpsc::channel();
+        let shared_ref = &shared;
         let followed = std::thread::scope(|scope| {
-            let follower = scope.spawn(|| self.follow(&shared));
-            pool.broadcast(|_| self.work(&shared));
+            let follower = scope.spawn(|| self.follow(shared_ref));
+            scope.spawn(move || {
+                if let Err(error) = writeback::run(self.files, &shared_ref.dirty, &done) {
+                    shared_ref.fail(error);
+                }
+            });
+            pool.broadcast(|_| self.work(shared_ref));
+            drop(finished);
             follower.join()
         });
         let files = match followed {
@@ -105,6 +120,7 @@ impl Run<'_> {
             remaining,
             parts: self.blueprint.tensors.iter().map(|_| OnceLock::new()).collect(),
             frontiers: self.blueprint.files.iter().map(|_| Frontier::new()).collect(),
+            dirty: Dirty::new(self.blueprint.files.len()),
             failure: Mutex::new(None),
             failed: AtomicBool::new(false),
         };
@@ -153,7 +169,7 @@ impl Run<'_> {
         let (_, cols) = self.source.tensors()[piece.source].matrix();
         let tile_rows =
             if piece.transposed { job.source_rows.len() } else { (TILE_ELEMS / cols.max(1)).max(1) };
-        let mut row = job.first_row;
+        let mut slab = Slab::new(output, job.first_row);
         let mut start = job.source_rows.start;
         while start < job.source_rows.end {
             if self.stop.load(Ordering::Relaxed) {
@@ -165,50 +181,19 @@ impl Run<'_> {
                 transpose(&worker.tile, end - start, cols, &mut worker.transposed);
                 std::mem::swap(&mut worker.tile, &mut worker.transposed);
             }
-            let rows = (worker.tile.len() / output.row_len_elems()) as u64;
-            self.write_tile(output, row, rows, worker)?;
+            worker.round(output.rounding)?;
+            slab.encode(&worker.tile, &mut worker.parts);
+            if slab.is_full() || end == job.source_rows.end {
+                slab.write(self.files, &shared.dirty, &mut worker.parts)?;
+            }
             self.progress.advance(bytes);
-            row += rows;
             start = end;
         }
-        for (file, offset, len) in plan::destinations(output, job.first_row, row - job.first_row) {
+        for (file, offset, len) in plan::destinations(output, job.first_row, slab.first_row - job.first_row) {
             shared.frontiers[file].add(offset, offset + len);
         }
         if shared.remaining[job.tensor].fetch_sub(1, Ordering::AcqRel) == 1 {
             self.digest_parts(shared, job.tensor)?;
-        }
-        Ok(())
-    }
-
-    /// Encodes the worker's tile as `rows` rows from `first_row` and writes them.
-    fn write_tile(
-        &self,
-        output: &OutputTensor,
-        first_row: u64,
-        rows: u64,
-        worker: &mut Worker,
-    ) -> Result<()> {
-        match output.rounding {
-            Rounding::Exact => {}
-            Rounding::Bf16 => requant_formats::codec::round_to_bf16(&mut worker.tile),
-            Rounding::F16 => {
-                let half = codec::find("F16").ok_or_else(|| Error::Request("codec F16 is missing".into()))?;
-                round_through(half, &mut worker.tile, &mut worker.encoded);
-            }
-        }
-        let destinations = plan::destinations(output, first_row, rows);
-        worker.encoded.resize(destinations.iter().map(|&(_, _, len)| len as usize).sum(), 0);
-        let mut rest = worker.encoded.as_mut_slice();
-        let mut parts = Vec::with_capacity(destinations.len());
-        for &(_, _, len) in &destinations {
-            let (part, others) = rest.split_at_mut(len as usize);
-            parts.push(part);
-            rest = others;
-        }
-        output.codec.encode(&worker.tile, &mut parts);
-        for ((file, offset, _), part) in destinations.into_iter().zip(parts) {
-            let staged = &self.files[file];
-            staged.file.write_all_at(part, offset).map_err(Error::io(&staged.path, "write"))?;
         }
         Ok(())
     }
@@ -231,14 +216,81 @@ struct Worker {
     reader: TileReader,
     tile: Vec<f32>,
     transposed: Vec<f32>,
-    encoded: Vec<u8>,
+    /// Encoded bytes of the slab, by part.
+    parts: Vec<Vec<u8>>,
 }
 
-/// Rounds every value to what `codec` keeps of it.
-fn round_through(codec: &dyn Codec, values: &mut [f32], buffer: &mut Vec<u8>) {
-    buffer.resize(codec::part_len_bytes(codec, 0, values.len() as u64) as usize, 0);
-    codec.encode(values, &mut [buffer]);
-    codec.decode(&[buffer], values);
+impl Worker {
+    /// Gives the tile the precision that the encoder is to see.
+    fn round(&mut self, rounding: Rounding) -> Result<()> {
+        match rounding {
+            Rounding::Exact => {}
+            Rounding::Bf16 => codec::round_to_bf16(&mut self.tile),
+            Rounding::F16 => {
+                let half = codec::find("F16").ok_or_else(|| Error::Request("codec F16 is missing".into()))?;
+                let mut bytes = vec![0; 2 * self.tile.len()];
+                half.encode(&self.tile, &mut [&mut bytes]);
+                half.decode(&[&bytes], &mut self.tile);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Encoded rows on their way to the file. The bytes are in [`Worker::parts`].
+struct Slab<'a> {
+    output: &'a OutputTensor,
+    /// First row that is not yet written.
+    first_row: u64,
+    /// Rows encoded since.
+    rows: u64,
+}
+
+impl<'a> Slab<'a> {
+    fn new(output: &'a OutputTensor, first_row: u64) -> Self {
+        Self { output, first_row, rows: 0 }
+    }
+
+    fn is_full(&self) -> bool {
+        self.rows * self.output.row_len_elems() as u64 >= SLAB_ELEMS as u64
+    }
+
+    /// Encodes whole rows at the end of the slab.
+    fn encode(&mut self, tile: &[f32], parts: &mut Vec<Vec<u8>>) {
+        let codec = self.output.codec;
+        parts.resize_with(codec.parts().len().max(parts.len()), Vec::new);
+        if self.rows == 0 {
+            parts.iter_mut().for_each(Vec::clear);
+        }
+        let mut ends = Vec::with_capacity(codec.parts().len());
+        for (number, part) in parts.iter_mut().take(codec.parts().len()).enumerate() {
+            let start = part.len();
+            part.resize(start + codec::part_len_bytes(codec, number, tile.len() as u64) as usize, 0);
+            ends.push(&mut part[start..]);
+        }
+        codec.encode(tile, &mut ends);
+        self.rows += (tile.len() / self.output.row_len_elems()) as u64;
+    }
+
+    /// Writes what was encoded and starts afresh.
+    fn write(&mut self, files: &[StagedFile], dirty: &Dirty, parts: &mut [Vec<u8>]) -> Result<()> {
+        let destinations = plan::destinations(self.output, self.first_row, self.rows);
+        for ((file, offset, _), part) in destinations.into_iter().zip(parts) {
+            let staged = &files[file];
+            staged.file.write_all_at(part, offset).map_err(Error::io(&staged.path, "write"))?;
+            dirty.mark(file);
+            part.clear();
+        }
+        self.first_row += self.rows;
+        self.rows = 0;
+        Ok(())
+    }
+}
+
+/// Most bytes that a slab of `output` holds: a tile may go past [`SLAB_ELEMS`].
+fn slab_bytes(output: &OutputTensor) -> u64 {
+    let elems = (SLAB_ELEMS + TILE_ELEMS.max(output.row_len_elems())) as u64;
+    (0..output.codec.parts().len()).map(|part| codec::part_len_bytes(output.codec, part, elems)).sum()
 }
 
 /// Bytes of each file that no tensor covers (header, padding): file, start, end.

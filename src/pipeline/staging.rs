@@ -94,7 +94,9 @@ impl Stage {
             if temporary.is_dir() {
                 sync_directory(temporary)?;
             }
-            if self.force && final_path.is_dir() {
+            // A rename replaces a file by a file; anything else has to make room first.
+            let both_files = temporary.is_file() && final_path.is_file();
+            if self.force && !both_files && final_path.symlink_metadata().is_ok() {
                 let old = with_suffix(final_path, ".replaced");
                 remove_any(&old)?;
                 std::fs::rename(final_path, &old).map_err(Error::io(final_path, "move away"))?;

@@ -1,7 +1,8 @@
 //! The pre-tokenizers llama.cpp knows, by the fingerprint of a tokenizer that uses them.
 //!
 //! Source: llama.cpp 0c1e570 `conversion/base.py`, `get_vocab_base_pre`. Where it lists a
-//! fingerprint twice, the later entry counts, as there.
+//! fingerprint twice, the later entry counts, as there. One entry is ours: the model in
+//! `fixtures/` cuts text with DeepSeek-V3's rules but has a small vocabulary of its own.
 
 /// SHA-256 of the probe's ids, name for `tokenizer.ggml.pre`; sorted by name.
 pub(super) const PRE_NAMES: &[(&str, &str)] = &[
@@ -21,6 +22,7 @@ pub(super) const PRE_NAMES: &[(&str, &str)] = &[
     ("347715f544604f9118bb75ed199f68779f423cabb20db6de6f31b908d04d7821", "deepseek-coder"),
     ("049ecf7629871e3041641907f3de7c733e4dbfdc736f57d882ba0b0845599754", "deepseek-llm"),
     ("b3f499bb4255f8ca19fccd664443283318f2fd2414d5e0b040fbdd0cc195d6c5", "deepseek-r1-qwen"),
+    ("426ae7ebb24a326d1e4c685148fc7e2a13351ea3577364a8fd2b16c15b5112e5", "deepseek-v3"), // our fixture
     ("877081d19cf6996e2c4ff0e1236341e9b7bde288f5311a56a937f0afbbb3aeb5", "deepseek-v3"),
     ("4e2b24cc4770243d65a2c9ec19770a72f08cffc161adbb73fcbb6b7dd45a0aae", "exaone"),
     ("6c81ce329e0802883b22eabab0d3fa48357337ef1ecb45443828bf1f6254833f", "exaone-moe"),

@@ -1,0 +1,159 @@
+//! The command line as scripts see it: exit codes, streams, JSON keys.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+use crate::conversion::{model, names};
+
+fn requant(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_requant")).args(arguments).output().unwrap()
+}
+
+fn json(arguments: &[&str]) -> Value {
+    let output = requant(arguments);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {}", text(&output.stdout)))
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[test]
+fn plan_states_what_convert_then_writes() {
+    let directory = tempfile::tempdir().unwrap();
+    for (format, name) in [("q4_k_m", "m.gguf"), ("Q8_0", "n.gguf"), ("mlx-4bit", "m"), ("mlx-bf16", "n")] {
+        let model = model();
+        let output = directory.path().join(name);
+        let plan = json(&["plan", path(&model), "--to", format, "--json"]);
+        let run = json(&["convert", path(&model), "--to", format, "-o", path(&output), "--json", "--quiet"]);
+
+        assert_eq!(run["output"], path(&output));
+        assert_eq!(run["tensors"], plan["tensors_out"]);
+        assert_eq!(run["bytes_out"], plan["bytes_out"]);
+        assert_eq!(run["bits_per_weight"], plan["bits_per_weight"]);
+        assert!(run["seconds"].as_f64().unwrap() > 0.0);
+        assert!(run["peak_rss_bytes"].as_u64().unwrap() <= plan["peak_ram_bytes"].as_u64().unwrap());
+        let read = run["bytes_in"].as_u64().unwrap();
+        assert_eq!(read + plan["dropped"]["bytes"].as_u64().unwrap(), plan["bytes_in"].as_u64().unwrap());
+
+        let on_disk: u64 = if output.is_dir() {
+            names(&output).iter().map(|name| output.join(name).metadata().unwrap().len()).sum()
+        } else {
+            output.metadata().unwrap().len()
+        };
+        assert_eq!(plan["bytes_out"], on_disk, "{format}");
+
+        let types = plan["types"].as_object().unwrap();
+        let sum = |key: &str| types.values().map(|totals| totals[key].as_u64().unwrap()).sum::<u64>();
+        assert_eq!(plan["parameters"], sum("parameters"));
+        assert_eq!(plan["tensors_out"], sum("tensors"));
+        let bits = 8.0 * sum("bytes") as f64 / sum("parameters") as f64;
+        assert!((plan["bits_per_weight"].as_f64().unwrap() - bits).abs() < 1e-9);
+        assert_eq!(plan["tensors_in"], 383);
+        assert!(plan["dropped"]["tensors"].as_u64().unwrap() > 0);
+        assert!(plan["peak_disk_bytes"].as_u64().unwrap() >= on_disk);
+
+        let inspected = json(&["inspect", path(&output), "--json"]);
+        assert_eq!(inspected["parameters"], plan["parameters"]);
+        assert_eq!(inspected["bits_per_weight"], plan["bits_per_weight"]);
+        assert_eq!(json(&["verify", path(&output), "--json"])["ok"], true);
+    }
+}
+
+#[test]
+fn plan_says_that_the_prediction_layer_is_dropped() {
+    for format in ["q4_k_m", "mlx-4bit"] {
+        let output = requant(&["plan", path(&model()), "--to", format]);
+        let text = text(&output.stdout);
+        assert!(text.contains("dropped") && text.contains("prediction"), "{text}");
+    }
+}
+
+#[test]
+fn inspect_reads_a_checkpoint() {
+    let value = json(&["inspect", path(&model()), "--json"]);
+    assert_eq!(value["container"], "safetensors");
+    assert_eq!(value["metadata"]["model_type"], "deepseek_v3");
+    assert_eq!(value["types"]["F8_E4M3"]["bytes"], value["types"]["F8_E4M3"]["parameters"]);
+    let output = requant(&["inspect", path(&model())]);
+    assert!(text(&output.stdout).contains("bits per weight"));
+}
+
+#[test]
+fn exit_codes_and_streams() {
+    let directory = tempfile::tempdir().unwrap();
+    let output = directory.path().join("m.gguf");
+    let (model, output) = (model(), path(&output));
+
+    let usage = requant(&["convert", path(&model)]);
+    assert_eq!(usage.status.code(), Some(2));
+    assert!(usage.stdout.is_empty() && text(&usage.stderr).contains("--to"));
+    assert_eq!(requant(&["plan", path(&model), "--to", "q4_0", "--threads", "0"]).status.code(), Some(2));
+    assert_eq!(requant(&["plan", path(&model), "--to", "q4_0", "--memory", "lots"]).status.code(), Some(2));
+
+    let unknown = requant(&["convert", path(&model), "--to", "q9_9", "-o", output]);
+    assert_eq!(unknown.status.code(), Some(1));
+    let message = text(&unknown.stderr);
+    assert!(
+        message.contains("q9_9") && message.contains("q4_k_m") && message.contains("mlx-4bit"),
+        "{message}"
+    );
+
+    let missing = requant(&["plan", "no/such/place", "--to", "q4_0"]);
+    assert_eq!(missing.status.code(), Some(1));
+    assert!(text(&missing.stderr).contains("no/such/place"));
+
+    let tight = requant(&["convert", path(&model), "--to", "q4_0", "-o", output, "--memory", "1M"]);
+    assert_eq!(tight.status.code(), Some(1));
+    assert!(text(&tight.stderr).contains("--memory"));
+
+    let help = requant(&["convert", "--help"]);
+    assert!(help.status.success());
+    let help = text(&help.stdout);
+    for format in requant::plan::TARGETS.iter().flat_map(|target| target.formats()) {
+        assert!(help.contains(format.name), "{} is not in --help", format.name);
+    }
+    assert_eq!(names(directory.path()), Vec::<String>::new());
+}
+
+#[test]
+fn verify_fails_with_a_line_for_each_problem() {
+    let directory = tempfile::tempdir().unwrap();
+    let output = directory.path().join("m.gguf");
+    let done = requant(&["convert", path(&model()), "--to", "q4_0", "-o", path(&output)]);
+    assert!(done.status.success());
+    // Not a terminal: plain lines, no control characters.
+    let progress = text(&done.stderr);
+    assert!(progress.contains("convert") && !progress.contains('\u{1b}'), "{progress:?}");
+    let mut bytes = std::fs::read(&output).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    std::fs::write(&output, bytes).unwrap();
+    let verified = requant(&["verify", path(&output)]);
+    assert_eq!(verified.status.code(), Some(1));
+    let found = text(&verified.stdout);
+    assert!(found.contains("m.gguf: sha256") && found.contains("tensor"), "{found}");
+}
+
+#[test]
+fn a_split_size_and_a_pre_tokenizer_are_taken() {
+    let directory = tempfile::tempdir().unwrap();
+    let output = directory.path().join("m.gguf");
+    let model = model();
+    let arguments = ["convert", path(&model), "--to", "q4_0", "-o", path(&output), "--json"];
+    let value =
+        json(&[&arguments[..], &["--split-max-size", "1M", "--tokenizer-pre", "deepseek-v3"]].concat());
+    let files = value["files"].as_array().unwrap();
+    assert!(files.len() > 1);
+    assert_eq!(names(directory.path()).len(), files.len() + 1);
+    let first = directory.path().join(files[0]["name"].as_str().unwrap());
+    let inspected = json(&["inspect", path(&first), "--json"]);
+    assert_eq!(inspected["files"].as_array().unwrap().len(), files.len());
+}

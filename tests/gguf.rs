@@ -1,0 +1,59 @@
+//! The fixture converted to GGUF, against the files of `convert_hf_to_gguf.py --outtype f32` and
+//! `llama-quantize`.
+
+use requant::plan::Options;
+use requant_formats::container::gguf;
+use serde_json::Value;
+
+use crate::conversion::{Silent, convert, convert_with, fixtures, model, names, settings, sha256};
+
+/// The golden listing is of the converter's output, before llama-quantize sorts the tensors.
+const NOT_A_TARGET: &str = "converted";
+
+#[test]
+fn files_equal_those_of_llama_cpp() {
+    let mut formats = 0;
+    for name in names(&fixtures().join("goldens/gguf")) {
+        let format = name.strip_suffix(".json").unwrap();
+        if format == NOT_A_TARGET {
+            continue;
+        }
+        let golden = std::fs::read(fixtures().join("goldens/gguf").join(&name)).unwrap();
+        let golden: Value = serde_json::from_slice(&golden).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let output = directory.path().join("model.gguf");
+        let outcome = convert(&model(), format, 3, &output).unwrap();
+        let bytes = std::fs::read(&output).unwrap();
+        assert_eq!(bytes.len() as u64, golden["size"].as_u64().unwrap(), "{format}");
+        assert_eq!(sha256(&bytes), golden["sha256"].as_str().unwrap(), "{format}");
+        assert_eq!(outcome.manifest.files[0].sha256, golden["sha256"].as_str().unwrap(), "{format}");
+        formats += 1;
+    }
+    assert_eq!(formats, 13);
+}
+
+#[test]
+fn splits_hold_the_tensors_of_the_whole() {
+    let directory = tempfile::tempdir().unwrap();
+    let whole = convert(&model(), "q4_k_m", 2, &directory.path().join("whole.gguf")).unwrap();
+    let options =
+        Options { output_name: "model.gguf".into(), split_max_bytes: Some(1_000_000), ..Options::default() };
+    let output = directory.path().join("model.gguf");
+    let split = convert_with(&model(), &settings("q4_k_m", 2), &options, &output, &Silent).unwrap();
+    let files: Vec<&str> = split.manifest.files.iter().map(|file| file.name.as_str()).collect();
+    assert!(files.len() >= 3, "{files:?}");
+    assert_eq!(files[0], format!("model-00001-of-{:05}.gguf", files.len()));
+    let headers: Vec<gguf::Gguf> = files
+        .iter()
+        .map(|name| {
+            let bytes = std::fs::read(directory.path().join(name)).unwrap();
+            gguf::read(&mut bytes.as_slice(), bytes.len() as u64).unwrap()
+        })
+        .collect();
+    gguf::split::check(&headers).unwrap();
+    let digests = |manifest: &requant::pipeline::Manifest| -> Vec<(String, String)> {
+        manifest.tensors.iter().map(|tensor| (tensor.name.clone(), tensor.sha256.clone())).collect()
+    };
+    assert_eq!(digests(&split.manifest), digests(&whole.manifest));
+    assert!(!output.exists());
+}
