@@ -8,10 +8,12 @@ use super::scale_min::{HEAD_BYTES, Head, LEN, SUB_LEN, SUBS};
 use super::scale_min_search::{Found, Search, search_lanes};
 use crate::dispatch::{LaneKernel, Lanes};
 
-/// Vectors of sub-blocks searched at a time.
+/// Vectors of sub-blocks whose sums are interleaved.
 const VECTORS: usize = 2;
-/// More lanes than any instruction set has, in [`VECTORS`] vectors.
-const MAX_SUBS: usize = 32;
+/// Packs of vectors that take turns.
+const PACKS: usize = 2;
+/// As many lanes as the widest instruction set has in all packs.
+const MAX_SUBS: usize = PACKS * VECTORS * 16;
 
 /// How a format writes the codes of a super-block.
 pub(super) trait Layout: Block {
@@ -63,7 +65,7 @@ impl<B: Layout> LaneKernel for Encode<'_, B> {
     type Output = ();
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
-        let batch_subs = VECTORS * L::LEN;
+        let batch_subs = PACKS * VECTORS * L::LEN;
         let batch_blocks = batch_subs / SUBS;
         let mut padded = [0.0f32; MAX_SUBS * SUB_LEN];
         let batches = self.src.chunks(batch_blocks * LEN);
@@ -74,14 +76,17 @@ impl<B: Layout> LaneKernel for Encode<'_, B> {
                 padded[..x.len()].copy_from_slice(x);
                 &padded[..batch_blocks * LEN]
             };
-            let found: Found<L, VECTORS> = search_lanes(lanes, full, B::SEARCH);
+            let found: [Found<L, VECTORS>; PACKS] = search_lanes(lanes, full, B::SEARCH);
             let [mut scales, mut mins, mut magnitudes] = [[0.0f32; MAX_SUBS]; 3];
-            let mut valid = 0u32;
-            for g in 0..VECTORS {
-                lanes.store(found.scale[g], &mut scales[g * L::LEN..]);
-                lanes.store(found.min[g], &mut mins[g * L::LEN..]);
-                lanes.store(found.magnitude[g], &mut magnitudes[g * L::LEN..]);
-                valid |= lanes.bits(found.valid[g]) << (g * L::LEN);
+            let mut valid = 0u64;
+            for (p, found) in found.iter().enumerate() {
+                for g in 0..VECTORS {
+                    let at = (p * VECTORS + g) * L::LEN;
+                    lanes.store(found.scale[g], &mut scales[at..]);
+                    lanes.store(found.min[g], &mut mins[at..]);
+                    lanes.store(found.magnitude[g], &mut magnitudes[at..]);
+                    valid |= u64::from(lanes.bits(found.valid[g])) << at;
+                }
             }
             let blocks = x.as_chunks::<LEN>().0.iter().zip(y.chunks_exact_mut(B::LEN_BYTES));
             let subs =
