@@ -9,10 +9,12 @@ SLICE      a checkpoint directory, as make_slice.py makes it
 --python   an interpreter with torch, gguf and transformers (for the converter) and mlx_lm
 --formats  which rows to run (default all)
 
-For each row: wall seconds (median of the runs), CPU seconds, peak resident memory of the largest
-process, bytes left on disk beside the result. Peers that are not there are left out; they run once,
-for they take minutes. The source is read once before the first row, so everybody finds it in the
-page cache as far as memory goes. Standard library only.
+For each row: wall seconds (median of the runs), of which seconds to sync the result to disk, CPU
+seconds, peak resident memory of the largest process, bytes left on disk beside the result. requant
+syncs before it ends; the peers do not, so their results are synced after them and counted, too:
+everybody is done when the result is on the disk. Peers that are not there are left out; they run
+once, for they take minutes. The source is read once before the first row, so everybody finds it in
+the page cache as far as memory goes. Standard library only.
 """
 
 import argparse
@@ -33,16 +35,25 @@ ROWS = {
 }
 
 
-def measure(command, log):
-    """Runs a command; (wall seconds, CPU seconds, peak resident bytes)."""
+def measure(command, log, output):
+    """Runs a command and syncs its output; (wall seconds, of which sync, CPU seconds, peak resident bytes)."""
     started = time.monotonic()
     with open(log, "ab") as sink:
         process = subprocess.Popen(command, stdout=sink, stderr=sink)
         _, status, usage = os.wait4(process.pid, 0)
-    wall = time.monotonic() - started
+    ended = time.monotonic()
     if status != 0:
         sys.exit(f"failed ({status}): {' '.join(map(str, command))}\nsee {log}")
-    return wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
+    sync(output)
+    wall, syncing = time.monotonic() - started, time.monotonic() - ended
+    return wall, syncing, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
+
+
+def sync(path):
+    for file in [path] if path.is_file() else path.rglob("*"):
+        descriptor = os.open(file, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
 
 
 def size(path):
@@ -58,8 +69,8 @@ def remove(path):
         path.unlink()
 
 
-def show(row, tool, wall, cpu, peak, extra):
-    print(f"{row:10} {tool:44} {wall:8.2f} {cpu:8.2f} {peak / 1e9:8.2f} {extra / 1e9:8.2f}", flush=True)
+def show(row, tool, wall, syncing, cpu, peak, extra):
+    print(f"{row:10} {tool:44} {wall:8.2f} {syncing:8.2f} {cpu:8.2f} {peak / 1e9:8.2f} {extra / 1e9:8.2f}", flush=True)
 
 
 def requant(arguments, row, log):
@@ -68,12 +79,11 @@ def requant(arguments, row, log):
     for _ in range(arguments.runs):
         remove(output)
         os.sync()
-        tokenizer = ["--tokenizer-pre", "deepseek-v3"] if ROWS[row][0] else []
-        command = [arguments.requant, "convert", arguments.slice, "--to", row, "-o", output, "--quiet", *tokenizer]
-        figures.append(measure(command, log))
+        command = [arguments.requant, "convert", arguments.slice, "--to", row, "-o", output, "--quiet"]
+        figures.append(measure(command, log, output))
     remove(output)
-    wall, cpu, peak = (statistics.median(column) for column in zip(*figures))
-    show(row, f"requant (median of {arguments.runs})", wall, cpu, peak, 0)
+    wall, syncing, cpu, peak = (statistics.median(column) for column in zip(*figures))
+    show(row, f"requant (median of {arguments.runs})", wall, syncing, cpu, peak, 0)
     return wall
 
 
@@ -82,11 +92,12 @@ def llama_cpp(arguments, row, log, source):
     quantize = arguments.llama_cpp / "build/bin/llama-quantize"
     output = arguments.work / "llama.gguf"
     remove(output)
-    wall, cpu, peak = measure([quantize, source["path"], output, ROWS[row][0]], log)
+    wall, syncing, cpu, peak = measure([quantize, source["path"], output, ROWS[row][0]], log, output)
     remove(output)
-    show(row, "llama-quantize", wall, cpu, peak, 0)
+    show(row, "llama-quantize", wall, syncing, cpu, peak, 0)
+    # Nobody needs the intermediate on the disk: its sync does not count.
     total = source["wall"] + wall
-    show(row, "llama.cpp, both steps", total, source["cpu"] + cpu, max(source["peak"], peak), source["bytes"])
+    show(row, "llama.cpp, both steps", total, syncing, source["cpu"] + cpu, max(source["peak"], peak), source["bytes"])
     return total
 
 
@@ -96,8 +107,9 @@ def convert_to_gguf(arguments, log):
     remove(path)
     script = REPOSITORY / "fixtures/reference_gguf.py"
     command = [arguments.python, script, arguments.llama_cpp, arguments.slice, "--outtype", "bf16", "--outfile", path]
-    wall, cpu, peak = measure(command, log)
-    show("", "convert_hf_to_gguf.py --outtype bf16", wall, cpu, peak, size(path))
+    wall, syncing, cpu, peak = measure(command, log, path)
+    wall -= syncing
+    show("", "convert_hf_to_gguf.py --outtype bf16", wall, 0, cpu, peak, size(path))
     return {"path": path, "wall": wall, "cpu": cpu, "peak": peak, "bytes": size(path)}
 
 
@@ -105,9 +117,9 @@ def mlx(arguments, row, log):
     output = arguments.work / "mlx"
     remove(output)
     command = [arguments.python, "-m", "mlx_lm", "convert", "--hf-path", arguments.slice, "--mlx-path", output]
-    wall, cpu, peak = measure([*command, *ROWS[row][1]], log)
+    wall, syncing, cpu, peak = measure([*command, *ROWS[row][1]], log, output)
     remove(output)
-    show(row, "mlx_lm convert", wall, cpu, peak, 0)
+    show(row, "mlx_lm convert", wall, syncing, cpu, peak, 0)
     return wall
 
 
@@ -128,7 +140,7 @@ def main():
             while stream.read(1 << 24):
                 pass
 
-    print(f"{'format':10} {'tool':44} {'wall s':>8} {'cpu s':>8} {'RSS GB':>8} {'disk GB':>8}")
+    print(f"{'format':10} {'tool':44} {'wall s':>8} {'sync s':>8} {'cpu s':>8} {'RSS GB':>8} {'disk GB':>8}")
     ours = {row: requant(arguments, row, log) for row in arguments.formats}
     theirs = {}
     gguf_rows = [row for row in arguments.formats if ROWS[row][0]]

@@ -2,9 +2,9 @@
 //!
 //! Nothing appears under a final name before it is complete and on disk:
 //!
-//! 1. [`staging`]: files of exact size under temporary names, with their headers.
-//! 2. [`execute`]: jobs on worker threads, each writing byte ranges of its own, while
-//!    [`digest`] hashes what is finished.
+//! 1. `staging`: files of exact size under temporary names, with their headers.
+//! 2. `execute`: jobs on worker threads, each writing byte ranges of its own, while
+//!    `digest` hashes what is finished.
 //! 3. The manifest is written, everything is synced, and the temporary names become final.
 
 use std::path::{Path, PathBuf};

@@ -1,6 +1,5 @@
 //! Speed of every codec, encoding and decoding, with the scalar oracle beside it, in weights
-//! per second; and of the block-scaled FP8 decoder. Each line's label ends with the bytes of
-//! `f32` that one iteration handles, for GB/s.
+//! per second and in bytes of `f32` per second; and of the block-scaled FP8 decoder. One core.
 //!
 //! `cargo bench -p requant-formats -- Q4_K` runs the lines of one codec; pin it to a core.
 
@@ -31,6 +30,11 @@ fn weights() -> Vec<f32> {
         .collect()
 }
 
+/// Weights per second, and bytes of their `f32` form per second.
+fn both(weights: usize) -> Throughput {
+    Throughput::ElementsAndBytes { elements: weights as u64, bytes: 4 * weights as u64 }
+}
+
 fn codecs(criterion: &mut Criterion) {
     let weights = weights();
     for codec in CODECS {
@@ -40,15 +44,14 @@ fn codecs(criterion: &mut Criterion) {
             codec.parts().iter().map(|part| vec![0; groups * part.bytes_per_group]).collect();
         let mut values = vec![0.0f32; weights.len()];
         let mut group = criterion.benchmark_group(codec.name());
-        group.throughput(Throughput::Elements(weights.len() as u64));
+        group.throughput(both(weights.len()));
         group
             .sample_size(20)
             .warm_up_time(Duration::from_millis(200))
             .measurement_time(Duration::from_secs(1));
-        let size = format!("{} B of f32", size_of_val(weights));
         for scalar in [false, true] {
             let way = if scalar { "scalar" } else { "fast" };
-            group.bench_function(BenchmarkId::new(format!("encode/{way}"), &size), |bencher| {
+            group.bench_function(BenchmarkId::new("encode", way), |bencher| {
                 bencher.iter(|| {
                     let mut slices: Vec<&mut [u8]> = parts.iter_mut().map(Vec::as_mut_slice).collect();
                     if scalar {
@@ -59,7 +62,7 @@ fn codecs(criterion: &mut Criterion) {
                 });
             });
             let slices: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
-            group.bench_function(BenchmarkId::new(format!("decode/{way}"), &size), |bencher| {
+            group.bench_function(BenchmarkId::new("decode", way), |bencher| {
                 bencher.iter(|| {
                     if scalar {
                         codec.decode_scalar(black_box(&slices), &mut values);
@@ -78,8 +81,8 @@ fn block_scaled_fp8(criterion: &mut Criterion) {
     let scales = vec![1.37e-4f32; COLS / 128];
     let mut values = vec![0.0f32; codes.len()];
     let mut group = criterion.benchmark_group("F8_E4M3 with 128x128 scales");
-    group.throughput(Throughput::Elements(codes.len() as u64));
-    group.bench_function(format!("decode/fast/{} B of f32", size_of_val(&values[..])), |bencher| {
+    group.throughput(both(codes.len()));
+    group.bench_function(BenchmarkId::new("decode", "fast"), |bencher| {
         let grid = BlockScales { scales: &scales, block_rows: 128, block_cols: 128 };
         bencher.iter(|| fp8::decode_scaled::<F8E4M3>(black_box(&codes), COLS, 0, grid, &mut values));
     });

@@ -111,7 +111,7 @@ fn check(config: &Config, spec: &ArchSpec) -> Result<()> {
         let found = spec.experts_per_token.to_string();
         return Err(config.invalid("num_experts_per_tok", &found, &format!("at most {}", spec.experts)));
     }
-    if spec.expert_groups == 0 || spec.experts % spec.expert_groups != 0 {
+    if spec.expert_groups == 0 || !spec.experts.is_multiple_of(spec.expert_groups) {
         let found = spec.expert_groups.to_string();
         return Err(config.invalid("n_group", &found, &format!("a divisor of {} experts", spec.experts)));
     }

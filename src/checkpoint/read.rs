@@ -89,7 +89,7 @@ impl TileReader {
             _ => fp8::decode_scaled::<F8E4M3>(&self.bytes, cols, first_row, scales, tile),
         }
         // Every tile of a block reads the block's scales; count them with the block's first row.
-        let starts_block = rows.start % scale.block_rows == 0;
+        let starts_block = rows.start.is_multiple_of(scale.block_rows);
         let counted = count - if starts_block { 0 } else { grid_cols };
         Ok(counted * width)
     }

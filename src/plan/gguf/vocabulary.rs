@@ -66,7 +66,10 @@ fn recognize(tokenizer: &Tokenizer) -> Result<&'static str> {
 /// Text and type of every row of the embedding.
 fn tokens(tokenizer: &Tokenizer, vocab: usize) -> Result<(Vec<String>, Vec<i32>)> {
     let mut texts: Vec<Option<String>> = vec![None; vocab];
-    for (text, id) in tokenizer.vocabulary() {
+    let mut vocabulary: Vec<(String, u32)> = tokenizer.vocabulary().into_iter().collect();
+    // In order of ids, so that the same file gives the same message.
+    vocabulary.sort_unstable_by_key(|&(_, id)| id);
+    for (text, id) in vocabulary {
         let Some(row) = texts.get_mut(id as usize) else {
             let message = format!("token {text:?} has id {id}, but config.json's vocab_size is {vocab}");
             return Err(Error::checkpoint(TOKENIZER_FILE, message));
