@@ -16,9 +16,11 @@ use crate::source::Source;
 mod catalogue;
 mod quantization;
 mod read;
+mod store;
 
 pub use quantization::{BlockScale, ScaleFormat};
 pub use read::TileReader;
+pub use store::{Weight, WeightStore};
 
 /// One tensor of the catalogue.
 #[derive(Debug, Clone, PartialEq)]

@@ -32,13 +32,28 @@ impl TileReader {
         rows: Range<usize>,
         tile: &mut Vec<f32>,
     ) -> Result<u64> {
+        let (_, cols) = checkpoint.tensors()[id].matrix();
+        tile.resize(rows.len() * cols, 0.0);
+        self.read_into(checkpoint, id, rows, tile)
+    }
+
+    /// As [`TileReader::read`], into a slice of exactly `rows.len()` rows.
+    ///
+    /// # Errors
+    /// As [`TileReader::read`].
+    pub fn read_into(
+        &mut self,
+        checkpoint: &Checkpoint,
+        id: usize,
+        rows: Range<usize>,
+        tile: &mut [f32],
+    ) -> Result<u64> {
         let tensor = &checkpoint.tensors()[id];
         let (_, cols) = tensor.matrix();
         let row_bytes = cols * tensor.dtype.size_bytes();
         self.bytes.resize(rows.len() * row_bytes, 0);
         let offset = tensor.offset_bytes + (rows.start * row_bytes) as u64;
         checkpoint.source().read_at(tensor.file, offset, &mut self.bytes)?;
-        tile.resize(rows.len() * cols, 0.0);
 
         let mut total = self.bytes.len();
         if let Some(scale) = tensor.scale {

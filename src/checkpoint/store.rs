@@ -1,0 +1,76 @@
+//! Weights by what they are for, as rows of f32, whatever they are stored as.
+//!
+//! A [`WeightStore`] speaks the shapes of [`Role`], which are those of Hugging Face checkpoints. A
+//! container that arranges weights otherwise (stacked experts, a split or transposed `kv_b_proj`)
+//! puts its rows back into this order.
+
+use std::ops::Range;
+
+use super::{Checkpoint, TileReader};
+use crate::arch::{ArchSpec, Role};
+use crate::error::{Error, Result};
+
+/// A weight of a store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Weight {
+    /// What it is for.
+    pub role: Role,
+    /// Name in its container, for messages.
+    pub name: String,
+    /// File it is in, for messages.
+    pub file: String,
+    /// Rows; 1 for a vector.
+    pub rows: usize,
+    /// Columns.
+    pub cols: usize,
+}
+
+/// A model's weights as f32.
+pub trait WeightStore: Sync {
+    /// The model's hyper-parameters.
+    fn spec(&self) -> &ArchSpec;
+
+    /// The weight with this role.
+    ///
+    /// # Errors
+    /// When the model has none.
+    fn weight(&self, role: Role) -> Result<Weight>;
+
+    /// Decodes `rows` of a weight into `tile`, which has exactly their length. Called from several
+    /// threads.
+    ///
+    /// # Errors
+    /// When they cannot be read, or hold NaN or infinity; names the tensor and the file.
+    fn read_rows(&self, weight: &Weight, rows: Range<usize>, tile: &mut [f32]) -> Result<()>;
+}
+
+impl Checkpoint {
+    /// Position of the tensor that serves as `role`: a tied output head is the token embedding.
+    fn serving(&self, role: Role) -> Result<usize> {
+        let tied = role == Role::Output && self.spec().tied_embeddings;
+        let found =
+            self.by_role(role).or_else(|| if tied { self.by_role(Role::TokenEmbedding) } else { None });
+        found.ok_or_else(|| {
+            let message = format!("no tensor serves as {role:?}; the forward pass needs it");
+            Error::checkpoint(self.source().location(), message)
+        })
+    }
+}
+
+impl WeightStore for Checkpoint {
+    fn spec(&self) -> &ArchSpec {
+        self.spec()
+    }
+
+    fn weight(&self, role: Role) -> Result<Weight> {
+        let tensor = &self.tensors()[self.serving(role)?];
+        let (rows, cols) = tensor.matrix();
+        let file = self.source().files()[tensor.file].name.clone();
+        Ok(Weight { role, name: tensor.name.clone(), file, rows, cols })
+    }
+
+    fn read_rows(&self, weight: &Weight, rows: Range<usize>, tile: &mut [f32]) -> Result<()> {
+        TileReader::default().read_into(self, self.serving(weight.role)?, rows, tile)?;
+        Ok(())
+    }
+}
