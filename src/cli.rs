@@ -11,6 +11,7 @@ use crate::error::Result;
 
 mod convert;
 mod inspect;
+mod perplexity;
 mod plan;
 mod report;
 mod size;
@@ -25,7 +26,8 @@ trait Subcommand: Sync {
 }
 
 /// Every subcommand.
-const SUBCOMMANDS: &[&dyn Subcommand] = &[&convert::Convert, &plan::Plan, &inspect::Inspect, &verify::Verify];
+const SUBCOMMANDS: &[&dyn Subcommand] =
+    &[&convert::Convert, &plan::Plan, &inspect::Inspect, &verify::Verify, &perplexity::Perplexity];
 
 /// Parses the process arguments and runs what they ask for.
 pub fn main() -> ExitCode {

@@ -8,7 +8,8 @@
 //! | S1 | [`source`], [`arch`], [`tokenizer`] |
 //! | S2 | [`checkpoint`] |
 //! | S3 | [`plan`] |
-//! | S4 | `pipeline` |
+//! | S4 | `pipeline`, [`model`] |
+//! | S5 | [`evaluate`] |
 //! | S6 | `cli` |
 
 pub mod arch;
@@ -17,6 +18,8 @@ pub mod checkpoint;
 
 pub mod cli;
 pub mod error;
+pub mod evaluate;
+pub mod model;
 pub mod pipeline;
 pub mod plan;
 

@@ -8,6 +8,7 @@
 //! - `faults`: what a run leaves behind when it is stopped, fails, or meets another one.
 //! - `sources`: the same weights stored in other ways.
 //! - `verify`: damage to finished results is found and named.
+//! - `perplexity`: the forward pass on the fixture, against transformers and llama-perplexity.
 //! - `command`: the command line as scripts see it: exit codes, streams, JSON keys.
 
 #[cfg(test)]
@@ -24,6 +25,8 @@ mod hostile;
 mod maker;
 #[cfg(test)]
 mod mlx;
+#[cfg(test)]
+mod perplexity;
 #[cfg(test)]
 mod sources;
 #[cfg(test)]

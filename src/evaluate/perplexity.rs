@@ -1,0 +1,147 @@
+//! Perplexity as llama-perplexity defines it.
+//!
+//! In each window of `n` tokens, the tokens at positions `n / 2 + 1 .. n` are scored: each has at least
+//! `n / 2` tokens before it. With `l` the negative log likelihood of a scored token, perplexity is
+//! `exp(mean(l))`, and its standard error is `exp(mean(l)) * sqrt((mean(l^2) - mean(l)^2) / (count - 1))`.
+//!
+//! Source: llama.cpp `tools/perplexity/perplexity.cpp`.
+
+use rayon::prelude::*;
+
+use super::Windows;
+use crate::checkpoint::WeightStore;
+use crate::error::{Error, Result};
+use crate::model::{self, Observer};
+
+/// The measure, and what it was taken on.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Perplexity {
+    /// `exp` of the mean negative log likelihood.
+    pub perplexity: f64,
+    /// Its standard error.
+    pub error: f64,
+    /// Negative log likelihood of every scored token, window after window.
+    pub losses: Vec<f64>,
+}
+
+impl Perplexity {
+    /// From the losses of scored tokens.
+    pub fn from_losses(losses: Vec<f64>) -> Self {
+        let count = losses.len() as f64;
+        let mean = losses.iter().sum::<f64>() / count;
+        let mean_square = losses.iter().map(|loss| loss * loss).sum::<f64>() / count;
+        let variance = (mean_square - mean * mean).max(0.0);
+        let error = if count > 1.0 { mean.exp() * (variance / (count - 1.0)).sqrt() } else { f64::INFINITY };
+        Self { perplexity: mean.exp(), error, losses }
+    }
+
+    /// The estimate after each window: what llama-perplexity prints as it goes.
+    pub fn running(&self, windows: usize) -> Vec<f64> {
+        let per_window = (self.losses.len() / windows.max(1)).max(1);
+        let mut sum = 0.0;
+        let means = self.losses.chunks(per_window).enumerate().map(|(window, losses)| {
+            sum += losses.iter().sum::<f64>();
+            (sum / ((window + 1) * per_window) as f64).exp()
+        });
+        means.collect()
+    }
+}
+
+/// Log of a sum of exponentials that grows chunk by chunk.
+#[derive(Clone, Copy)]
+struct LogSum {
+    largest: f32,
+    /// Sum of `exp(logit - largest)`.
+    sum: f64,
+}
+
+impl LogSum {
+    const EMPTY: Self = Self { largest: f32::NEG_INFINITY, sum: 0.0 };
+
+    fn add(&mut self, logits: &[f32]) {
+        let largest = logits.iter().fold(self.largest, |largest, &logit| largest.max(logit));
+        if self.sum > 0.0 {
+            self.sum *= f64::from(self.largest - largest).exp();
+        }
+        self.largest = largest;
+        self.sum += logits.iter().map(|logit| f64::from((logit - largest).exp())).sum::<f64>();
+    }
+
+    fn value(self) -> f64 {
+        f64::from(self.largest) + self.sum.ln()
+    }
+}
+
+/// What is known of a scored token while the vocabulary goes by.
+#[derive(Clone, Copy)]
+struct Score {
+    target: usize,
+    target_logit: f32,
+    log_sum: LogSum,
+}
+
+/// Measures the model on `windows`.
+///
+/// # Errors
+/// As [`model::forward`]; when a token to be scored is not in the vocabulary of the head.
+pub fn perplexity(
+    store: &dyn WeightStore,
+    windows: &Windows,
+    observer: &mut dyn Observer,
+) -> Result<Perplexity> {
+    let hidden = model::forward(store, &windows.tokens, windows.context, observer)?;
+    let context = windows.context;
+    let scored: Vec<usize> = (0..windows.len())
+        .flat_map(|window| window * context + context / 2..(window + 1) * context - 1)
+        .collect();
+    let mut scores: Vec<Score> = scored
+        .iter()
+        .map(|&token| Score {
+            target: windows.tokens[token + 1] as usize,
+            target_logit: f32::NEG_INFINITY,
+            log_sum: LogSum::EMPTY,
+        })
+        .collect();
+    model::for_each_logit_chunk(store, &hidden, &scored, |first, cols, logits| {
+        scores.par_iter_mut().zip(logits.par_chunks(cols)).for_each(|(score, logits)| {
+            score.log_sum.add(logits);
+            if let Some(&logit) = score.target.checked_sub(first).and_then(|at| logits.get(at)) {
+                score.target_logit = logit;
+            }
+        });
+    })?;
+    let losses: Vec<f64> =
+        scores.iter().map(|score| score.log_sum.value() - f64::from(score.target_logit)).collect();
+    match losses.iter().position(|loss| !loss.is_finite()) {
+        None => Ok(Perplexity::from_losses(losses)),
+        Some(at) => {
+            let message =
+                format!("no likelihood for token {}: it is outside the output head", scores[at].target);
+            Err(Error::Request(message))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_of_the_vocabulary_sum_up_to_the_whole() {
+        let logits: Vec<f32> = (0..100).map(|i| ((i * 37) % 100) as f32 * 0.7 - 30.0).collect();
+        let whole = logits.iter().map(|&logit| f64::from(logit).exp()).sum::<f64>().ln();
+        for size in [1, 7, 100] {
+            let mut sum = LogSum::EMPTY;
+            logits.chunks(size).for_each(|chunk| sum.add(chunk));
+            assert!((sum.value() - whole).abs() < 1e-5, "{size}: {} {whole}", sum.value());
+        }
+    }
+
+    #[test]
+    fn the_error_is_that_of_the_mean() {
+        let measured = Perplexity::from_losses(vec![1.0, 2.0, 3.0, 4.0]);
+        assert!((measured.perplexity - 2.5f64.exp()).abs() < 1e-12);
+        assert!((measured.error - 2.5f64.exp() * (1.25f64 / 3.0).sqrt()).abs() < 1e-12);
+        assert_eq!(measured.running(2), [1.5f64.exp(), 2.5f64.exp()]);
+    }
+}

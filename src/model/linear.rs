@@ -1,0 +1,139 @@
+//! A linear layer straight from the store: decodes a tile of weight rows while the tile before it is
+//! multiplied, so that no more than two tiles of a weight are in memory.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::matmul::{Into, View, product_transposed};
+use crate::arch::Role;
+use crate::checkpoint::{Weight, WeightStore};
+use crate::error::{Error, Result};
+
+/// Most weights of a tile.
+const TILE_WEIGHTS: usize = 4 << 20;
+/// Rows decoded by one task; a multiple of the row blocks of every block format.
+const DECODE_ROWS: usize = 128;
+/// Tokens multiplied by one task.
+const TOKEN_BLOCK: usize = 256;
+
+/// Where a product goes: columns `offset..` of a matrix with `stride` columns.
+pub(super) struct Output<'a> {
+    pub(super) data: &'a mut [f32],
+    pub(super) stride: usize,
+    pub(super) offset: usize,
+    pub(super) into: Into,
+}
+
+impl<'a> Output<'a> {
+    /// All columns of `data`, old values replaced.
+    pub(super) fn replace(data: &'a mut [f32], stride: usize) -> Self {
+        Self { data, stride, offset: 0, into: Into::Replace }
+    }
+
+    /// All columns of `data`, added to what is there.
+    pub(super) fn add(data: &'a mut [f32], stride: usize) -> Self {
+        Self { data, stride, offset: 0, into: Into::Add }
+    }
+}
+
+/// `x w^T` for all of the weight with this role.
+pub(super) fn linear(store: &dyn WeightStore, role: Role, x_TK: &[f32], y: Output) -> Result<()> {
+    let weight = store.weight(role)?;
+    let rows = 0..weight.rows;
+    linear_rows(store, &weight, rows, x_TK, y)
+}
+
+/// `x w^T` for some rows of a weight.
+///
+/// # Errors
+/// When a weight cannot be read; when the product is not finite.
+pub(super) fn linear_rows(
+    store: &dyn WeightStore,
+    weight: &Weight,
+    rows: Range<usize>,
+    x_TK: &[f32],
+    y: Output,
+) -> Result<()> {
+    let Output { data, stride, offset, into } = y;
+    let start = rows.start;
+    for_each_tile(store, weight, rows, |first_row, w_NK| {
+        let column = offset + first_row - start;
+        let bad = data
+            .par_chunks_mut(TOKEN_BLOCK * stride)
+            .zip(x_TK.par_chunks(TOKEN_BLOCK * weight.cols))
+            .enumerate()
+            .map(|(block, (y, x))| {
+                product_transposed(View::new(x, weight.cols), w_NK, y, stride, column, into);
+                let rows = y.chunks(stride).map(|row| &row[column..][..w_NK.rows]);
+                let at = rows.enumerate().find(|(_, row)| row.iter().any(|value| !value.is_finite()));
+                at.map(|(row, _)| block * TOKEN_BLOCK + row)
+            })
+            .find_first(Option::is_some);
+        match bad.flatten() {
+            None => Ok(()),
+            Some(token) => Err(not_finite(weight, token)),
+        }
+    })
+}
+
+/// Calls `consume` with every tile of `rows`, in order: its first row and its weights.
+///
+/// # Errors
+/// When a weight cannot be read, or what `consume` says.
+pub(super) fn for_each_tile(
+    store: &dyn WeightStore,
+    weight: &Weight,
+    rows: Range<usize>,
+    mut consume: impl FnMut(usize, View) -> Result<()> + Send,
+) -> Result<()> {
+    let tile_rows = (TILE_WEIGHTS / weight.cols / DECODE_ROWS).max(1) * DECODE_ROWS;
+    let tile = |first: usize| first..(first + tile_rows).min(rows.end);
+    let mut current = Vec::new();
+    let mut next = Vec::new();
+    decode(store, weight, tile(rows.start), &mut current)?;
+    for first in rows.clone().step_by(tile_rows) {
+        let following = tile((first + tile_rows).min(rows.end));
+        let view = View::new(&current, weight.cols);
+        let (consumed, decoded) =
+            rayon::join(|| consume(first, view), || decode(store, weight, following, &mut next));
+        consumed?;
+        decoded?;
+        std::mem::swap(&mut current, &mut next);
+    }
+    Ok(())
+}
+
+/// Decodes `rows`, several pieces at once.
+fn decode(store: &dyn WeightStore, weight: &Weight, rows: Range<usize>, tile: &mut Vec<f32>) -> Result<()> {
+    tile.resize(rows.len() * weight.cols, 0.0);
+    tile.par_chunks_mut(DECODE_ROWS * weight.cols).enumerate().try_for_each(|(piece, tile)| {
+        let first = rows.start + piece * DECODE_ROWS;
+        store.read_rows(weight, first..first + tile.len() / weight.cols, tile)
+    })
+}
+
+/// A vector of weights.
+///
+/// # Errors
+/// When it cannot be read.
+pub(super) fn vector(store: &dyn WeightStore, role: Role) -> Result<Vec<f32>> {
+    let weight = store.weight(role)?;
+    let mut values = vec![0.0; weight.rows * weight.cols];
+    store.read_rows(&weight, 0..weight.rows, &mut values)?;
+    Ok(values)
+}
+
+/// The first product that is NaN or infinite ends a run.
+pub(super) fn not_finite(weight: &Weight, row: usize) -> Error {
+    let place = match weight.role {
+        Role::Layer(layer, _) => format!("layer {layer}"),
+        _ => "outside the layers".to_owned(),
+    };
+    let message = format!(
+        "tensor {} ({place}): its product is NaN or infinite for token {row} of those it saw; \
+         nothing before it was, so look at this tensor first",
+        weight.name
+    );
+    Error::checkpoint(&weight.file, message)
+}

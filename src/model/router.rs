@@ -1,0 +1,86 @@
+//! The router of DeepSeek-V3 (arXiv 2412.19437, section 2.1.2): which experts a token goes to.
+//!
+//! Scores are sigmoids. The correction bias counts for the choice, not for the weight: the groups with
+//! the largest sum of their two best biased scores stay, and among their experts the best are chosen.
+//! Weights are the scores of the chosen, normalized to sum 1 where configured, times the routed scale.
+//! Between equals the lower number wins.
+
+use crate::arch::ArchSpec;
+
+/// An expert chosen for a token.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Choice {
+    /// Number of the expert.
+    pub expert: usize,
+    /// Factor on what it says.
+    pub weight: f32,
+}
+
+/// Chooses the experts of one token from its router logits.
+pub(super) fn choose(spec: &ArchSpec, logits: &[f32], bias: &[f32]) -> Vec<Choice> {
+    let scores: Vec<f32> = logits.iter().map(|logit| 1.0 / (1.0 + (-logit).exp())).collect();
+    let biased: Vec<f32> = scores.iter().zip(bias).map(|(score, bias)| score + bias).collect();
+    let group_len = spec.experts / spec.expert_groups;
+    let group_scores: Vec<f32> = biased.chunks(group_len).map(|group| best_two(group)).collect();
+    let groups = largest(&group_scores, 0..group_scores.len(), spec.top_groups);
+    let candidates = (0..spec.expert_groups)
+        .filter(|g| groups.contains(g))
+        .flat_map(|g| g * group_len..(g + 1) * group_len);
+    let chosen = largest(&biased, candidates, spec.experts_per_token);
+    let sum: f32 = chosen.iter().map(|&expert| scores[expert]).sum();
+    let divisor = if spec.normalize_top { sum + 1e-20 } else { 1.0 };
+    let weight = |expert: usize| scores[expert] / divisor * spec.routed_scale as f32;
+    chosen.into_iter().map(|expert| Choice { expert, weight: weight(expert) }).collect()
+}
+
+/// Sum of the two largest values.
+fn best_two(values: &[f32]) -> f32 {
+    largest(values, 0..values.len(), 2).into_iter().map(|index| values[index]).sum()
+}
+
+/// Positions of the `count` largest values among `candidates`, largest first.
+fn largest(values: &[f32], candidates: impl Iterator<Item = usize>, count: usize) -> Vec<usize> {
+    let mut candidates: Vec<usize> = candidates.collect();
+    candidates.sort_by(|&a, &b| values[b].total_cmp(&values[a]).then(a.cmp(&b)));
+    candidates.truncate(count);
+    candidates
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Eight experts in four groups of two, two groups and two experts chosen.
+    fn spec() -> ArchSpec {
+        let config = serde_json::json!({
+            "model_type": "deepseek_v3", "hidden_size": 8, "num_hidden_layers": 1, "intermediate_size": 8,
+            "moe_intermediate_size": 8, "n_routed_experts": 8, "num_experts_per_tok": 2, "n_group": 4,
+            "topk_group": 2, "routed_scaling_factor": 2.0, "num_attention_heads": 1, "kv_lora_rank": 8,
+            "qk_nope_head_dim": 4, "qk_rope_head_dim": 2, "v_head_dim": 4, "vocab_size": 8,
+        });
+        crate::arch::find(&config).unwrap().spec(&crate::arch::Config::new(&config)).unwrap()
+    }
+
+    #[test]
+    fn a_strong_expert_in_a_weak_group_is_not_chosen() {
+        // Expert 0 is the best of all, but groups 1 and 2 have the larger sums.
+        let logits = [3.0, -9.0, 2.0, 1.0, 1.5, 1.6, -9.0, -9.0];
+        let chosen = choose(&spec(), &logits, &[0.0; 8]);
+        assert_eq!(chosen.iter().map(|choice| choice.expert).collect::<Vec<_>>(), [2, 5]);
+        assert!((chosen[0].weight + chosen[1].weight - 2.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn the_bias_counts_for_the_choice_but_not_for_the_weight() {
+        let mut bias = [0.0; 8];
+        (bias[6], bias[7]) = (5.0, 4.0);
+        let chosen = choose(&spec(), &[0.0; 8], &bias);
+        assert_eq!(chosen, [Choice { expert: 6, weight: 1.0 }, Choice { expert: 7, weight: 1.0 }]);
+    }
+
+    #[test]
+    fn between_equals_the_lower_number_wins() {
+        let chosen = choose(&spec(), &[0.0; 8], &[0.0; 8]);
+        assert_eq!(chosen.iter().map(|choice| choice.expert).collect::<Vec<_>>(), [0, 1]);
+    }
+}
