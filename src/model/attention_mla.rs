@@ -133,9 +133,6 @@ impl Group<'_> {
         let scale = score_scale(self.spec);
         let (query_stride, value_stride) =
             (self.heads * (nope_dim + rope_dim), self.heads * (nope_dim + v_dim));
-        let rows = |data, first: usize, count: usize, stride: usize| -> View {
-            View::new(&<&[f32]>::from(data)[first * stride..][..count * stride], stride)
-        };
         let query = rows(self.query, window + first_query, queries, query_stride);
         let key_value = rows(self.key_value, window, keys, value_stride);
         let key_WR = rows(self.key_TR, window, keys, rope_dim);
@@ -154,6 +151,11 @@ impl Group<'_> {
             product(View::new(&scores_BW, keys), value_WV, out, out_width, column + head * v_dim);
         }
     }
+}
+
+/// `count` rows of `data` from row `first` on.
+fn rows(data: &[f32], first: usize, count: usize, stride: usize) -> View<'_> {
+    View::new(&data[first * stride..][..count * stride], stride)
 }
 
 /// Softmax of the first `visible` scores times `scale`; the others become 0.

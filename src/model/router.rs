@@ -21,7 +21,7 @@ pub(super) fn choose(spec: &ArchSpec, logits: &[f32], bias: &[f32]) -> Vec<Choic
     let scores: Vec<f32> = logits.iter().map(|logit| 1.0 / (1.0 + (-logit).exp())).collect();
     let biased: Vec<f32> = scores.iter().zip(bias).map(|(score, bias)| score + bias).collect();
     let group_len = spec.experts / spec.expert_groups;
-    let group_scores: Vec<f32> = biased.chunks(group_len).map(|group| best_two(group)).collect();
+    let group_scores: Vec<f32> = biased.chunks(group_len).map(best_two).collect();
     let groups = largest(&group_scores, 0..group_scores.len(), spec.top_groups);
     let candidates = (0..spec.expert_groups)
         .filter(|g| groups.contains(g))
