@@ -55,6 +55,14 @@ pub enum Error {
         /// How many checks there were.
         checked: usize,
     },
+    /// A hub, or the way to it, refused or failed.
+    #[error("{place}: {message}")]
+    Hub {
+        /// Repository and file: `org/name@commit: model-00001-of-000163.safetensors`.
+        place: String,
+        /// What happened, and what to do.
+        message: String,
+    },
     /// The user stopped the run.
     #[error("interrupted; nothing was left under the final name")]
     Interrupted,
@@ -71,6 +79,11 @@ impl Error {
     pub fn format(path: impl Into<PathBuf>) -> impl FnOnce(FormatError) -> Self {
         let path = path.into();
         move |source| Self::Format { path, source }
+    }
+
+    /// Something at a hub went wrong.
+    pub fn hub(place: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::Hub { place: place.into(), message: message.into() }
     }
 
     /// Something in `file` of a checkpoint is wrong.

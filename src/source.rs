@@ -8,8 +8,10 @@ use std::io::Read;
 use crate::error::{Error, Result};
 
 mod local;
+mod remote;
 
 pub use local::LocalDirectory;
+pub use remote::{ContentDigest, Remote, RemoteFile};
 
 /// One file of a source.
 #[derive(Debug, Clone, PartialEq, Eq)]
