@@ -3,6 +3,8 @@
 //! Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 usage.
 
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Command};
@@ -11,6 +13,7 @@ use crate::error::Result;
 
 mod convert;
 mod inspect;
+mod model;
 mod perplexity;
 mod plan;
 mod report;
@@ -58,6 +61,23 @@ pub fn main() -> ExitCode {
         }
     }
 }
+
+/// A flag that SIGINT and SIGTERM set; the second signal ends the process at once.
+fn stop_on_signal() -> Arc<AtomicBool> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&stop);
+    // Fails only when a handler is installed twice in one process: then the first one serves.
+    let _ = ctrlc::set_handler(move || {
+        if flag.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+        eprintln!("stopping; once more to stop at once");
+    });
+    stop
+}
+
+/// Help of the MODEL argument.
+const MODEL_HELP: &str = "Checkpoint directory, or hub id org/name[@revision]";
 
 /// The positional MODEL or PATH.
 fn path_argument(name: &'static str, help: &'static str) -> Arg {

@@ -64,7 +64,7 @@ pub enum Error {
         message: String,
     },
     /// The user stopped the run.
-    #[error("interrupted; nothing was left under the final name")]
+    #[error("interrupted; nothing is under the final name, and the same command goes on from here")]
     Interrupted,
 }
 

@@ -4,7 +4,7 @@
 //!
 //! | floor | rooms |
 //! |---|---|
-//! | S0 | [`error`] |
+//! | S0 | [`error`], `frontier` |
 //! | S1 | [`source`], [`arch`], [`tokenizer`] |
 //! | S2 | [`checkpoint`] |
 //! | S3 | [`plan`] |
@@ -19,6 +19,7 @@ pub mod checkpoint;
 pub mod cli;
 pub mod error;
 pub mod evaluate;
+mod frontier;
 pub mod model;
 pub mod pipeline;
 pub mod plan;

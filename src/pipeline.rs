@@ -2,9 +2,10 @@
 //!
 //! Nothing appears under a final name before it is complete and on disk:
 //!
-//! 1. `staging`: files of exact size under temporary names, with their headers.
-//! 2. `execute`: jobs on worker threads, each writing byte ranges of its own, while
-//!    `digest` hashes what is finished.
+//! 1. `staging`: files of exact size under temporary names, with their headers, or those of an
+//!    unfinished run with its `journal`.
+//! 2. `execute`: jobs on worker threads, each writing byte ranges of its own, while `digest` hashes
+//!    what is finished, `writeback` records it, and `intake` brings the shards of a streamed source.
 //! 3. The manifest is written, everything is synced, and the temporary names become final.
 
 use std::path::{Path, PathBuf};
@@ -16,14 +17,19 @@ use crate::plan::{self, Blueprint};
 
 mod digest;
 mod execute;
-mod frontier;
+mod intake;
+mod journal;
 mod manifest;
+mod queue;
+mod space;
 mod staging;
 mod verify;
 mod writeback;
 
 pub use execute::peak_ram_bytes;
+pub use journal::{Pinned, RequestRecord};
 pub use manifest::{FileRecord, Manifest, SourceRecord, TensorRecord, manifest_path};
+pub use space::{Need, allocated_bytes, check_space};
 pub use verify::{Check, verify};
 
 /// Receives what a long run has done so far. Called from several threads.
@@ -32,6 +38,25 @@ pub trait Progress: Sync {
     fn stage(&self, name: &str, total_bytes: u64);
     /// So many bytes of the stage are done.
     fn advance(&self, bytes: u64);
+    /// A shard is on its way, beside the stage.
+    fn transfer(&self, _: &Transfer<'_>) {}
+}
+
+/// What has come of a streamed source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Transfer<'a> {
+    /// The file.
+    pub name: &'a str,
+    /// It is number so many, from 1 ...
+    pub number: usize,
+    /// ... of so many.
+    pub files: usize,
+    /// Bytes that came since the last call.
+    pub bytes: u64,
+    /// Bytes of all files.
+    pub total_bytes: u64,
+    /// Bytes of files in the spool, this one included.
+    pub held_bytes: u64,
 }
 
 /// How to run.
@@ -41,6 +66,10 @@ pub struct Settings {
     pub threads: usize,
     /// Replace an existing output.
     pub force: bool,
+    /// Throw away what an unfinished run has left instead of going on with it.
+    pub restart: bool,
+    /// The hub revision of a streamed source, for the journal.
+    pub pinned: Option<Pinned>,
     /// The command, for the manifest.
     pub command: Vec<String>,
     /// The value of `--to`, for the manifest.
@@ -58,12 +87,23 @@ pub struct Outcome {
     pub manifest: Manifest,
 }
 
-/// Writes the result that `blueprint` describes at `output`.
+/// Bytes that an unfinished run at `output` has on the disk already.
+pub fn begun_bytes(blueprint: &Blueprint, output: &Path) -> u64 {
+    staging::temporary_paths(blueprint, output).iter().map(|path| allocated_bytes(path)).sum()
+}
+
+/// What an unfinished run at `output` was asked for, if there is one that can be gone on with.
+pub fn unfinished(output: &Path) -> Option<RequestRecord> {
+    journal::Journal::peek(&staging::journal_path(output))
+}
+
+/// Writes the result that `blueprint` describes at `output`, or goes on with an unfinished one.
 ///
 /// # Errors
-/// When `output` exists and may not be replaced, when another run is writing it, when a file
-/// cannot be read or written, or [`Error::Interrupted`] once `stop` is set. Whatever the
-/// error, there is nothing new under the final name.
+/// When `output` exists and may not be replaced, when another run is writing it, when an unfinished
+/// run of another request is there, when a file cannot be read or written, or
+/// [`Error::Interrupted`] once `stop` is set. Whatever the error, there is nothing new under the
+/// final name; what is done is kept for the same request, unless it came from a broken source.
 pub fn convert(
     source: &Checkpoint,
     blueprint: &Blueprint,
@@ -72,18 +112,72 @@ pub fn convert(
     progress: &dyn Progress,
     stop: &AtomicBool,
 ) -> Result<Outcome> {
-    let stage = staging::Stage::create(blueprint, output, settings.force)?;
     let jobs = plan::jobs(blueprint, source.tensors());
+    let request =
+        RequestRecord::new(source, blueprint, &settings.format, settings.pinned.clone(), jobs.len());
+    let (mut stage, begun) =
+        staging::Stage::open(blueprint, output, &request, settings.force, settings.restart)?;
+    let staging::Begun { mut journal, done } = begun;
+    let result = run(source, blueprint, output, settings, progress, stop, &jobs, &mut stage, &mut journal, &done);
+    if result.as_ref().err().is_some_and(can_go_on) {
+        stage.keep();
+    }
+    result
+}
+
+/// Whether the same command may succeed later with what is done: not if the source is broken.
+fn can_go_on(error: &Error) -> bool {
+    match error {
+        Error::Interrupted | Error::Hub { .. } => true,
+        Error::Io { action, .. } => *action != "read",
+        _ => false,
+    }
+}
+
+#[expect(clippy::too_many_arguments, reason = "the second half of `convert`, split off for its error")]
+fn run(
+    source: &Checkpoint,
+    blueprint: &Blueprint,
+    output: &Path,
+    settings: &Settings,
+    progress: &dyn Progress,
+    stop: &AtomicBool,
+    jobs: &[plan::Job],
+    stage: &mut staging::Stage,
+    journal: &mut journal::Journal,
+    done: &[bool],
+) -> Result<Outcome> {
+    let supply = source.source().supply();
+    let schedule = match supply {
+        Some(supply) => plan::schedule(
+            blueprint,
+            source.tensors(),
+            jobs,
+            |job| !done[job],
+            |file| supply.room_bytes(file),
+            supply.limit_bytes(),
+            |file, range| supply.is_kept(file, range),
+        ),
+        None => plan::Schedule::default(),
+    };
+    let intake = supply.map(|supply| intake::Intake::new(source.source(), supply, &schedule));
+    let at_once = (0..jobs.len()).filter(|&job| supply.is_none() && !done[job]).collect();
+    let queue = queue::Queue::new(at_once, &schedule.needs);
     let bytes_in = bytes_read(source, blueprint);
     progress.stage("convert", bytes_in);
-    let run = execute::Run { source, blueprint, jobs: &jobs, files: stage.files(), progress, stop };
-    let digests = run.execute(settings.threads)?;
+    let files = stage.files();
+    let run = execute::Run { source, blueprint, jobs, done, intake: intake.as_ref(), files, progress, stop };
+    run.report_done();
+    let digests = run.execute(settings.threads, queue, journal)?;
     if stop.load(Ordering::Relaxed) {
         return Err(Error::Interrupted);
     }
     progress.stage("sync", 0);
     let manifest = Manifest::new(source, blueprint, output, settings, &digests);
-    let manifest_path = stage.commit(&manifest, stop)?;
+    let manifest_path = stage.commit(&manifest, journal, stop)?;
+    if let Some(supply) = supply {
+        supply.finish()?;
+    }
     Ok(Outcome { bytes_in, manifest_path, manifest })
 }
 

@@ -15,10 +15,12 @@ use crate::error::{Error, Result};
 mod gguf;
 mod jobs;
 mod mlx;
+mod schedule;
 mod summary;
 
-pub use jobs::{Job, destinations, jobs};
-pub use summary::{DroppedTotals, Summary, TypeTotals, summary};
+pub use jobs::{Job, destinations, jobs, output_rows};
+pub use schedule::{Schedule, Step, schedule};
+pub use summary::{DroppedTotals, Summary, TypeTotals, files_read, summary};
 
 /// Precision in which weights are handed to the encoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,11 +7,22 @@ use std::io::Read;
 
 use crate::error::{Error, Result};
 
+mod digest;
+mod download;
+pub mod hub;
 mod local;
 mod remote;
+mod spool;
+mod streamed;
+mod supply;
 
+pub use digest::{ContentHasher, file_digest};
+pub use download::Download;
 pub use local::LocalDirectory;
 pub use remote::{ContentDigest, Remote, RemoteFile};
+pub use spool::Spool;
+pub use streamed::{Deposit, Streamed};
+pub use supply::Supply;
 
 /// One file of a source.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,12 +33,19 @@ pub struct SourceFile {
     pub len_bytes: u64,
     /// Lower-case hex digest where the place states one, else `None`.
     pub sha256: Option<String>,
+    /// Time of the last change, where the place has one: tells a later run that it met other bytes.
+    pub modified: Option<std::time::SystemTime>,
 }
 
 /// A set of files that can be read at any offset from several threads.
 pub trait Source: Send + Sync {
     /// The place, for messages: a path or a hub id.
     fn location(&self) -> String;
+
+    /// The model's name, as its directory is called: `DeepSeek-V3-0324`.
+    fn model_name(&self) -> String {
+        last_component(&self.location())
+    }
 
     /// The files, sorted by name. Their position is the file id of [`Source::read_at`].
     fn files(&self) -> &[SourceFile];
@@ -53,6 +71,16 @@ pub trait Source: Send + Sync {
         self.read_at(id, 0, &mut bytes)?;
         Ok(Some(bytes))
     }
+
+    /// How files come and go, for a source whose files are not there all the time.
+    fn supply(&self) -> Option<&dyn Supply> {
+        None
+    }
+}
+
+/// What follows the last slash, a trailing one aside.
+fn last_component(location: &str) -> String {
+    location.trim_end_matches('/').rsplit('/').next().unwrap_or_default().to_owned()
 }
 
 /// Reads one file of a source from its start, for parsers that want a [`Read`].

@@ -28,8 +28,10 @@ impl Progress for StopAfter<'_> {
 }
 
 #[test]
-fn an_interrupted_run_leaves_nothing_and_the_next_one_succeeds() {
+fn an_interrupted_run_leaves_nothing_final_and_the_next_one_goes_on() {
     for (format, name) in [("q4_k_m", "m.gguf"), ("mlx-4bit", "m")] {
+        let whole = tempfile::tempdir().unwrap();
+        let expected = convert(&model(), format, 2, &whole.path().join(name)).unwrap().manifest;
         for after in [1, 300_000, 3_000_000] {
             let directory = tempfile::tempdir().unwrap();
             let output = directory.path().join(name);
@@ -40,10 +42,30 @@ fn an_interrupted_run_leaves_nothing_and_the_next_one_succeeds() {
             let result =
                 pipeline::convert(&source, &blueprint, &output, &settings(format, 2), &progress, &stop);
             assert!(matches!(result, Err(Error::Interrupted)), "{:?}", result.err());
-            assert_eq!(names(directory.path()), Vec::<String>::new());
-            convert(&model(), format, 2, &output).unwrap();
+            assert_eq!(names(directory.path()), [format!("{name}.journal"), format!("{name}.partial")]);
+            let resumed = convert(&model(), format, 2, &output).unwrap().manifest;
+            assert_eq!(resumed, expected);
+            assert_eq!(names(directory.path()), [name.to_owned(), format!("{name}.manifest.json")]);
         }
     }
+}
+
+#[test]
+fn another_request_does_not_touch_an_unfinished_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let output = directory.path().join("m.gguf");
+    let source = open(&model()).unwrap();
+    let blueprint = plan::blueprint(&source, "q4_k_m", &Options::default()).unwrap();
+    let stop = AtomicBool::new(false);
+    let progress = StopAfter { after: 1_000_000, done: 0.into(), stop: &stop };
+    let stopped = pipeline::convert(&source, &blueprint, &output, &settings("q4_k_m", 1), &progress, &stop);
+    assert!(stopped.is_err());
+    let error = convert(&model(), "q8_0", 1, &output).err().unwrap().to_string();
+    assert!(error.contains("q4_k_m") && error.contains("--restart"), "{error}");
+    assert_eq!(names(directory.path()), ["m.gguf.journal", "m.gguf.partial"]);
+    let restarted = pipeline::Settings { restart: true, ..settings("q8_0", 1) };
+    convert_with(&model(), &restarted, &Options::default(), &output, &Silent).unwrap();
+    assert_eq!(names(directory.path()), ["m.gguf", "m.gguf.manifest.json"]);
 }
 
 #[test]

@@ -1,17 +1,15 @@
 //! `requant convert`: the main job.
 
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde_json::json;
 
 use super::size::human;
-use super::{Subcommand, plan, report};
+use super::{MODEL_HELP, Subcommand, plan, report};
 use crate::error::{Error, Result};
-use crate::pipeline::{self, Settings};
+use crate::pipeline::{self, Need, Settings};
 use crate::plan::{Summary, summary};
 
 /// The subcommand.
@@ -21,7 +19,7 @@ impl Subcommand for Convert {
     fn command(&self) -> Command {
         Command::new("convert")
             .about("Convert a checkpoint in one pass")
-            .arg(super::path_argument("MODEL", "Checkpoint directory"))
+            .arg(super::path_argument("MODEL", MODEL_HELP))
             .args(plan::request_arguments())
             .arg(
                 Arg::new("output")
@@ -36,7 +34,13 @@ impl Subcommand for Convert {
                 Arg::new("force")
                     .long("force")
                     .action(ArgAction::SetTrue)
-                    .help("Replace an existing output, once the new one is complete"),
+                    .help("Replace an existing output, once the new one is complete; go ahead on a full disk"),
+            )
+            .arg(
+                Arg::new("restart")
+                    .long("restart")
+                    .action(ArgAction::SetTrue)
+                    .help("Throw away what an unfinished run has left instead of going on with it"),
             )
             .arg(super::threads_argument())
             .args(super::output_arguments())
@@ -48,14 +52,20 @@ impl Subcommand for Convert {
         if output.file_name().is_none() {
             return Err(Error::Request(format!("-o {}: not a file name", output.display())));
         }
-        let request = plan::Request::from_matches(matches, Some(output))?;
+        let stop = super::stop_on_signal();
+        let request = plan::Request::from_matches(matches, Some(output), &stop)?;
+        let force = matches.get_flag("force");
+        if !force {
+            pipeline::check_space(&needs(&request, output))?;
+        }
         let settings = Settings {
             threads: request.threads,
-            force: matches.get_flag("force"),
+            force,
+            restart: matches.get_flag("restart"),
+            pinned: request.streaming.as_ref().map(|streaming| streaming.pinned.clone()),
             command: std::env::args().collect(),
             format: request.format.clone(),
         };
-        let stop = stop_on_signal();
         let progress = report::progress(matches.get_flag("quiet"));
         let (source, blueprint) = (&request.source, &request.blueprint);
         let outcome = pipeline::convert(source, blueprint, output, &settings, &*progress, &stop)?;
@@ -100,18 +110,24 @@ fn print_human(output: &Path, outcome: &pipeline::Outcome, totals: &Summary, sec
     );
 }
 
-/// A flag that SIGINT and SIGTERM set; the second signal ends the process at once.
-fn stop_on_signal() -> Arc<AtomicBool> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let flag = Arc::clone(&stop);
-    // Fails only when a handler is installed twice in one process: then the first one serves.
-    let _ = ctrlc::set_handler(move || {
-        if flag.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
-        }
-        eprintln!("stopping; once more to stop at once");
-    });
-    stop
+/// What the run is going to write, less what an earlier run has written.
+fn needs(request: &plan::Request, output: &Path) -> Vec<Need> {
+    let parent = match output.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let begun = pipeline::begun_bytes(&request.blueprint, output);
+    let bytes = request.blueprint.len_bytes().saturating_sub(begun);
+    let mut needs = vec![Need { what: "the result", directory: parent.to_owned(), bytes }];
+    if let Some(streaming) = &request.streaming {
+        let there = pipeline::allocated_bytes(&streaming.spool_directory);
+        let bytes = request.spool_bytes(streaming.spool_limit_bytes).saturating_sub(there);
+        let directory = streaming.spool_directory.clone();
+        needs.push(Need { what: "the spool", directory, bytes });
+        let (directory, bytes) = (streaming.cache_directory.clone(), streaming.kept_bytes);
+        needs.push(Need { what: "--keep-source", directory, bytes });
+    }
+    needs
 }
 
 /// Most resident memory this process ever had, where the system tells.

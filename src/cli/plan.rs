@@ -1,16 +1,18 @@
 //! `requant plan`: what a conversion would write, exactly, from headers alone.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use clap::{Arg, ArgMatches, Command};
 
-use super::Subcommand;
+use super::model::{self, Streaming};
 use super::size::{self, human};
+use super::{MODEL_HELP, Subcommand};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::pipeline;
 use crate::plan::{self, Blueprint, Options, Summary, TARGETS, summary};
-use crate::source::LocalDirectory;
 
 /// The subcommand.
 pub(super) struct Plan;
@@ -21,16 +23,19 @@ pub(super) struct Request {
     pub(super) format: String,
     pub(super) blueprint: Blueprint,
     pub(super) threads: usize,
+    /// Set when weights are streamed from the hub.
+    pub(super) streaming: Option<Streaming>,
+    /// Files that are not on this machine.
+    remote_files: Vec<(usize, u64)>,
 }
 
 impl Request {
     /// Reads headers and works out the blueprint.
-    pub(super) fn from_matches(matches: &ArgMatches, output: Option<&Path>) -> Result<Self> {
-        let model = super::path(matches, "MODEL");
-        if !model.is_dir() {
-            let message = format!("{}: not a directory with a Hugging Face checkpoint", model.display());
-            return Err(Error::Request(message));
-        }
+    pub(super) fn from_matches(
+        matches: &ArgMatches,
+        output: Option<&Path>,
+        stop: &Arc<AtomicBool>,
+    ) -> Result<Self> {
         let format = matches.get_one::<String>("to").cloned().unwrap_or_default();
         let file_name = output.and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
         let options = Options {
@@ -38,12 +43,41 @@ impl Request {
             tokenizer_pre: matches.get_one::<String>("tokenizer-pre").cloned(),
             split_max_bytes: matches.get_one::<u64>("split-max-size").copied(),
         };
-        let source = Checkpoint::open(Box::new(LocalDirectory::open(model)?))?;
+        // A revision that an unfinished run has pinned stays pinned.
+        let unfinished = output.filter(|_| !restart(matches)).and_then(pipeline::unfinished);
+        let pinned = unfinished.and_then(|request| request.pinned);
+        let model = model::open(matches, output.map(|output| (output, pinned.as_ref())), stop)?;
+        let source = Checkpoint::open(model.source)?;
         let blueprint = plan::blueprint(&source, &format, &options)?;
         let threads =
             fit(&source, &blueprint, super::threads(matches), matches.get_one::<u64>("memory").copied())?;
-        Ok(Self { source, format, blueprint, threads })
+        let (streaming, remote_files) = (model.streaming, model.remote_files);
+        Ok(Self { source, format, blueprint, threads, streaming, remote_files })
     }
+
+    /// Shards that a conversion would download: their number and bytes.
+    pub(super) fn download(&self) -> (u64, u64) {
+        let shards = plan::files_read(&self.source, &self.blueprint);
+        let absent = self.remote_files.iter().filter(|(file, _)| shards.contains(file));
+        absent.fold((0, 0), |(files, total), (_, bytes)| (files + 1, total + bytes))
+    }
+
+    /// Most bytes of shards on the disk at once, if `limit_bytes` are allowed.
+    pub(super) fn spool_bytes(&self, limit_bytes: u64) -> u64 {
+        limit_bytes.min(self.download().1)
+    }
+
+    /// Bytes of the largest shard to be downloaded.
+    fn largest_shard_bytes(&self) -> u64 {
+        let shards = plan::files_read(&self.source, &self.blueprint);
+        let absent = self.remote_files.iter().filter(|(file, _)| shards.contains(file));
+        absent.map(|&(_, bytes)| bytes).max().unwrap_or(0)
+    }
+}
+
+/// `--restart`, where the subcommand has it.
+fn restart(matches: &ArgMatches) -> bool {
+    matches.try_get_one::<bool>("restart").ok().flatten().copied().unwrap_or(false)
 }
 
 /// As many of `threads` as `memory` allows.
@@ -63,7 +97,7 @@ pub(super) fn request_arguments() -> Vec<Arg> {
         .flat_map(|target| target.formats())
         .map(|format| format!("  {:<14} {}", format.name, format.about))
         .collect();
-    vec![
+    let mut arguments = vec![
         Arg::new("to")
             .long("to")
             .value_name("FORMAT")
@@ -84,23 +118,33 @@ pub(super) fn request_arguments() -> Vec<Arg> {
             .value_name("SIZE")
             .value_parser(size::parse)
             .help("Most memory to use: fewer threads when they would need more"),
-    ]
+    ];
+    arguments.extend(model::arguments());
+    arguments.extend(model::spool_arguments());
+    arguments
 }
 
 impl Subcommand for Plan {
     fn command(&self) -> Command {
         Command::new("plan")
             .about("Show what a conversion would write, without converting")
-            .arg(super::path_argument("MODEL", "Checkpoint directory"))
+            .arg(super::path_argument("MODEL", MODEL_HELP))
             .args(request_arguments())
             .arg(super::threads_argument())
             .args(super::output_arguments())
     }
 
     fn run(&self, matches: &ArgMatches) -> Result<()> {
-        let request = Request::from_matches(matches, None)?;
+        let request = Request::from_matches(matches, None, &super::stop_on_signal())?;
         let ram = pipeline::peak_ram_bytes(&request.source, &request.blueprint, request.threads);
-        let summary = summary(&request.source, &request.blueprint, ram);
+        let mut summary = summary(&request.source, &request.blueprint, ram);
+        (summary.download_files, summary.download_bytes) = request.download();
+        let limit = model::spool_limit(matches, request.largest_shard_bytes())?;
+        summary.peak_disk_bytes += if matches.get_flag("keep-source") {
+            summary.download_bytes
+        } else {
+            request.spool_bytes(limit)
+        };
         if matches.get_flag("json") {
             let value = serde_json::to_value(&summary)
                 .map_err(|error| Error::Request(format!("cannot write JSON: {error}")))?;
@@ -135,6 +179,9 @@ fn print_human(request: &Request, summary: &Summary) {
     if summary.dropped.tensors > 0 {
         println!("dropped: {} tensors, {}", summary.dropped.tensors, human(summary.dropped.bytes));
         summary.dropped.reasons.iter().for_each(|reason| println!("  {reason}"));
+    }
+    if summary.download_files > 0 {
+        println!("download: {} shards, {}", summary.download_files, human(summary.download_bytes));
     }
     println!(
         "peak disk {}, peak memory {} with {} threads",

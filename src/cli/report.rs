@@ -1,13 +1,13 @@
 //! Progress: a bar on a terminal, plain lines elsewhere.
 
 use std::io::IsTerminal;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use super::size::human;
-use crate::pipeline::Progress;
+use crate::pipeline::{Progress, Transfer};
 
 /// Between two plain lines.
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
@@ -17,9 +17,11 @@ pub(super) fn progress(quiet: bool) -> Box<dyn Progress> {
     if quiet {
         Box::new(Silent)
     } else if std::io::stderr().is_terminal() {
-        Box::new(Bar { bar: ProgressBar::no_length() })
+        let bars = MultiProgress::new();
+        let bar = bars.add(ProgressBar::no_length());
+        Box::new(Bars { bars, bar, transfer: OnceLock::new() })
     } else {
-        Box::new(Lines { state: Mutex::new(None) })
+        Box::new(Lines { state: Mutex::new(LinesState::default()) })
     }
 }
 
@@ -31,42 +33,80 @@ impl Progress for Silent {
     fn advance(&self, _: u64) {}
 }
 
-/// A bar with bytes, rate and time left.
-struct Bar {
+/// A bar with bytes, rate and time left; above it one for what arrives from a hub.
+struct Bars {
+    bars: MultiProgress,
     bar: ProgressBar,
+    transfer: OnceLock<ProgressBar>,
 }
 
-impl Progress for Bar {
+impl Bars {
+    fn style(bar: &ProgressBar, template: &str) {
+        // The templates are constants below; a bad one would show in the first run.
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        bar.enable_steady_tick(Duration::from_millis(100));
+    }
+}
+
+impl Progress for Bars {
     fn stage(&self, name: &str, total_bytes: u64) {
         let template = if total_bytes == 0 {
             "{msg} {elapsed}"
         } else {
-            "{msg} [{bar:30}] {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} ETA {eta}"
+            "{msg:8} [{bar:30}] {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} ETA {eta}"
         };
-        // The templates are constants above; a bad one would show in the first run.
-        if let Ok(style) = ProgressStyle::with_template(template) {
-            self.bar.set_style(style.progress_chars("=> "));
-        }
+        Self::style(&self.bar, template);
         self.bar.reset();
         self.bar.set_length(total_bytes);
         self.bar.set_message(name.to_owned());
-        self.bar.enable_steady_tick(Duration::from_millis(100));
     }
 
     fn advance(&self, bytes: u64) {
         self.bar.inc(bytes);
     }
+
+    fn transfer(&self, transfer: &Transfer<'_>) {
+        let bar = self.transfer.get_or_init(|| {
+            let bar = self.bars.insert_before(&self.bar, ProgressBar::new(transfer.total_bytes));
+            let template = "download [{bar:30}] {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} ETA {eta} {msg}";
+            Self::style(&bar, template);
+            bar
+        });
+        bar.inc(transfer.bytes);
+        if transfer.bytes == 0 {
+            bar.set_message(place(transfer));
+        }
+    }
 }
 
-impl Drop for Bar {
+impl Drop for Bars {
     fn drop(&mut self) {
+        if let Some(transfer) = self.transfer.get() {
+            transfer.finish_and_clear();
+        }
         self.bar.finish_and_clear();
     }
 }
 
+/// `shard 3 of 163, spool 8.60 GB`.
+fn place(transfer: &Transfer<'_>) -> String {
+    format!("shard {} of {}, spool {}", transfer.number, transfer.files, human(transfer.held_bytes))
+}
+
 /// A line when a stage begins and every few seconds.
 struct Lines {
-    state: Mutex<Option<StageState>>,
+    state: Mutex<LinesState>,
+}
+
+#[derive(Default)]
+struct LinesState {
+    stage: Option<StageState>,
+    transfer: Option<StageState>,
+    /// Shard and spool, as the last transfer said.
+    place: String,
+    last_line: Option<Instant>,
 }
 
 struct StageState {
@@ -74,27 +114,62 @@ struct StageState {
     total_bytes: u64,
     done_bytes: u64,
     started: Instant,
-    last_line: Instant,
+}
+
+impl StageState {
+    fn begin(name: &str, total_bytes: u64) -> Self {
+        Self { name: name.to_owned(), total_bytes, done_bytes: 0, started: Instant::now() }
+    }
+}
+
+impl LinesState {
+    /// Prints where everything stands, unless that was done just now.
+    fn print(&mut self) {
+        if self.last_line.is_some_and(|last| last.elapsed() < LINE_INTERVAL) {
+            return;
+        }
+        self.last_line = Some(Instant::now());
+        if let Some(transfer) = &self.transfer {
+            eprintln!("{}, {}", transfer.line(), self.place);
+        }
+        if let Some(stage) = &self.stage {
+            eprintln!("{}", stage.line());
+        }
+    }
+}
+
+impl Lines {
+    fn lock(&self) -> MutexGuard<'_, LinesState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Progress for Lines {
     fn stage(&self, name: &str, total_bytes: u64) {
-        let now = Instant::now();
         let of = if total_bytes == 0 { String::new() } else { format!(": {}", human(total_bytes)) };
         eprintln!("{name}{of}");
-        let state =
-            StageState { name: name.to_owned(), total_bytes, done_bytes: 0, started: now, last_line: now };
-        *self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(state);
+        let mut state = self.lock();
+        state.last_line = Some(Instant::now());
+        state.stage = Some(StageState::begin(name, total_bytes));
     }
 
     fn advance(&self, bytes: u64) {
-        let mut state = self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let Some(state) = state.as_mut() else { return };
-        state.done_bytes += bytes;
-        if state.last_line.elapsed() >= LINE_INTERVAL {
-            state.last_line = Instant::now();
-            eprintln!("{}", state.line());
+        let mut state = self.lock();
+        if let Some(stage) = &mut state.stage {
+            stage.done_bytes += bytes;
+            state.print();
         }
+    }
+
+    fn transfer(&self, transfer: &Transfer<'_>) {
+        let mut state = self.lock();
+        if transfer.bytes == 0 {
+            eprintln!("download: {}, {}", transfer.name, place(transfer));
+            state.place = place(transfer);
+        }
+        let total = state.transfer.get_or_insert_with(|| StageState::begin("download", transfer.total_bytes));
+        total.done_bytes += transfer.bytes;
+        state.print();
     }
 }
 

@@ -11,8 +11,8 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
-use super::frontier::Frontier;
 use crate::error::{Error, Result};
+use crate::frontier::Frontier;
 
 /// Bytes hashed at a time.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -67,7 +67,7 @@ fn chunk_of(buffer: &mut [u8], remaining: u64) -> &mut [u8] {
     &mut buffer[..len]
 }
 
-fn hex(hasher: Sha256) -> String {
+pub(super) fn hex(hasher: Sha256) -> String {
     hasher.finalize().iter().fold(String::with_capacity(64), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");
         text

@@ -4,9 +4,13 @@
 //! round, transpose if asked, encode. Encoded tiles collect in a slab, which is written at an
 //! offset of its own: few large writes, since writers of one file wait for each other. Memory is
 //! a few tiles and a slab per worker, whatever the size of tensor or model.
+//!
+//! Beside the workers, one thread hashes the files, one syncs and keeps the journal, and for a
+//! streamed source one brings the shards.
 
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::Sender;
 use std::sync::{Mutex, OnceLock};
 
 use rayon::ThreadPoolBuilder;
@@ -14,11 +18,14 @@ use requant_formats::codec;
 
 use super::Progress;
 use super::digest::{self, Digests};
-use super::frontier::Frontier;
+use super::intake::Intake;
+use super::journal::Journal;
+use super::queue::Queue;
 use super::staging::StagedFile;
 use super::writeback::{self, Dirty};
 use crate::checkpoint::{Checkpoint, TileReader};
 use crate::error::{Error, Result};
+use crate::frontier::Frontier;
 use crate::plan::{self, Blueprint, Job, OutputTensor, Rounding};
 
 /// Weights in a tile, at most (a single longer row makes a longer tile): 1 MiB of f32.
@@ -46,6 +53,10 @@ pub(super) struct Run<'a> {
     pub(super) source: &'a Checkpoint,
     pub(super) blueprint: &'a Blueprint,
     pub(super) jobs: &'a [Job],
+    /// For each job whether an earlier run has done it.
+    pub(super) done: &'a [bool],
+    /// Brings the source's files, if they have to be brought.
+    pub(super) intake: Option<&'a Intake<'a>>,
     pub(super) files: &'a [StagedFile],
     pub(super) progress: &'a dyn Progress,
     pub(super) stop: &'a AtomicBool,
@@ -53,9 +64,11 @@ pub(super) struct Run<'a> {
 
 /// What the threads of a run share.
 struct Shared {
-    next_job: AtomicUsize,
+    queue: Queue,
     /// Jobs left, by tensor.
     remaining: Vec<AtomicUsize>,
+    /// Tensors that an earlier run has finished: their digests are computed anew.
+    finished: Mutex<Vec<usize>>,
     /// Digests of parts, by tensor.
     parts: Vec<OnceLock<Vec<String>>>,
     frontiers: Vec<Frontier>,
@@ -69,30 +82,46 @@ impl Shared {
     fn fail(&self, error: Error) {
         let mut failure = self.failure.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         failure.get_or_insert(error);
+        self.halt();
+    }
+
+    /// Ends every thread of the run.
+    fn halt(&self) {
         self.failed.store(true, Ordering::Relaxed);
+        self.queue.close();
         self.frontiers.iter().for_each(Frontier::close);
     }
 }
 
 impl Run<'_> {
-    /// Runs every job and returns the digests of the result.
-    pub(super) fn execute(&self, threads: usize) -> Result<Digests> {
-        let shared = self.share();
+    /// Runs every job of `queue` that is not done and returns the digests of the result.
+    pub(super) fn execute(&self, threads: usize, queue: Queue, journal: &mut Journal) -> Result<Digests> {
+        let shared = self.share(queue);
         let pool = ThreadPoolBuilder::new()
             .num_threads(threads)
             .thread_name(|index| format!("requant-{index}"))
             .build()
             .map_err(|error| Error::Request(format!("cannot start {threads} threads: {error}")))?;
-        let (finished, done) = std::sync::mpsc::channel();
+        let (finished, to_record) = std::sync::mpsc::channel();
         let shared_ref = &shared;
         let followed = std::thread::scope(|scope| {
             let follower = scope.spawn(|| self.follow(shared_ref));
             scope.spawn(move || {
-                if let Err(error) = writeback::run(self.files, &shared_ref.dirty, &done) {
+                let recorded = |job| self.intake.map_or(Ok(()), |intake| intake.recorded(job));
+                if let Err(error) =
+                    writeback::run(self.files, &shared_ref.dirty, &to_record, journal, recorded)
+                {
                     shared_ref.fail(error);
                 }
             });
-            pool.broadcast(|_| self.work(shared_ref));
+            if let Some(intake) = self.intake {
+                scope.spawn(move || {
+                    if let Err(error) = intake.run(&shared_ref.queue, &shared_ref.failed, self.progress) {
+                        shared_ref.fail(error);
+                    }
+                });
+            }
+            pool.broadcast(|_| self.work(shared_ref, &finished));
             drop(finished);
             follower.join()
         });
@@ -109,14 +138,25 @@ impl Run<'_> {
         Ok(Digests { files, parts: parts.collect() })
     }
 
-    fn share(&self) -> Shared {
+    /// Counts what an earlier run has done as progress.
+    pub(super) fn report_done(&self) {
+        for (job, _) in self.jobs.iter().zip(self.done).filter(|(_, done)| **done) {
+            let tensor = &self.source.tensors()[self.blueprint.tensors[job.tensor].pieces[job.piece].source];
+            let row_bytes = tensor.matrix().1 * tensor.dtype.size_bytes();
+            self.progress.advance((job.source_rows.len() * row_bytes) as u64);
+        }
+    }
+
+    fn share(&self, queue: Queue) -> Shared {
         let remaining: Vec<AtomicUsize> =
             self.blueprint.tensors.iter().map(|_| AtomicUsize::new(0)).collect();
-        for job in self.jobs {
+        for (job, _) in self.jobs.iter().zip(self.done).filter(|(_, done)| !**done) {
             remaining[job.tensor].fetch_add(1, Ordering::Relaxed);
         }
+        let finished = (0..remaining.len()).filter(|&tensor| remaining[tensor].load(Ordering::Relaxed) == 0);
         let shared = Shared {
-            next_job: AtomicUsize::new(0),
+            queue,
+            finished: Mutex::new(finished.collect()),
             remaining,
             parts: self.blueprint.tensors.iter().map(|_| OnceLock::new()).collect(),
             frontiers: self.blueprint.files.iter().map(|_| Frontier::new()).collect(),
@@ -127,7 +167,20 @@ impl Run<'_> {
         for (file, start, end) in gaps(self.blueprint) {
             shared.frontiers[file].add(start, end);
         }
+        for (job, _) in self.jobs.iter().zip(self.done).filter(|(_, done)| **done) {
+            self.advance_frontiers(&shared, job);
+        }
         shared
+    }
+
+    /// The bytes of `job` are in their files.
+    fn advance_frontiers(&self, shared: &Shared, job: &Job) {
+        let output = &self.blueprint.tensors[job.tensor];
+        let (_, cols) = self.source.tensors()[output.pieces[job.piece].source].matrix();
+        let rows = plan::output_rows(&output.pieces[job.piece], job.source_rows.len(), cols);
+        for (file, offset, len) in plan::destinations(output, job.first_row, rows) {
+            shared.frontiers[file].add(offset, offset + len);
+        }
     }
 
     /// Hashes files, one after the other, as they are finished.
@@ -148,18 +201,27 @@ impl Run<'_> {
     }
 
     /// One worker: jobs until there are none.
-    fn work(&self, shared: &Shared) {
+    fn work(&self, shared: &Shared, finished: &Sender<usize>) {
+        let patient = || !self.stop.load(Ordering::Relaxed) && !shared.failed.load(Ordering::Relaxed);
+        let take_finished = || shared.finished.lock().unwrap_or_else(std::sync::PoisonError::into_inner).pop();
+        while let Some(tensor) = take_finished() {
+            if !patient() {
+                break;
+            }
+            if let Err(error) = self.digest_parts(shared, tensor) {
+                return shared.fail(error);
+            }
+        }
         let mut worker = Worker::default();
-        loop {
-            if self.stop.load(Ordering::Relaxed) || shared.failed.load(Ordering::Relaxed) {
-                shared.frontiers.iter().for_each(Frontier::close);
-                return;
+        while let Some(number) = shared.queue.next(patient) {
+            if let Err(error) = self.run_job(shared, &self.jobs[number], &mut worker) {
+                return shared.fail(error);
             }
-            let Some(job) = self.jobs.get(shared.next_job.fetch_add(1, Ordering::Relaxed)) else { return };
-            if let Err(error) = self.run_job(shared, job, &mut worker) {
-                shared.fail(error);
-                return;
-            }
+            // Only closed when recording has failed, which ends the run anyway.
+            let _ = finished.send(number);
+        }
+        if !patient() {
+            shared.halt();
         }
     }
 
@@ -189,9 +251,7 @@ impl Run<'_> {
             self.progress.advance(bytes);
             start = end;
         }
-        for (file, offset, len) in plan::destinations(output, job.first_row, slab.first_row - job.first_row) {
-            shared.frontiers[file].add(offset, offset + len);
-        }
+        self.advance_frontiers(shared, job);
         if shared.remaining[job.tensor].fetch_sub(1, Ordering::AcqRel) == 1 {
             self.digest_parts(shared, job.tensor)?;
         }

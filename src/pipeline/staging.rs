@@ -2,10 +2,11 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Write;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::journal::{Journal, RequestRecord};
 use super::manifest::{Manifest, manifest_path};
 use crate::error::{Error, Result};
 use crate::plan::Blueprint;
@@ -18,22 +19,39 @@ pub(super) struct StagedFile {
     pub(super) path: PathBuf,
 }
 
-/// Output files under temporary names. Dropping it removes them; [`Stage::commit`] makes them final.
+/// Output files under temporary names, and the journal of what is in them. Dropping it removes both
+/// unless [`Stage::keep`] was called; [`Stage::commit`] makes the files final.
 pub(super) struct Stage {
     files: Vec<StagedFile>,
     /// (temporary, final) names, in the order in which they are renamed.
     renames: Vec<(PathBuf, PathBuf)>,
     manifest: PathBuf,
+    journal_path: PathBuf,
     force: bool,
+    keep: bool,
     /// Held, locked, until the end: a second run on the same output fails at once.
     lock: Option<(File, PathBuf)>,
 }
 
+/// What an earlier run has left, or nothing.
+pub(super) struct Begun {
+    /// Where finished jobs are recorded.
+    pub(super) journal: Journal,
+    /// For each job whether it is done.
+    pub(super) done: Vec<bool>,
+}
+
 impl Stage {
-    /// Creates every file of `blueprint` at its full size with its header.
-    pub(super) fn create(blueprint: &Blueprint, output: &Path, force: bool) -> Result<Self> {
+    /// Locks `output` and goes on with the files of an unfinished run of the same request, or
+    /// creates every file of `blueprint` at its full size with its header.
+    pub(super) fn open(
+        blueprint: &Blueprint,
+        output: &Path,
+        request: &RequestRecord,
+        force: bool,
+        restart: bool,
+    ) -> Result<(Self, Begun)> {
         let finals = final_paths(blueprint, output);
-        refuse_existing(&finals, force)?;
         if let Some(parent) =
             output.parent().filter(|parent| !parent.as_os_str().is_empty() && !parent.is_dir())
         {
@@ -43,37 +61,103 @@ impl Stage {
         let lock_path = with_suffix(output, ".lock");
         let lock = lock(&lock_path, output)?;
         let renames: Vec<(PathBuf, PathBuf)> =
-            finals.into_iter().map(|path| (with_suffix(&path, ".partial"), path)).collect();
+            finals.iter().map(|path| (with_suffix(path, ".partial"), path.clone())).collect();
         let mut stage = Self {
             files: Vec::new(),
             renames,
             manifest: manifest_path(output),
+            journal_path: journal_path(output),
             force,
+            // Until the state of an earlier run is known to be ours, it is not ours to remove.
+            keep: true,
             lock: Some((lock, lock_path)),
         };
-        // What an earlier run that was killed left behind.
-        for (temporary, _) in &stage.renames {
+        let earlier = if restart { None } else { Journal::resume(&stage.journal_path, output, request)? };
+        if let Some((_, progress)) = &earlier
+            && progress.sealed
+        {
+            stage.take_names_back()?;
+        }
+        refuse_existing(&finals, force)?;
+        if let Some((journal, progress)) = earlier
+            && stage.reopen(blueprint)?
+        {
+            return Ok((stage, Begun { journal, done: progress.done }));
+        }
+        stage.keep = false;
+        stage.create(blueprint)?;
+        let journal = Journal::create(&stage.journal_path, request)?;
+        Ok((stage, Begun { journal, done: vec![false; request.jobs] }))
+    }
+
+    /// A run that was cut off while it gave final names: those files are ours.
+    fn take_names_back(&self) -> Result<()> {
+        for (temporary, final_path) in &self.renames {
+            if temporary.symlink_metadata().is_err() && final_path.symlink_metadata().is_ok() {
+                std::fs::rename(final_path, temporary).map_err(Error::io(temporary, "rename to"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens the files of an earlier run; `false` when they are not all there.
+    fn reopen(&mut self, blueprint: &Blueprint) -> Result<bool> {
+        for (path, expected) in self.paths(blueprint).into_iter().zip(&blueprint.files) {
+            if !path.metadata().is_ok_and(|metadata| metadata.len() == expected.len_bytes) {
+                self.files.clear();
+                return Ok(false);
+            }
+            let file = OpenOptions::new().read(true).write(true).open(&path).map_err(Error::io(&path, "open"))?;
+            self.files.push(StagedFile { file, path });
+        }
+        if blueprint.is_directory {
+            self.write_sidecars(blueprint)?;
+        }
+        Ok(true)
+    }
+
+    fn create(&mut self, blueprint: &Blueprint) -> Result<()> {
+        // What an earlier run left behind.
+        remove_any(&self.journal_path)?;
+        for (temporary, _) in &self.renames {
             remove_any(temporary)?;
         }
         if blueprint.is_directory {
-            let directory = stage.renames[0].0.clone();
-            std::fs::create_dir(&directory).map_err(Error::io(&directory, "create"))?;
-            for file in &blueprint.files {
-                stage.add(directory.join(&file.name), &file.header, file.len_bytes)?;
-            }
-            for sidecar in &blueprint.sidecars {
-                let path = directory.join(&sidecar.name);
-                let mut file = File::create(&path).map_err(Error::io(&path, "create"))?;
-                file.write_all(&sidecar.bytes).map_err(Error::io(&path, "write"))?;
-                file.sync_all().map_err(Error::io(&path, "sync"))?;
-            }
-        } else {
-            let temporaries: Vec<PathBuf> = stage.renames.iter().map(|(path, _)| path.clone()).collect();
-            for (path, file) in temporaries.into_iter().zip(&blueprint.files) {
-                stage.add(path, &file.header, file.len_bytes)?;
-            }
+            let directory = &self.renames[0].0;
+            std::fs::create_dir(directory).map_err(Error::io(directory, "create"))?;
         }
-        Ok(stage)
+        for (path, file) in self.paths(blueprint).into_iter().zip(&blueprint.files) {
+            self.add(path, &file.header, file.len_bytes)?;
+        }
+        if blueprint.is_directory {
+            self.write_sidecars(blueprint)?;
+        }
+        Ok(())
+    }
+
+    /// Temporary path of each file with tensors.
+    fn paths(&self, blueprint: &Blueprint) -> Vec<PathBuf> {
+        if blueprint.is_directory {
+            let directory = &self.renames[0].0;
+            blueprint.files.iter().map(|file| directory.join(&file.name)).collect()
+        } else {
+            self.renames.iter().map(|(temporary, _)| temporary.clone()).collect()
+        }
+    }
+
+    fn write_sidecars(&self, blueprint: &Blueprint) -> Result<()> {
+        for sidecar in &blueprint.sidecars {
+            let path = self.renames[0].0.join(&sidecar.name);
+            let mut file = File::create(&path).map_err(Error::io(&path, "create"))?;
+            file.write_all(&sidecar.bytes).map_err(Error::io(&path, "write"))?;
+            file.sync_all().map_err(Error::io(&path, "sync"))?;
+        }
+        Ok(())
+    }
+
+    /// Leaves everything for a later run to go on with.
+    pub(super) fn keep(&mut self) {
+        self.keep = true;
     }
 
     /// The files, in the order of the blueprint.
@@ -82,7 +166,12 @@ impl Stage {
     }
 
     /// Syncs everything and gives it its final name, manifest first.
-    pub(super) fn commit(mut self, manifest: &Manifest, stop: &AtomicBool) -> Result<PathBuf> {
+    pub(super) fn commit(
+        &mut self,
+        manifest: &Manifest,
+        journal: &mut Journal,
+        stop: &AtomicBool,
+    ) -> Result<PathBuf> {
         for staged in &self.files {
             staged.file.sync_all().map_err(Error::io(&staged.path, "sync"))?;
         }
@@ -90,6 +179,7 @@ impl Stage {
             return Err(Error::Interrupted);
         }
         manifest.write(&self.manifest)?;
+        journal.seal()?;
         for (temporary, final_path) in &self.renames {
             if temporary.is_dir() {
                 sync_directory(temporary)?;
@@ -112,6 +202,7 @@ impl Stage {
         };
         sync_directory(&parent)?;
         self.renames.clear();
+        remove_any(&self.journal_path)?;
         Ok(self.manifest.clone())
     }
 
@@ -132,14 +223,27 @@ impl Stage {
 impl Drop for Stage {
     fn drop(&mut self) {
         // Best effort: a name that cannot be removed now is removed by the next run.
-        for (temporary, _) in &self.renames {
-            let _ = remove_any(temporary);
+        if !self.keep {
+            for (temporary, _) in &self.renames {
+                let _ = remove_any(temporary);
+            }
+            let _ = remove_any(&self.journal_path);
         }
         if let Some((file, path)) = self.lock.take() {
             let _ = std::fs::remove_file(path);
             drop(file);
         }
     }
+}
+
+/// Temporary path of each thing that is renamed.
+pub(super) fn temporary_paths(blueprint: &Blueprint, output: &Path) -> Vec<PathBuf> {
+    final_paths(blueprint, output).iter().map(|path| with_suffix(path, ".partial")).collect()
+}
+
+/// Where the journal of an unfinished `output` is.
+pub(super) fn journal_path(output: &Path) -> PathBuf {
+    with_suffix(output, ".journal")
 }
 
 /// Final path of each thing that is renamed: the directory, or each file.
@@ -164,20 +268,30 @@ fn refuse_existing(finals: &[PathBuf], force: bool) -> Result<()> {
 }
 
 fn lock(path: &Path, output: &Path) -> Result<File> {
-    let file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(path)
-        .map_err(Error::io(path, "create"))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => {
-            let message = format!("{}: another requant is writing it right now", output.display());
-            Err(Error::Request(message))
+    loop {
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)
+            .map_err(Error::io(path, "create"))?;
+        match file.try_lock() {
+            // The run that held it may have removed the name between our opening and our locking.
+            Ok(()) if is_named(&file, path) => return Ok(file),
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let message = format!("{}: another requant is writing it right now", output.display());
+                return Err(Error::Request(message));
+            }
+            Err(TryLockError::Error(error)) => return Err(Error::io(path, "lock")(error)),
         }
-        Err(TryLockError::Error(error)) => Err(Error::io(path, "lock")(error)),
     }
+}
+
+/// Whether `path` leads to the file that is open.
+fn is_named(file: &File, path: &Path) -> bool {
+    let (Ok(open), Ok(named)) = (file.metadata(), path.metadata()) else { return false };
+    (open.dev(), open.ino()) == (named.dev(), named.ino())
 }
 
 /// `path` with `suffix` after its last component (`model/` counts as `model`).

@@ -1,12 +1,13 @@
-//! Sends written bytes to the disk while the run goes on, so that the last sync has little left.
+//! Sends written bytes to the disk while the run goes on, and records what is there in the journal.
 //!
 //! Without it the system keeps the whole result in memory and the final sync takes as long as
 //! writing it out.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use super::journal::Journal;
 use super::staging::StagedFile;
 use crate::error::{Error, Result};
 
@@ -28,17 +29,36 @@ impl Dirty {
     }
 }
 
-/// Syncs dirty files until the sender of `done` is dropped.
-pub(super) fn run(files: &[StagedFile], dirty: &Dirty, done: &Receiver<()>) -> Result<()> {
+/// Syncs dirty files and records the jobs that `finished` names, until its sender is dropped; then
+/// tells `recorded` of each.
+pub(super) fn run(
+    files: &[StagedFile],
+    dirty: &Dirty,
+    finished: &Receiver<usize>,
+    journal: &mut Journal,
+    recorded: impl Fn(usize) -> Result<()>,
+) -> Result<()> {
+    let mut batch = Vec::new();
     loop {
-        match done.recv_timeout(INTERVAL) {
-            Err(RecvTimeoutError::Timeout) => {}
-            Ok(()) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
-        }
+        let deadline = Instant::now() + INTERVAL;
+        let ended = loop {
+            match finished.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(job) => batch.push(job),
+                Err(RecvTimeoutError::Timeout) => break false,
+                Err(RecvTimeoutError::Disconnected) => break true,
+            }
+        };
         for (staged, flag) in files.iter().zip(&dirty.0) {
             if flag.swap(false, Ordering::Relaxed) {
                 staged.file.sync_data().map_err(Error::io(&staged.path, "sync"))?;
             }
+        }
+        if !batch.is_empty() {
+            journal.append(&batch)?;
+            batch.drain(..).try_for_each(&recorded)?;
+        }
+        if ended {
+            return Ok(());
         }
     }
 }

@@ -86,7 +86,7 @@ fn metadata(source: &Checkpoint, planned: &[names::Planned], options: &Options) 
         card: &card,
         config: source.config(),
         generation: &generation.unwrap_or(Value::Null),
-        directory: directory_name(&location),
+        directory: &source.source().model_name(),
         counts: size_label::Counts::of(planned),
     };
     general::add(&mut metadata, &inputs)?;
@@ -106,11 +106,6 @@ fn metadata(source: &Checkpoint, planned: &[names::Planned], options: &Options) 
     chat_template::add(&mut metadata, &template);
     special::add_normalizer(&mut metadata, &tokenizer.definition().normalizer);
     Ok(metadata)
-}
-
-/// Last component of a path, as Python's `pathlib` sees it.
-fn directory_name(location: &str) -> &str {
-    std::path::Path::new(location).file_name().and_then(|name| name.to_str()).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -50,7 +50,7 @@ pub fn jobs(blueprint: &Blueprint, sources: &[SourceTensor]) -> Vec<Job> {
 }
 
 /// Output rows that `rows` source rows of `piece` become.
-fn output_rows(piece: &Piece, rows: usize, cols: usize) -> u64 {
+pub fn output_rows(piece: &Piece, rows: usize, cols: usize) -> u64 {
     if piece.transposed { cols as u64 } else { rows as u64 }
 }
 

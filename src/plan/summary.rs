@@ -1,6 +1,6 @@
 //! What a plan amounts to: the numbers of `requant plan`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
@@ -44,7 +44,12 @@ pub struct Summary {
     pub bytes_out: u64,
     /// `8 *` tensor bytes of the result `/ parameters`.
     pub bits_per_weight: f64,
-    /// Most disk space in use at any time, source not counted.
+    /// Files with weights that are not on this machine and would be downloaded.
+    pub download_files: u64,
+    /// Their bytes.
+    pub download_bytes: u64,
+    /// Most disk space in use at any time: the result and, for a source on the hub, the spool. A
+    /// source on this machine is not counted.
     pub peak_disk_bytes: u64,
     /// Upper bound on resident memory.
     pub peak_ram_bytes: u64,
@@ -54,7 +59,18 @@ pub struct Summary {
     pub dropped: DroppedTotals,
 }
 
-/// Adds up `blueprint`. `peak_ram_bytes` is the executor's own bound.
+/// Source files that hold what `blueprint` is made of, scales included; ascending.
+pub fn files_read(source: &Checkpoint, blueprint: &Blueprint) -> BTreeSet<usize> {
+    let tensors = source.tensors();
+    let used = blueprint.tensors.iter().flat_map(|tensor| &tensor.pieces).map(|piece| &tensors[piece.source]);
+    used.flat_map(|tensor| {
+        let scale = tensor.scale.map(|scale| tensors[scale.tensor].file);
+        [Some(tensor.file), scale].into_iter().flatten()
+    })
+    .collect()
+}
+
+/// Adds up `blueprint`, for a source on this machine. `peak_ram_bytes` is the executor's own bound.
 pub fn summary(source: &Checkpoint, blueprint: &Blueprint, peak_ram_bytes: u64) -> Summary {
     let mut types: BTreeMap<String, TypeTotals> = BTreeMap::new();
     for tensor in &blueprint.tensors {
@@ -74,6 +90,8 @@ pub fn summary(source: &Checkpoint, blueprint: &Blueprint, peak_ram_bytes: u64) 
         tensors_out: blueprint.tensors.len() as u64,
         bytes_out,
         bits_per_weight: 8.0 * tensor_bytes as f64 / parameters.max(1) as f64,
+        download_files: 0,
+        download_bytes: 0,
         peak_disk_bytes: bytes_out,
         peak_ram_bytes,
         types,

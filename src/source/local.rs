@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 #[derive(Debug)]
 pub struct LocalDirectory {
     root: PathBuf,
+    name: Option<String>,
     files: Vec<SourceFile>,
     handles: Vec<OnceLock<File>>,
 }
@@ -34,12 +35,24 @@ impl LocalDirectory {
                 Err(error) => return Err(Error::io(path, "stat")(error)),
             };
             if metadata.is_file() {
-                files.push(SourceFile { name: name.to_owned(), len_bytes: metadata.len(), sha256: None });
+                files.push(SourceFile {
+                    name: name.to_owned(),
+                    len_bytes: metadata.len(),
+                    sha256: None,
+                    modified: metadata.modified().ok(),
+                });
             }
         }
         files.sort_by(|a, b| a.name.cmp(&b.name));
         let handles = files.iter().map(|_| OnceLock::new()).collect();
-        Ok(Self { root: root.to_owned(), files, handles })
+        Ok(Self { root: root.to_owned(), name: None, files, handles })
+    }
+
+    /// Calls the model `name`, for a directory that is called otherwise: a snapshot of a cache.
+    #[must_use]
+    pub fn named(mut self, name: &str) -> Self {
+        self.name = Some(name.to_owned());
+        self
     }
 
     fn handle(&self, file: usize) -> Result<&File> {
@@ -55,6 +68,10 @@ impl LocalDirectory {
 impl Source for LocalDirectory {
     fn location(&self) -> String {
         self.root.display().to_string()
+    }
+
+    fn model_name(&self) -> String {
+        self.name.clone().unwrap_or_else(|| super::last_component(&self.location()))
     }
 
     fn files(&self) -> &[SourceFile] {

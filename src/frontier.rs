@@ -3,9 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Condvar, Mutex, MutexGuard};
+use std::time::Duration;
+
+/// How long a waiter sleeps before it asks whether to go on.
+const PATIENCE: Duration = Duration::from_millis(100);
 
 /// The finished bytes of one file.
-pub(super) struct Frontier {
+pub(crate) struct Frontier {
     state: Mutex<State>,
     moved: Condvar,
 }
@@ -21,13 +25,13 @@ struct State {
 
 impl Frontier {
     /// A file of which nothing is finished.
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let state = State { complete_to: 0, ahead: BTreeMap::new(), closed: false };
         Self { state: Mutex::new(state), moved: Condvar::new() }
     }
 
     /// Records that `start..end` is finished. Intervals never overlap.
-    pub(super) fn add(&self, start: u64, end: u64) {
+    pub(crate) fn add(&self, start: u64, end: u64) {
         if start == end {
             return;
         }
@@ -47,20 +51,26 @@ impl Frontier {
     }
 
     /// Wakes every waiter for good: the run has failed or was stopped.
-    pub(super) fn close(&self) {
+    pub(crate) fn close(&self) {
         self.lock().closed = true;
         self.moved.notify_all();
     }
 
     /// Waits until more than `position` bytes are complete and says how many are; `None` once
     /// closed.
-    pub(super) fn wait_past(&self, position: u64) -> Option<u64> {
+    pub(crate) fn wait_past(&self, position: u64) -> Option<u64> {
+        self.wait_past_while(position, || true)
+    }
+
+    /// As [`Frontier::wait_past`]; `None` also once `patient`, asked a few times a second, says no.
+    pub(crate) fn wait_past_while(&self, position: u64, patient: impl Fn() -> bool) -> Option<u64> {
         let mut state = self.lock();
         while state.complete_to <= position {
-            if state.closed {
+            if state.closed || !patient() {
                 return None;
             }
-            state = self.moved.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner);
+            let waited = self.moved.wait_timeout(state, PATIENCE);
+            state = waited.unwrap_or_else(std::sync::PoisonError::into_inner).0;
         }
         Some(state.complete_to)
     }

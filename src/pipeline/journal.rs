@@ -1,0 +1,282 @@
+//! The journal: which jobs of an unfinished result are done and on the disk.
+//!
+//! ```text
+//! OUTPUT.journal   one line of JSON, the request; then a record for each finished job:
+//!                  its number and the same number scrambled with the request's key (u32 each);
+//!                  the number of jobs itself is the seal: final names were about to be given
+//! ```
+//!
+//! The first line is written under a temporary name and synced, so it is whole or not there.
+//! Records are appended after the bytes they speak of were synced. Reading stops at the first torn
+//! record: the jobs behind it are done again, with the same result.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, Result};
+use crate::plan::Blueprint;
+
+/// What a result is made from. A journal only goes on with the same request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RequestRecord {
+    /// Version of the tool.
+    pub requant_version: String,
+    /// MODEL: a path or a hub id with its commit.
+    pub model: String,
+    /// `--to`.
+    pub format: String,
+    /// For a hub id: what was asked for, and the commit it was then.
+    pub pinned: Option<Pinned>,
+    /// Names, lengths, digests and times of the source files.
+    pub source_sha256: String,
+    /// Everything about the result that follows from headers.
+    pub blueprint_sha256: String,
+    /// Number of jobs.
+    pub jobs: usize,
+}
+
+/// A hub revision pinned to its commit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pinned {
+    /// `org/name`.
+    pub repo: String,
+    /// The revision asked for.
+    pub revision: String,
+    /// What it was.
+    pub commit: String,
+}
+
+impl RequestRecord {
+    /// Describes a conversion of `source` to what `blueprint` says.
+    pub(super) fn new(
+        source: &Checkpoint,
+        blueprint: &Blueprint,
+        format: &str,
+        pinned: Option<Pinned>,
+        jobs: usize,
+    ) -> Self {
+        let mut files = Sha256::new();
+        let mut used: Vec<usize> = source.tensors().iter().map(|tensor| tensor.file).collect();
+        used.sort_unstable();
+        used.dedup();
+        for id in used {
+            let file = &source.source().files()[id];
+            files.update(format!("{:?}\n", (&file.name, file.len_bytes, &file.sha256, &file.modified)));
+        }
+        let mut result = Sha256::new();
+        for file in &blueprint.files {
+            result.update(format!("{:?}\n", (&file.name, file.len_bytes, file.header.len())));
+            result.update(&file.header);
+        }
+        for sidecar in &blueprint.sidecars {
+            result.update(format!("{:?}\n", (&sidecar.name, sidecar.bytes.len())));
+            result.update(&sidecar.bytes);
+        }
+        for tensor in &blueprint.tensors {
+            let codec = tensor.codec.name();
+            result.update(format!("{:?}\n", (codec, tensor.rounding, &tensor.pieces, &tensor.placements)));
+        }
+        Self {
+            requant_version: env!("CARGO_PKG_VERSION").to_owned(),
+            model: source.source().location(),
+            format: format.to_ascii_lowercase(),
+            pinned,
+            source_sha256: super::digest::hex(files),
+            blueprint_sha256: super::digest::hex(result),
+            jobs,
+        }
+    }
+
+    /// What `self`, asked for now, has other than the unfinished `earlier`.
+    fn difference(&self, earlier: &Self) -> Option<String> {
+        let changed = |what: &str, then: &str, now: &str| Some(format!("{what} was {then}, now {now}"));
+        if self.model != earlier.model {
+            changed("the model", &earlier.model, &self.model)
+        } else if self.format != earlier.format {
+            changed("--to", &earlier.format, &self.format)
+        } else if self.pinned != earlier.pinned {
+            let revision = |pinned: &Option<Pinned>| pinned.as_ref().map_or(String::new(), |p| p.revision.clone());
+            changed("the revision", &revision(&earlier.pinned), &revision(&self.pinned))
+        } else if self.requant_version != earlier.requant_version {
+            changed("requant", &earlier.requant_version, &self.requant_version)
+        } else if self.source_sha256 != earlier.source_sha256 {
+            Some("files of the source have changed since".to_owned())
+        } else if self != earlier {
+            Some("its options were other ones".to_owned())
+        } else {
+            None
+        }
+    }
+
+    /// Scrambles record numbers, so that neither zeros nor another request's records count.
+    fn key(&self) -> u32 {
+        let digest = Sha256::digest(format!("{}{}", self.source_sha256, self.blueprint_sha256));
+        u32::from_le_bytes([digest[0], digest[1], digest[2], digest[3]]) | 1
+    }
+}
+
+/// An open journal.
+pub(super) struct Journal {
+    file: File,
+    path: PathBuf,
+    key: u32,
+    jobs: usize,
+}
+
+/// What a journal says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Progress {
+    /// For each job whether it is done.
+    pub(super) done: Vec<bool>,
+    /// The files were about to get their final names; some may have them.
+    pub(super) sealed: bool,
+}
+
+impl Journal {
+    /// The request of the journal at `path`, if there is a readable one.
+    pub(super) fn peek(path: &Path) -> Option<RequestRecord> {
+        let bytes = std::fs::read(path).ok()?;
+        parse_request(&bytes).map(|(request, _)| request)
+    }
+
+    /// Opens the journal at `path` for `request` and says which jobs are done; `None` when there is
+    /// none to go on with.
+    ///
+    /// # Errors
+    /// When it cannot be read, or belongs to another request.
+    pub(super) fn resume(path: &Path, output: &Path, request: &RequestRecord) -> Result<Option<(Self, Progress)>> {
+        let bytes = match std::fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Error::io(path, "read")(error)),
+        };
+        let Some((earlier, start)) = parse_request(&bytes) else { return Ok(None) };
+        if let Some(difference) = request.difference(&earlier) {
+            return Err(Error::Request(format!(
+                "{}: an unfinished run of another request is there: {difference}. Repeat that command to finish it, \
+                 or add --restart to throw its work away",
+                output.display()
+            )));
+        }
+        let key = request.key();
+        // One more than there are jobs: the last one is the seal.
+        let mut done = vec![false; request.jobs + 1];
+        let mut valid = start;
+        for record in bytes[start..].chunks_exact(8) {
+            let word = |at: usize| u32::from_le_bytes([record[at], record[at + 1], record[at + 2], record[at + 3]]);
+            match done.get_mut(word(0) as usize) {
+                Some(slot) if word(4) == scrambled(word(0), key) => *slot = true,
+                _ => break,
+            }
+            valid += 8;
+        }
+        let file = OpenOptions::new().append(true).open(path).map_err(Error::io(path, "open"))?;
+        file.set_len(valid as u64).map_err(Error::io(path, "resize"))?;
+        let sealed = done.pop().unwrap_or(false);
+        Ok(Some((Self { file, path: path.to_owned(), key, jobs: request.jobs }, Progress { done, sealed })))
+    }
+
+    /// Begins a journal at `path`.
+    pub(super) fn create(path: &Path, request: &RequestRecord) -> Result<Self> {
+        let mut temporary = path.file_name().unwrap_or_default().to_owned();
+        temporary.push(".new");
+        let temporary = path.with_file_name(temporary);
+        let mut line = serde_json::to_vec(request).map_err(|error| Error::io(path, "encode")(error.into()))?;
+        line.push(b'\n');
+        let mut file = File::create(&temporary).map_err(Error::io(&temporary, "create"))?;
+        file.write_all(&line).map_err(Error::io(&temporary, "write"))?;
+        file.sync_all().map_err(Error::io(&temporary, "sync"))?;
+        std::fs::rename(&temporary, path).map_err(Error::io(path, "rename to"))?;
+        let file = OpenOptions::new().append(true).open(path).map_err(Error::io(path, "open"))?;
+        Ok(Self { file, path: path.to_owned(), key: request.key(), jobs: request.jobs })
+    }
+
+    /// Records that jobs are done; their bytes must be on the disk already.
+    pub(super) fn append(&mut self, jobs: &[usize]) -> Result<()> {
+        let mut records = Vec::with_capacity(8 * jobs.len());
+        for &job in jobs {
+            let number = job as u32;
+            records.extend(number.to_le_bytes());
+            records.extend(scrambled(number, self.key).to_le_bytes());
+        }
+        self.file.write_all(&records).map_err(Error::io(&self.path, "write"))?;
+        self.file.sync_data().map_err(Error::io(&self.path, "sync"))
+    }
+
+    /// Records that everything is done and the final names come next.
+    pub(super) fn seal(&mut self) -> Result<()> {
+        self.append(&[self.jobs])
+    }
+}
+
+fn scrambled(number: u32, key: u32) -> u32 {
+    number.wrapping_mul(0x9e37_79b1) ^ key
+}
+
+/// The request on the first line, and where the records start.
+fn parse_request(bytes: &[u8]) -> Option<(RequestRecord, usize)> {
+    let end = bytes.iter().position(|&byte| byte == b'\n')?;
+    Some((serde_json::from_slice(&bytes[..end]).ok()?, end + 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request() -> RequestRecord {
+        RequestRecord {
+            requant_version: "1".into(),
+            model: "org/name".into(),
+            format: "q4_0".into(),
+            pinned: None,
+            source_sha256: "a".into(),
+            blueprint_sha256: "b".into(),
+            jobs: 10,
+        }
+    }
+
+    fn done(path: &Path) -> Vec<usize> {
+        let (_, progress) = Journal::resume(path, path, &request()).unwrap().unwrap();
+        assert!(!progress.sealed);
+        progress.done.iter().enumerate().filter(|(_, done)| **done).map(|(job, _)| job).collect()
+    }
+
+    #[test]
+    fn every_torn_end_is_survived() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("j");
+        let mut journal = Journal::create(&path, &request()).unwrap();
+        let start = std::fs::metadata(&path).unwrap().len() as usize;
+        journal.append(&[3, 0, 7]).unwrap();
+        let whole = std::fs::read(&path).unwrap();
+        for len in start..=whole.len() {
+            for tail in [&[][..], &[0; 5], &[0; 24], &[0xff; 16]] {
+                std::fs::write(&path, [&whole[..len], tail].concat()).unwrap();
+                let mut expected = [3, 0, 7][..(len - start) / 8].to_vec();
+                expected.sort_unstable();
+                assert_eq!(done(&path), expected, "{len}");
+                // And it can be gone on with.
+                let (mut journal, _) = Journal::resume(&path, &path, &request()).unwrap().unwrap();
+                journal.append(&[9]).unwrap();
+                assert!(done(&path).contains(&9));
+            }
+        }
+        std::fs::write(&path, &whole[..start - 1]).unwrap();
+        assert!(Journal::resume(&path, &path, &request()).unwrap().is_none());
+    }
+
+    #[test]
+    fn another_request_is_told_what_to_do() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("j");
+        Journal::create(&path, &request()).unwrap();
+        let other = RequestRecord { format: "q8_0".into(), ..request() };
+        let error = Journal::resume(&path, &path, &other).err().unwrap().to_string();
+        assert!(error.contains("q4_0") && error.contains("q8_0") && error.contains("--restart"), "{error}");
+    }
+}

@@ -1,0 +1,169 @@
+//! In which order files have to come when only a few may be there at once.
+//!
+//! A job reads rows of one weight, and the weight's scale, which may be in another file. Scales
+//! are small, so those that are in another file than their weight are kept when their file has
+//! been there. What is left to choose is the order: ascending, as long as the files that wait for a
+//! later one's scales fit; else files whose scales others need come first; and where files need
+//! each other's scales in a circle, one of them comes twice, the first time for its scales only.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+
+use super::{Blueprint, Job};
+use crate::checkpoint::SourceTensor;
+
+/// One file is brought.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// File number in the source.
+    pub file: usize,
+    /// It comes for its scales only, and will come again for its weights.
+    pub scales_only: bool,
+}
+
+/// When files come, what is kept of them, and what jobs wait for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Schedule {
+    /// Files in the order in which they come.
+    pub steps: Vec<Step>,
+    /// Byte ranges to keep of a file when it comes: scales of weights in other files.
+    pub keep: BTreeMap<usize, Vec<Range<u64>>>,
+    /// For each job that is to run: the file of its weight, and the other file of its scale.
+    pub needs: BTreeMap<usize, (usize, Option<usize>)>,
+}
+
+/// Byte range of a scale in its file.
+type Scale = (usize, Range<u64>);
+
+/// Schedules the jobs for which `pending` says so.
+///
+/// `room_bytes` is what a file takes of `limit_bytes` while it is there; `is_kept` tells which
+/// ranges an earlier run has kept.
+pub fn schedule(
+    blueprint: &Blueprint,
+    tensors: &[SourceTensor],
+    jobs: &[Job],
+    pending: impl Fn(usize) -> bool,
+    room_bytes: impl Fn(usize) -> u64,
+    limit_bytes: u64,
+    is_kept: impl Fn(usize, &Range<u64>) -> bool,
+) -> Schedule {
+    let mut schedule = Schedule::default();
+    let mut wanted: BTreeMap<usize, BTreeSet<usize>> = BTreeMap::new();
+    for (number, job) in jobs.iter().enumerate().filter(|&(number, _)| pending(number)) {
+        let weight = &tensors[blueprint.tensors[job.tensor].pieces[job.piece].source];
+        let stray = stray_scale(weight, tensors).filter(|(file, range)| !is_kept(*file, range));
+        let others = wanted.entry(weight.file).or_default();
+        schedule.needs.insert(number, (weight.file, stray.as_ref().map(|&(file, _)| file)));
+        if let Some((file, range)) = stray {
+            others.insert(file);
+            let ranges = schedule.keep.entry(file).or_default();
+            // The jobs of one weight share a scale and follow each other.
+            if ranges.last() != Some(&range) {
+                ranges.push(range);
+            }
+        }
+    }
+    // A file that has nothing but scales comes too.
+    for &file in schedule.keep.keys() {
+        wanted.entry(file).or_default();
+    }
+    let ascending = most_room(&wanted, &room_bytes) <= limit_bytes;
+    schedule.steps = if ascending {
+        wanted.keys().map(|&file| Step { file, scales_only: false }).collect()
+    } else {
+        scales_first(wanted)
+    };
+    schedule
+}
+
+/// The scale of `weight`, if it is in another file.
+fn stray_scale(weight: &SourceTensor, tensors: &[SourceTensor]) -> Option<Scale> {
+    let scale = &tensors[weight.scale?.tensor];
+    (scale.file != weight.file)
+        .then(|| (scale.file, scale.offset_bytes..scale.offset_bytes + scale.len_bytes))
+}
+
+/// Most room that files take at once when they come in ascending order and stay until the scales
+/// they wait for have come.
+fn most_room(wanted: &BTreeMap<usize, BTreeSet<usize>>, room_bytes: impl Fn(usize) -> u64) -> u64 {
+    let mut waiting: Vec<(usize, u64)> = Vec::new();
+    let mut most = 0;
+    for (&file, others) in wanted {
+        let room = room_bytes(file);
+        most = most.max(room + waiting.iter().map(|&(_, room)| room).sum::<u64>());
+        waiting.push((others.last().map_or(file, |&last| last.max(file)), room));
+        waiting.retain(|&(until, _)| until > file);
+    }
+    most
+}
+
+/// An order in which a file can go as soon as its own jobs are done.
+fn scales_first(mut wanted: BTreeMap<usize, BTreeSet<usize>>) -> Vec<Step> {
+    let mut steps = Vec::new();
+    while let Some((&lowest, _)) = wanted.first_key_value() {
+        let free = wanted.iter().find(|(_, others)| others.is_empty()).map(|(&file, _)| file);
+        let next = free.unwrap_or(lowest);
+        for other in wanted.remove(&next).unwrap_or_default() {
+            steps.push(Step { file: other, scales_only: true });
+            wanted.values_mut().for_each(|others| {
+                others.remove(&other);
+            });
+        }
+        steps.push(Step { file: next, scales_only: false });
+        wanted.values_mut().for_each(|others| {
+            others.remove(&next);
+        });
+    }
+    steps
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn files(list: &[(usize, &[usize])]) -> BTreeMap<usize, BTreeSet<usize>> {
+        list.iter().map(|&(file, others)| (file, others.iter().copied().collect())).collect()
+    }
+
+    /// Every file comes, once for its weights, and never before a scale that it needs.
+    fn check(wanted: &BTreeMap<usize, BTreeSet<usize>>, steps: &[Step]) {
+        let mut come = BTreeSet::new();
+        let mut done = BTreeSet::new();
+        for step in steps {
+            come.insert(step.file);
+            if !step.scales_only {
+                assert!(wanted[&step.file].is_subset(&come), "{steps:?}");
+                assert!(done.insert(step.file), "{steps:?}");
+            }
+        }
+        assert_eq!(done.len(), wanted.len(), "{steps:?}");
+    }
+
+    #[test]
+    fn a_chain_runs_backwards_without_fetching_twice() {
+        let wanted = files(&[(1, &[2]), (2, &[3]), (3, &[])]);
+        let steps = scales_first(wanted.clone());
+        check(&wanted, &steps);
+        assert_eq!(steps.iter().map(|step| step.file).collect::<Vec<_>>(), [3, 2, 1]);
+    }
+
+    #[test]
+    fn a_circle_fetches_as_little_as_possible_twice() {
+        let wanted = files(&[(0, &[1]), (1, &[2]), (2, &[0]), (7, &[])]);
+        let steps = scales_first(wanted.clone());
+        check(&wanted, &steps);
+        assert_eq!(steps.len(), 5);
+        let all = files(&[(0, &[1, 2]), (1, &[0, 2]), (2, &[0, 1])]);
+        check(&all, &scales_first(all.clone()));
+    }
+
+    #[test]
+    fn waiting_files_take_room() {
+        // 1 waits for 2, then both can go; 3 waits for 1, which has been there.
+        let wanted = files(&[(1, &[2]), (2, &[]), (3, &[1])]);
+        assert_eq!(most_room(&wanted, |_| 10), 20);
+        assert_eq!(most_room(&files(&[(1, &[3]), (2, &[3]), (3, &[])]), |_| 10), 30);
+        assert_eq!(most_room(&files(&[(1, &[]), (2, &[])]), |_| 10), 10);
+    }
+}

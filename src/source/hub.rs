@@ -1,0 +1,23 @@
+//! Hugging Face hubs, and places that speak their language.
+//!
+//! A [`Repository`] is pinned to the commit that its revision was when it was opened. Metadata and
+//! Xet storage go through the `hf-hub` crate; file content otherwise comes by ranged requests of
+//! our own, which check what they are answered with and go on where they were cut off.
+
+mod back_off;
+mod cache;
+mod client;
+mod environment;
+mod id;
+mod listing;
+mod patience;
+mod plain;
+mod range;
+mod refusal;
+mod repository;
+mod xet;
+
+pub use cache::HubCache;
+pub use environment::Environment;
+pub use id::HubId;
+pub use repository::Repository;

@@ -1,0 +1,278 @@
+//! A checkpoint at a remote place, used while it streams through a spool.
+//!
+//! Headers and small files are read by range, so that a plan needs a few megabytes. Weights are
+//! readable only while their shard is in the spool, whole and verified, or lies in a cache.
+
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use super::digest::{ContentHasher, file_digest};
+use super::download::Download;
+use super::spool::Spool;
+use super::{ContentDigest, Remote, Source, SourceFile, Supply};
+use crate::error::{Error, Result};
+
+/// Bytes read first of a shard, in the hope that its header fits.
+const HEAD_BYTES: u64 = 64 << 10;
+/// Most bytes read of a file that is not whole: safetensors headers end at 100 MB.
+const MAX_HEAD_BYTES: u64 = 128 << 20;
+/// Most bytes of a small file.
+const MAX_SMALL_BYTES: u64 = 256 << 20;
+
+/// Where a released file goes: into a cache, say, instead of being deleted.
+pub type Deposit = Box<dyn Fn(usize, &Path) -> Result<()> + Send + Sync>;
+
+/// A remote checkpoint with a spool.
+pub struct Streamed {
+    remote: Arc<dyn Remote>,
+    files: Vec<SourceFile>,
+    /// Where a file lies whole on this machine already, by number.
+    cached: Vec<Option<PathBuf>>,
+    /// Files that can be read now.
+    present: Vec<RwLock<Option<Arc<File>>>>,
+    /// First bytes of shards.
+    heads: Vec<Mutex<Vec<u8>>>,
+    spool: Option<Spool>,
+    connections: usize,
+    deposit: Option<Deposit>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Streamed {
+    /// Wraps `remote`; `cached` says for each of its files where it lies on this machine, if it does.
+    /// `stop` ends reads of headers and small files.
+    pub fn new(
+        remote: Arc<dyn Remote>,
+        cached: Vec<Option<PathBuf>>,
+        connections: usize,
+        stop: Arc<AtomicBool>,
+    ) -> Self {
+        let files: Vec<SourceFile> = remote
+            .files()
+            .iter()
+            .map(|file| SourceFile {
+                name: file.name.clone(),
+                len_bytes: file.len_bytes,
+                sha256: match &file.digest {
+                    ContentDigest::Sha256(hex) => Some(hex.clone()),
+                    ContentDigest::GitBlob(_) => None,
+                },
+                modified: None,
+            })
+            .collect();
+        let present = files.iter().map(|_| RwLock::new(None)).collect();
+        let heads = files.iter().map(|_| Mutex::new(Vec::new())).collect();
+        Self { remote, files, cached, present, heads, spool: None, connections, deposit: None, stop }
+    }
+
+    /// Lets weights be streamed through `spool`; `deposit` takes files that would be deleted.
+    #[must_use]
+    pub fn with_spool(mut self, spool: Spool, deposit: Option<Deposit>) -> Self {
+        self.spool = Some(spool);
+        self.deposit = deposit;
+        self
+    }
+
+    /// Whether a file lies on this machine already.
+    pub fn is_cached(&self, file: usize) -> bool {
+        self.cached[file].is_some()
+    }
+
+    fn handle(&self, file: usize) -> Option<Arc<File>> {
+        self.present[file].read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_handle(&self, file: usize, handle: Option<Arc<File>>) {
+        *self.present[file].write().unwrap_or_else(PoisonError::into_inner) = handle;
+    }
+
+    fn spool(&self) -> Result<&Spool> {
+        self.spool.as_ref().ok_or_else(|| {
+            let message = "its weights are not on this machine; fetch it first (requant fetch)";
+            Error::hub(self.remote.location(), message)
+        })
+    }
+
+    fn head(&self, file: usize) -> MutexGuard<'_, Vec<u8>> {
+        self.heads[file].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads from the first bytes of a file, fetching as many of them as that takes.
+    fn read_head(&self, file: usize, range: Range<u64>, buf: &mut [u8]) -> Result<()> {
+        let len_bytes = self.files[file].len_bytes;
+        if range.end > len_bytes.min(MAX_HEAD_BYTES) {
+            // Only weights lie there.
+            self.spool()?;
+            let message = format!("bytes {} to {} are not at hand", range.start, range.end);
+            return Err(Error::hub(self.place(file), message));
+        }
+        let mut head = self.head(file);
+        let there = head.len() as u64;
+        if there < range.end {
+            let end = range.end.max(HEAD_BYTES).min(len_bytes);
+            if let Some(path) = &self.cached[file] {
+                head.resize(end as usize, 0);
+                let cached = File::open(path).map_err(Error::io(path, "open"))?;
+                cached.read_exact_at(&mut head, 0).map_err(Error::io(path, "read"))?;
+            } else {
+                self.remote.read_range(file, there..end, &self.stop, &mut |bytes| {
+                    head.extend_from_slice(bytes);
+                    Ok(())
+                })?;
+            }
+        }
+        buf.copy_from_slice(&head[range.start as usize..range.end as usize]);
+        Ok(())
+    }
+
+    fn place(&self, file: usize) -> String {
+        format!("{}: {}", self.remote.location(), self.files[file].name)
+    }
+
+    /// The plan was made from the header as it was read first: it must be the verified one.
+    fn check_head(&self, file: usize, brought: &File, path: &Path) -> Result<()> {
+        let mut head = self.head(file);
+        let mut found = vec![0; head.len()];
+        brought.read_exact_at(&mut found, 0).map_err(Error::io(path, "read"))?;
+        let same = found == *head;
+        *head = Vec::new();
+        if same {
+            return Ok(());
+        }
+        let message = "its header was damaged on the way when the plan was made; run the command again";
+        Err(Error::hub(self.place(file), message))
+    }
+
+    /// A cached file whose content is what the hub states.
+    fn verified_cached(&self, file: usize) -> Result<Option<&PathBuf>> {
+        let Some(path) = &self.cached[file] else { return Ok(None) };
+        let wanted = &self.remote.files()[file].digest;
+        Ok((file_digest(path, wanted)? == wanted.hex()).then_some(path))
+    }
+}
+
+impl Source for Streamed {
+    fn location(&self) -> String {
+        self.remote.location()
+    }
+
+    fn model_name(&self) -> String {
+        let location = self.remote.location();
+        let repository = location.split('@').next().unwrap_or_default();
+        repository.rsplit('/').next().unwrap_or_default().to_owned()
+    }
+
+    fn files(&self) -> &[SourceFile] {
+        &self.files
+    }
+
+    fn read_at(&self, file: usize, offset_bytes: u64, buf: &mut [u8]) -> Result<()> {
+        if let Some(handle) = self.handle(file) {
+            let read = handle.read_exact_at(buf, offset_bytes);
+            return read.map_err(Error::io(self.files[file].name.clone(), "read"));
+        }
+        if let Some(spool) = &self.spool
+            && spool.read_kept(file, offset_bytes, buf)
+        {
+            return Ok(());
+        }
+        self.read_head(file, offset_bytes..offset_bytes + buf.len() as u64, buf)
+    }
+
+    fn read_small(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        let Some(id) = self.find(name) else { return Ok(None) };
+        let wanted = &self.remote.files()[id];
+        if let Some(path) = self.verified_cached(id)? {
+            return std::fs::read(path).map(Some).map_err(Error::io(path, "read"));
+        }
+        if wanted.len_bytes > MAX_SMALL_BYTES {
+            let message = format!("{} bytes; expected at most {MAX_SMALL_BYTES}", wanted.len_bytes);
+            return Err(Error::hub(self.place(id), message));
+        }
+        let mut found = String::new();
+        for _ in 0..3 {
+            let mut bytes = Vec::with_capacity(wanted.len_bytes as usize);
+            if wanted.len_bytes > 0 {
+                self.remote.read_range(id, 0..wanted.len_bytes, &self.stop, &mut |chunk| {
+                    bytes.extend_from_slice(chunk);
+                    Ok(())
+                })?;
+            }
+            let mut hasher = ContentHasher::new(&wanted.digest, wanted.len_bytes);
+            hasher.update(&bytes);
+            found = hasher.finish();
+            if found == wanted.digest.hex() {
+                return Ok(Some(bytes));
+            }
+        }
+        let message = format!("found digest {found}, expected {}", wanted.digest.hex());
+        Err(Error::hub(self.place(id), message))
+    }
+
+    fn supply(&self) -> Option<&dyn Supply> {
+        self.spool.is_some().then_some(self)
+    }
+}
+
+impl Supply for Streamed {
+    fn limit_bytes(&self) -> u64 {
+        self.spool.as_ref().map_or(0, Spool::limit_bytes)
+    }
+
+    fn room_bytes(&self, file: usize) -> u64 {
+        if self.is_cached(file) { 0 } else { self.files[file].len_bytes }
+    }
+
+    fn bring(&self, file: usize, stop: &AtomicBool, on_bytes: &(dyn Fn(u64) + Sync)) -> Result<()> {
+        let spool = self.spool()?;
+        let path = if let Some(path) = self.verified_cached(file)? {
+            on_bytes(self.files[file].len_bytes);
+            path.clone()
+        } else {
+            let target = spool.path(&self.files[file].name)?;
+            let partial = spool.partial_path(&target);
+            let connections = self.connections;
+            Download { remote: &*self.remote, file, target: &target, partial: &partial, connections, stop, on_bytes }
+                .run()?;
+            target
+        };
+        if stop.load(Ordering::Relaxed) {
+            return Err(Error::Interrupted);
+        }
+        let handle = File::open(&path).map_err(Error::io(&path, "open"))?;
+        self.check_head(file, &handle, &path)?;
+        self.set_handle(file, Some(Arc::new(handle)));
+        Ok(())
+    }
+
+    fn is_kept(&self, file: usize, range: &Range<u64>) -> bool {
+        self.spool.as_ref().is_some_and(|spool| spool.is_kept(file, range))
+    }
+
+    fn keep(&self, file: usize, range: Range<u64>) -> Result<()> {
+        let mut bytes = vec![0; (range.end - range.start) as usize];
+        self.read_at(file, range.start, &mut bytes)?;
+        self.spool()?.keep(file, range.start, bytes)
+    }
+
+    fn release(&self, file: usize) -> Result<()> {
+        self.set_handle(file, None);
+        let path = self.spool()?.path(&self.files[file].name)?;
+        // Present in the spool unless it was used from the cache.
+        if !path.exists() {
+            return Ok(());
+        }
+        match &self.deposit {
+            Some(deposit) => deposit(file, &path),
+            None => std::fs::remove_file(&path).map_err(Error::io(&path, "remove")),
+        }
+    }
+
+    fn finish(&self) -> Result<()> {
+        self.spool()?.remove()
+    }
+}
