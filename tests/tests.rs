@@ -6,6 +6,8 @@
 //! - `gguf`: the fixture converted to GGUF, against llama.cpp's files.
 //! - `mlx`: the fixture converted to MLX, against mlx-lm's files.
 //! - `faults`: what a run leaves behind when it is stopped, fails, or meets another one.
+//! - `streaming`: conversions straight from a hub that misbehaves (crate `test-hub`).
+//! - `crashes`: `kill -9` at many points of a streamed conversion.
 //! - `sources`: the same weights stored in other ways.
 //! - `verify`: damage to finished results is found and named.
 //! - `perplexity`: the forward pass on the fixture, against transformers and llama-perplexity.
@@ -15,6 +17,8 @@
 mod command;
 #[cfg(test)]
 mod conversion;
+#[cfg(test)]
+mod crashes;
 #[cfg(test)]
 mod faults;
 #[cfg(test)]
@@ -29,5 +33,7 @@ mod mlx;
 mod perplexity;
 #[cfg(test)]
 mod sources;
+#[cfg(test)]
+mod streaming;
 #[cfg(test)]
 mod verify;

@@ -195,7 +195,10 @@ pub(super) fn open(
     let Some((output, _)) = output else {
         return Ok(Model { source: Box::new(source), streaming: None, remote_files });
     };
-    let spool_limit_bytes = spool_limit(matches, largest)?;
+    let spool_limit_bytes = match matches.get_one::<u64>("spool-limit") {
+        Some(&limit) => limit,
+        None => SPOOLED_SHARDS * largest,
+    };
     let keep = matches.get_flag("keep-source");
     let pinned = Pinned {
         repo: id.repo.clone(),

@@ -52,7 +52,9 @@ impl Request {
         let threads =
             fit(&source, &blueprint, super::threads(matches), matches.get_one::<u64>("memory").copied())?;
         let (streaming, remote_files) = (model.streaming, model.remote_files);
-        Ok(Self { source, format, blueprint, threads, streaming, remote_files })
+        let request = Self { source, format, blueprint, threads, streaming, remote_files };
+        model::spool_limit(matches, request.largest_shard_bytes())?;
+        Ok(request)
     }
 
     /// Shards that a conversion would download: their number and bytes.

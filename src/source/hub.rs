@@ -15,6 +15,8 @@ mod plain;
 mod range;
 mod refusal;
 mod repository;
+#[cfg(test)]
+mod tests;
 mod xet;
 
 pub use cache::HubCache;

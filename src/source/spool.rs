@@ -117,7 +117,21 @@ impl Spool {
     }
 
     /// Removes the spool and everything in it.
+    ///
+    /// The lock goes with it; it is held until this is dropped.
     pub(super) fn remove(&self) -> Result<()> {
         std::fs::remove_dir_all(&self.directory).map_err(Error::io(&self.directory, "remove"))
+    }
+}
+
+impl Drop for Spool {
+    fn drop(&mut self) {
+        // An empty spool is of no use to a later run. `remove_dir` refuses one that is not empty.
+        let shards = self.directory.join("shards");
+        let is_empty = |path: &Path| !path.exists() || std::fs::remove_dir(path).is_ok();
+        if is_empty(&shards) && is_empty(&self.directory.join("kept")) {
+            let _ = std::fs::remove_file(self.directory.join("lock"));
+            let _ = std::fs::remove_dir(&self.directory);
+        }
     }
 }

@@ -233,7 +233,7 @@ fn next_link(headers: &HeaderMap) -> Option<String> {
             let is_next = |parameter: &str| {
                 matches!(parameter.trim().trim_end_matches(','), r#"rel="next""# | "rel=next")
             };
-            if parameters.split(';').any(|parameter| is_next(parameter)) {
+            if parameters.split(';').any(is_next) {
                 return Some(target.to_owned());
             }
             text = rest;
