@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 mod convert;
 mod inspect;
@@ -57,6 +57,10 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
+            if matches!(&error, Error::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull)
+            {
+                eprintln!("what is done is kept: make room and run the same command again");
+            }
             ExitCode::FAILURE
         }
     }

@@ -118,7 +118,8 @@ pub fn convert(
     let (mut stage, begun) =
         staging::Stage::open(blueprint, output, &request, settings.force, settings.restart)?;
     let staging::Begun { mut journal, done } = begun;
-    let result = run(source, blueprint, output, settings, progress, stop, &jobs, &mut stage, &mut journal, &done);
+    let result =
+        run(source, blueprint, output, settings, progress, stop, &jobs, &mut stage, &mut journal, &done);
     if result.as_ref().err().is_some_and(can_go_on) {
         stage.keep();
     }

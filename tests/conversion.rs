@@ -34,7 +34,14 @@ pub(crate) fn open(directory: &Path) -> Result<Checkpoint> {
 
 /// Settings of a run with so many threads.
 pub(crate) fn settings(format: &str, threads: usize) -> Settings {
-    Settings { threads, force: false, restart: false, pinned: None, command: vec!["test".into()], format: format.into() }
+    Settings {
+        threads,
+        force: false,
+        restart: false,
+        pinned: None,
+        command: vec!["test".into()],
+        format: format.into(),
+    }
 }
 
 /// Converts `model` to `output`.

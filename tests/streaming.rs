@@ -115,7 +115,10 @@ fn a_directory_target_is_streamed_as_well() {
     convert(&model(), "mlx-4bit", 2, &local).unwrap();
     assert_eq!(names(&desk.output()), names(&local));
     for name in names(&local) {
-        assert_eq!(std::fs::read(desk.output().join(&name)).unwrap(), std::fs::read(local.join(&name)).unwrap());
+        assert_eq!(
+            std::fs::read(desk.output().join(&name)).unwrap(),
+            std::fs::read(local.join(&name)).unwrap()
+        );
     }
 }
 
@@ -144,7 +147,11 @@ fn scales_in_other_shards_fit_into_any_spool() {
         for limit in [largest, 2 * largest, 100 * largest] {
             let desk = Desk::new(&hub);
             let limit = limit.to_string();
-            assert_eq!(desk.convert("q4_0", &["--spool-limit", &limit]), expected, "{shards} shards, {limit}");
+            assert_eq!(
+                desk.convert("q4_0", &["--spool-limit", &limit]),
+                expected,
+                "{shards} shards, {limit}"
+            );
         }
         let desk = Desk::new(&hub);
         let small = desk.run("q4_0", &["--spool-limit", &(largest - 1).to_string()]);
@@ -322,6 +329,7 @@ fn the_cache_is_filled_on_request_and_used() {
         let name = shard_path(shard).file_name().unwrap().to_owned();
         assert_eq!(std::fs::read(snapshot.join(name)).unwrap(), std::fs::read(shard_path(shard)).unwrap());
     }
+    assert!(snapshot.join("config.json").exists() && snapshot.join("tokenizer.json").exists());
     std::fs::remove_file(desk.output()).unwrap();
     hub.clear_requests();
     let before = hub.body_bytes_sent();

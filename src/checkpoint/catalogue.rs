@@ -16,6 +16,8 @@ use crate::source::{Source, SourceReader};
 const CONFIG: &str = "config.json";
 const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
+/// Headers read at once.
+const HEADER_READS: usize = 16;
 const SCALE_SUFFIX: &str = "_scale_inv";
 
 /// See [`Checkpoint::open`].
@@ -53,8 +55,13 @@ fn read_headers(source: &dyn Source) -> Result<Vec<SourceTensor>> {
         Some(index) => index.shards.clone(),
         None => vec![single_shard(source)?],
     };
+    // More threads than cores: a source far away answers late, not slowly.
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(HEADER_READS.min(shards.len().max(1)))
+        .build()
+        .map_err(|error| Error::Request(format!("cannot start threads: {error}")))?;
     let headers: Vec<safetensors::Header> =
-        shards.par_iter().map(|&shard| read_header(source, shard)).collect::<Result<_>>()?;
+        pool.install(|| shards.par_iter().map(|&shard| read_header(source, shard)).collect::<Result<_>>())?;
 
     let mut tensors = Vec::new();
     let mut seen: HashMap<String, usize> = HashMap::new();

@@ -31,10 +31,9 @@ impl Subcommand for Convert {
                     .help("File (GGUF) or directory (MLX) to write"),
             )
             .arg(
-                Arg::new("force")
-                    .long("force")
-                    .action(ArgAction::SetTrue)
-                    .help("Replace an existing output, once the new one is complete; go ahead on a full disk"),
+                Arg::new("force").long("force").action(ArgAction::SetTrue).help(
+                    "Replace an existing output, once the new one is complete; go ahead on a full disk",
+                ),
             )
             .arg(
                 Arg::new("restart")

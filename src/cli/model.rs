@@ -144,7 +144,8 @@ pub(super) fn connections(matches: &ArgMatches) -> usize {
 /// The snapshot of `id` in the cache, for work without the network.
 pub(super) fn offline_snapshot(id: &HubId, environment: &Environment) -> Result<PathBuf> {
     let cache = HubCache::new(environment.cache_dir.clone());
-    let snapshot = cache.commit_of(&id.repo, revision(id)).and_then(|commit| cache.snapshot(&id.repo, &commit));
+    let snapshot =
+        cache.commit_of(&id.repo, revision(id)).and_then(|commit| cache.snapshot(&id.repo, &commit));
     snapshot.ok_or_else(|| {
         let message = format!(
             "not in the cache at {}, and HF_HUB_OFFLINE is set: unset it, or fetch the model first",
@@ -181,7 +182,8 @@ pub(super) fn open(
         .iter()
         .map(|file| cache.find(&id.repo, repository.commit(), file))
         .collect::<Result<_>>()?;
-    let absent = repository.files().iter().zip(&cached).enumerate().filter(|(_, (_, cached))| cached.is_none());
+    let absent =
+        repository.files().iter().zip(&cached).enumerate().filter(|(_, (_, cached))| cached.is_none());
     let remote_files: Vec<(usize, u64)> = absent.map(|(id, (file, _))| (id, file.len_bytes)).collect();
     let largest = remote_files
         .iter()

@@ -142,11 +142,8 @@ impl Subcommand for Plan {
         let mut summary = summary(&request.source, &request.blueprint, ram);
         (summary.download_files, summary.download_bytes) = request.download();
         let limit = model::spool_limit(matches, request.largest_shard_bytes())?;
-        summary.peak_disk_bytes += if matches.get_flag("keep-source") {
-            summary.download_bytes
-        } else {
-            request.spool_bytes(limit)
-        };
+        summary.peak_disk_bytes +=
+            if matches.get_flag("keep-source") { summary.download_bytes } else { request.spool_bytes(limit) };
         if matches.get_flag("json") {
             let value = serde_json::to_value(&summary)
                 .map_err(|error| Error::Request(format!("cannot write JSON: {error}")))?;

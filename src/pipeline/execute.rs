@@ -203,7 +203,8 @@ impl Run<'_> {
     /// One worker: jobs until there are none.
     fn work(&self, shared: &Shared, finished: &Sender<usize>) {
         let patient = || !self.stop.load(Ordering::Relaxed) && !shared.failed.load(Ordering::Relaxed);
-        let take_finished = || shared.finished.lock().unwrap_or_else(std::sync::PoisonError::into_inner).pop();
+        let take_finished =
+            || shared.finished.lock().unwrap_or_else(std::sync::PoisonError::into_inner).pop();
         while let Some(tensor) = take_finished() {
             if !patient() {
                 break;

@@ -100,7 +100,8 @@ impl RequestRecord {
         } else if self.format != earlier.format {
             changed("--to", &earlier.format, &self.format)
         } else if self.pinned != earlier.pinned {
-            let revision = |pinned: &Option<Pinned>| pinned.as_ref().map_or(String::new(), |p| p.revision.clone());
+            let revision =
+                |pinned: &Option<Pinned>| pinned.as_ref().map_or(String::new(), |p| p.revision.clone());
             changed("the revision", &revision(&earlier.pinned), &revision(&self.pinned))
         } else if self.requant_version != earlier.requant_version {
             changed("requant", &earlier.requant_version, &self.requant_version)
@@ -149,7 +150,11 @@ impl Journal {
     ///
     /// # Errors
     /// When it cannot be read, or belongs to another request.
-    pub(super) fn resume(path: &Path, output: &Path, request: &RequestRecord) -> Result<Option<(Self, Progress)>> {
+    pub(super) fn resume(
+        path: &Path,
+        output: &Path,
+        request: &RequestRecord,
+    ) -> Result<Option<(Self, Progress)>> {
         let bytes = match std::fs::read(path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -168,7 +173,8 @@ impl Journal {
         let mut done = vec![false; request.jobs + 1];
         let mut valid = start;
         for record in bytes[start..].chunks_exact(8) {
-            let word = |at: usize| u32::from_le_bytes([record[at], record[at + 1], record[at + 2], record[at + 3]]);
+            let word =
+                |at: usize| u32::from_le_bytes([record[at], record[at + 1], record[at + 2], record[at + 3]]);
             match done.get_mut(word(0) as usize) {
                 Some(slot) if word(4) == scrambled(word(0), key) => *slot = true,
                 _ => break,
@@ -186,7 +192,8 @@ impl Journal {
         let mut temporary = path.file_name().unwrap_or_default().to_owned();
         temporary.push(".new");
         let temporary = path.with_file_name(temporary);
-        let mut line = serde_json::to_vec(request).map_err(|error| Error::io(path, "encode")(error.into()))?;
+        let mut line =
+            serde_json::to_vec(request).map_err(|error| Error::io(path, "encode")(error.into()))?;
         line.push(b'\n');
         let mut file = File::create(&temporary).map_err(Error::io(&temporary, "create"))?;
         file.write_all(&line).map_err(Error::io(&temporary, "write"))?;

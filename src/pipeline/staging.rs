@@ -107,7 +107,8 @@ impl Stage {
                 self.files.clear();
                 return Ok(false);
             }
-            let file = OpenOptions::new().read(true).write(true).open(&path).map_err(Error::io(&path, "open"))?;
+            let file =
+                OpenOptions::new().read(true).write(true).open(&path).map_err(Error::io(&path, "open"))?;
             self.files.push(StagedFile { file, path });
         }
         if blueprint.is_directory {

@@ -90,6 +90,10 @@ impl Download<'_> {
     /// Fetches what is missing and returns the digest of the whole.
     fn fetch(&self) -> Result<String> {
         let len_bytes = self.wanted().len_bytes;
+        if !is_file_of(self.partial, len_bytes) {
+            // A log without its file speaks of nothing.
+            remove(&log_path(self.partial))?;
+        }
         let (log, there) = SegmentLog::open(&log_path(self.partial), len_bytes)?;
         let file = OpenOptions::new()
             .read(true)
@@ -221,7 +225,8 @@ struct Shared<'a> {
 /// Joins missing segments into requests: neither longer than [`MAX_REQUEST_BYTES`] nor than a fair share.
 fn spans(missing: &[usize], segment_bytes: u64, connections: usize) -> VecDeque<Range<usize>> {
     let share = missing.len().div_ceil(connections.max(1));
-    let longest = usize::try_from(MAX_REQUEST_BYTES / segment_bytes).unwrap_or(usize::MAX).clamp(1, share.max(1));
+    let longest =
+        usize::try_from(MAX_REQUEST_BYTES / segment_bytes).unwrap_or(usize::MAX).clamp(1, share.max(1));
     let mut spans: VecDeque<Range<usize>> = VecDeque::new();
     for &segment in missing {
         match spans.back_mut() {
@@ -258,7 +263,9 @@ impl SegmentLog {
         if bytes.get(..8) == Some(&segment_bytes.to_le_bytes()) {
             valid = 8;
             for record in bytes[8..].chunks_exact(8) {
-                let word = |at: usize| u32::from_le_bytes([record[at], record[at + 1], record[at + 2], record[at + 3]]);
+                let word = |at: usize| {
+                    u32::from_le_bytes([record[at], record[at + 1], record[at + 2], record[at + 3]])
+                };
                 let (segment, complement) = (word(0), word(4));
                 match there.get_mut(segment as usize) {
                     Some(slot) if segment == !complement => *slot = true,

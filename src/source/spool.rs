@@ -45,7 +45,8 @@ impl Spool {
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                let message = format!("{}: another requant is using this spool right now", directory.display());
+                let message =
+                    format!("{}: another requant is using this spool right now", directory.display());
                 return Err(Error::Request(message));
             }
             Err(TryLockError::Error(error)) => return Err(Error::io(lock_path, "lock")(error)),
@@ -54,7 +55,8 @@ impl Spool {
         for entry in std::fs::read_dir(&kept_directory).map_err(Error::io(&kept_directory, "list"))? {
             let path = entry.map_err(Error::io(&kept_directory, "list"))?.path();
             let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.split_once('-'));
-            let Some((Ok(file), Ok(offset))) = name.map(|(file, offset)| (file.parse(), offset.parse())) else {
+            let Some((Ok(file), Ok(offset))) = name.map(|(file, offset)| (file.parse(), offset.parse()))
+            else {
                 continue;
             };
             let bytes = std::fs::read(&path).map_err(Error::io(&path, "read"))?;

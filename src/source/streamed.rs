@@ -3,6 +3,7 @@
 //! Headers and small files are read by range, so that a plan needs a few megabytes. Weights are
 //! readable only while their shard is in the spool, whole and verified, or lies in a cache.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
@@ -36,6 +37,8 @@ pub struct Streamed {
     present: Vec<RwLock<Option<Arc<File>>>>,
     /// First bytes of shards.
     heads: Vec<Mutex<Vec<u8>>>,
+    /// Small files that were fetched whole; only kept when there is a `deposit` for them.
+    small: Mutex<BTreeMap<usize, Vec<u8>>>,
     spool: Option<Spool>,
     connections: usize,
     deposit: Option<Deposit>,
@@ -66,7 +69,8 @@ impl Streamed {
             .collect();
         let present = files.iter().map(|_| RwLock::new(None)).collect();
         let heads = files.iter().map(|_| Mutex::new(Vec::new())).collect();
-        Self { remote, files, cached, present, heads, spool: None, connections, deposit: None, stop }
+        let small = Mutex::default();
+        Self { remote, files, cached, present, heads, small, spool: None, connections, deposit: None, stop }
     }
 
     /// Lets weights be streamed through `spool`; `deposit` takes files that would be deleted.
@@ -98,7 +102,7 @@ impl Streamed {
     }
 
     fn head(&self, file: usize) -> MutexGuard<'_, Vec<u8>> {
-        self.heads[file].lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.heads[file])
     }
 
     /// Reads from the first bytes of a file, fetching as many of them as that takes.
@@ -206,6 +210,9 @@ impl Source for Streamed {
             hasher.update(&bytes);
             found = hasher.finish();
             if found == wanted.digest.hex() {
+                if self.deposit.is_some() {
+                    lock(&self.small).insert(id, bytes.clone());
+                }
                 return Ok(Some(bytes));
             }
         }
@@ -236,8 +243,16 @@ impl Supply for Streamed {
             let target = spool.path(&self.files[file].name)?;
             let partial = spool.partial_path(&target);
             let connections = self.connections;
-            Download { remote: &*self.remote, file, target: &target, partial: &partial, connections, stop, on_bytes }
-                .run()?;
+            Download {
+                remote: &*self.remote,
+                file,
+                target: &target,
+                partial: &partial,
+                connections,
+                stop,
+                on_bytes,
+            }
+            .run()?;
             target
         };
         if stop.load(Ordering::Relaxed) {
@@ -273,6 +288,18 @@ impl Supply for Streamed {
     }
 
     fn finish(&self) -> Result<()> {
-        self.spool()?.remove()
+        let spool = self.spool()?;
+        if let Some(deposit) = &self.deposit {
+            for (file, bytes) in std::mem::take(&mut *lock(&self.small)) {
+                let path = spool.path(&self.files[file].name)?;
+                std::fs::write(&path, bytes).map_err(Error::io(&path, "write"))?;
+                deposit(file, &path)?;
+            }
+        }
+        spool.remove()
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -83,7 +83,8 @@ fn checkpoint(variant: &str, change: impl FnOnce(&mut BTreeMap<String, Vec<u8>>)
     let described = files.iter().map(|(name, content)| SourceFile {
         name: name.clone(),
         len_bytes: if name == "model.safetensors" { shard_len_bytes } else { content.len() as u64 },
-        sha256: None, modified: None,
+        sha256: None,
+        modified: None,
     });
     let source = Headers {
         location: format!("/somewhere/{directory}/"),

@@ -89,7 +89,12 @@ fn checkpoint(config: &Value, matrix: Dtype, vector: Dtype, others: &[(&str, &st
     let source = Headers {
         files: files
             .iter()
-            .map(|&(name, _, len_bytes)| SourceFile { name: name.into(), len_bytes, sha256: None, modified: None })
+            .map(|&(name, _, len_bytes)| SourceFile {
+                name: name.into(),
+                len_bytes,
+                sha256: None,
+                modified: None,
+            })
             .collect(),
         bytes: files.into_iter().map(|(_, bytes, _)| bytes).collect(),
     };
