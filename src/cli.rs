@@ -12,6 +12,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use crate::error::{Error, Result};
 
 mod convert;
+mod fetch;
 mod inspect;
 mod model;
 mod perplexity;
@@ -29,8 +30,14 @@ trait Subcommand: Sync {
 }
 
 /// Every subcommand.
-const SUBCOMMANDS: &[&dyn Subcommand] =
-    &[&convert::Convert, &plan::Plan, &inspect::Inspect, &verify::Verify, &perplexity::Perplexity];
+const SUBCOMMANDS: &[&dyn Subcommand] = &[
+    &convert::Convert,
+    &plan::Plan,
+    &fetch::Fetch,
+    &inspect::Inspect,
+    &verify::Verify,
+    &perplexity::Perplexity,
+];
 
 /// Parses the process arguments and runs what they ask for.
 pub fn main() -> ExitCode {

@@ -9,16 +9,18 @@
 //! | S2 | [`checkpoint`] |
 //! | S3 | [`plan`] |
 //! | S4 | `pipeline`, [`model`] |
-//! | S5 | [`evaluate`] |
+//! | S5 | [`evaluate`], [`fetch`], [`checksums`] |
 //! | S6 | `cli` |
 
 pub mod arch;
 pub mod artifact;
 pub mod checkpoint;
+pub mod checksums;
 
 pub mod cli;
 pub mod error;
 pub mod evaluate;
+pub mod fetch;
 mod frontier;
 pub mod model;
 pub mod pipeline;

@@ -30,7 +30,7 @@ pub use execute::peak_ram_bytes;
 pub use journal::{Pinned, RequestRecord};
 pub use manifest::{FileRecord, Manifest, SourceRecord, TensorRecord, manifest_path};
 pub use space::{Need, allocated_bytes, check_space};
-pub use verify::{Check, verify};
+pub use verify::{Check, has_manifest, verify};
 
 /// Receives what a long run has done so far. Called from several threads.
 pub trait Progress: Sync {

@@ -16,7 +16,7 @@ mod spool;
 mod streamed;
 mod supply;
 
-pub use digest::{ContentHasher, file_digest};
+pub use digest::{ContentHasher, file_digest, file_digest_with};
 pub use download::Download;
 pub use local::LocalDirectory;
 pub use remote::{ContentDigest, Remote, RemoteFile};

@@ -11,8 +11,13 @@
 //! - `sources`: the same weights stored in other ways.
 //! - `verify`: damage to finished results is found and named.
 //! - `perplexity`: the forward pass on the fixture, against transformers and llama-perplexity.
+//! - `served`: runs the binary against a local hub. No tests.
+//! - `fetch`: downloads whole repositories, with faults on the way.
+//! - `checksums`: directories against the hub, records of downloads, caches and lists.
 //! - `command`: the command line as scripts see it: exit codes, streams, JSON keys.
 
+#[cfg(test)]
+mod checksums;
 #[cfg(test)]
 mod command;
 #[cfg(test)]
@@ -21,6 +26,8 @@ mod conversion;
 mod crashes;
 #[cfg(test)]
 mod faults;
+#[cfg(test)]
+mod fetch;
 #[cfg(test)]
 mod gguf;
 #[cfg(test)]
@@ -31,6 +38,8 @@ mod maker;
 mod mlx;
 #[cfg(test)]
 mod perplexity;
+#[cfg(test)]
+mod served;
 #[cfg(test)]
 mod sources;
 #[cfg(test)]

@@ -95,13 +95,19 @@ pub(super) fn place(text: &Path, matches: &ArgMatches) -> Result<Place> {
         return Ok(Place::Directory(text.to_owned()));
     }
     let id = text.to_str().and_then(HubId::parse).filter(|_| !text.exists());
-    let Some(mut id) = id else {
+    let Some(id) = id else {
         let message = format!(
             "{}: neither a directory with a Hugging Face checkpoint nor a hub id such as org/name",
             text.display()
         );
         return Err(Error::Request(message));
     };
+    let (id, environment) = on_hub(id, matches)?;
+    Ok(Place::Hub(id, environment))
+}
+
+/// `id` with `--revision`, and the environment with `--cache-dir`.
+pub(super) fn on_hub(mut id: HubId, matches: &ArgMatches) -> Result<(HubId, Environment)> {
     if let Some(revision) = matches.get_one::<String>("revision") {
         if id.revision.as_ref().is_some_and(|other| other != revision) {
             return Err(Error::Request(format!("{id} and --revision {revision} contradict each other")));
@@ -112,7 +118,7 @@ pub(super) fn place(text: &Path, matches: &ArgMatches) -> Result<Place> {
     if let Some(directory) = matches.get_one::<PathBuf>("cache-dir") {
         environment.cache_dir.clone_from(directory);
     }
-    Ok(Place::Hub(id, environment))
+    Ok((id, environment))
 }
 
 /// The repository `id` names, at the commit an unfinished run has pinned or at the newest one.

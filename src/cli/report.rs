@@ -90,8 +90,11 @@ impl Drop for Bars {
     }
 }
 
-/// `shard 3 of 163, spool 8.60 GB`.
+/// `shard 3 of 163, spool 8.60 GB`; without a spool `file 3 of 170`.
 fn place(transfer: &Transfer<'_>) -> String {
+    if transfer.held_bytes == 0 {
+        return format!("file {} of {}", transfer.number, transfer.files);
+    }
     format!("shard {} of {}, spool {}", transfer.number, transfer.files, human(transfer.held_bytes))
 }
 

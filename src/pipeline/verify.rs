@@ -43,6 +43,11 @@ pub fn verify(output: &Path, progress: &dyn Progress) -> Result<Vec<Check>> {
     checks.collect()
 }
 
+/// Whether a manifest says what the result at `output` must be.
+pub fn has_manifest(output: &Path) -> bool {
+    locate(output).is_ok()
+}
+
 /// Finds the manifest of `output`; a member of a split set leads to the set's manifest.
 fn locate(output: &Path) -> Result<(PathBuf, PathBuf)> {
     let direct = manifest_path(output);

@@ -59,6 +59,18 @@ impl ContentHasher {
 /// # Errors
 /// When the file cannot be read.
 pub fn file_digest(path: &Path, kind: &ContentDigest) -> Result<String> {
+    file_digest_with(path, kind, &mut |_| Ok(()))
+}
+
+/// As [`file_digest`]; `on_bytes` sees every piece that was read, and its error ends the reading.
+///
+/// # Errors
+/// As there, and that of `on_bytes`.
+pub fn file_digest_with(
+    path: &Path,
+    kind: &ContentDigest,
+    on_bytes: &mut dyn FnMut(&[u8]) -> Result<()>,
+) -> Result<String> {
     let mut file = File::open(path).map_err(Error::io(path, "open"))?;
     let len_bytes = file.metadata().map_err(Error::io(path, "stat"))?.len();
     let mut hasher = ContentHasher::new(kind, len_bytes);
@@ -66,7 +78,10 @@ pub fn file_digest(path: &Path, kind: &ContentDigest) -> Result<String> {
     loop {
         match file.read(&mut buffer) {
             Ok(0) => return Ok(hasher.finish()),
-            Ok(len) => hasher.update(&buffer[..len]),
+            Ok(len) => {
+                hasher.update(&buffer[..len]);
+                on_bytes(&buffer[..len])?;
+            }
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
             Err(error) => return Err(Error::io(path, "read")(error)),
         }

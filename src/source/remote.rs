@@ -15,6 +15,24 @@ pub enum ContentDigest {
 }
 
 impl ContentDigest {
+    /// Reads the hex text; its length tells which digest it is. `None` when it is neither.
+    pub fn from_hex(text: &str) -> Option<Self> {
+        let hex = text.to_ascii_lowercase();
+        match (text.len(), text.bytes().all(|byte| byte.is_ascii_hexdigit())) {
+            (64, true) => Some(Self::Sha256(hex)),
+            (40, true) => Some(Self::GitBlob(hex)),
+            _ => None,
+        }
+    }
+
+    /// What the digest is called.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Sha256(_) => "sha256",
+            Self::GitBlob(_) => "git blob id",
+        }
+    }
+
     /// The hex text, as the cache of `huggingface_hub` names its blobs.
     pub fn hex(&self) -> &str {
         match self {
