@@ -315,3 +315,76 @@ fn sync_directory(path: &Path) -> Result<()> {
     let directory = File::open(path).map_err(Error::io(path, "open"))?;
     directory.sync_all().map_err(Error::io(path, "sync"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::OutputFile;
+
+    fn blueprint() -> Blueprint {
+        let file = |name: &str| OutputFile { name: name.into(), header: b"GGUF".to_vec(), len_bytes: 64 };
+        let files = vec![file("m-00001-of-00002.gguf"), file("m-00002-of-00002.gguf")];
+        Blueprint { is_directory: false, tensors: vec![], files, sidecars: vec![], dropped: vec![] }
+    }
+
+    fn request(format: &str) -> RequestRecord {
+        RequestRecord {
+            requant_version: "1".into(),
+            model: "org/name".into(),
+            format: format.into(),
+            pinned: None,
+            source_sha256: "a".into(),
+            blueprint_sha256: "b".into(),
+            jobs: 3,
+        }
+    }
+
+    fn names(directory: &Path) -> Vec<String> {
+        let entries = std::fs::read_dir(directory).unwrap();
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_run_cut_off_between_two_renames_goes_on() {
+        let directory = tempfile::tempdir().unwrap();
+        let output = directory.path().join("m.gguf");
+        let open = |format: &str| Stage::open(&blueprint(), &output, &request(format), false, false);
+        let (mut stage, mut begun) = open("q4_0").unwrap();
+        begun.journal.append(&[0, 1, 2]).unwrap();
+        begun.journal.seal().unwrap();
+        let (temporary, final_path) = stage.renames[0].clone();
+        std::fs::rename(temporary, final_path).unwrap();
+        stage.keep();
+        drop(stage);
+        assert!(names(directory.path()).contains(&"m-00001-of-00002.gguf".to_owned()));
+
+        assert!(open("q8_0").is_err(), "another request");
+        let (stage, begun) = open("q4_0").unwrap();
+        assert_eq!(begun.done, [true; 3]);
+        assert_eq!(stage.files().len(), 2);
+        let expected = [
+            "m-00001-of-00002.gguf.partial",
+            "m-00002-of-00002.gguf.partial",
+            "m.gguf.journal",
+            "m.gguf.lock",
+        ];
+        assert_eq!(names(directory.path()), expected);
+    }
+
+    #[test]
+    fn without_a_seal_a_final_name_is_somebody_elses() {
+        let directory = tempfile::tempdir().unwrap();
+        let output = directory.path().join("m.gguf");
+        let open = || Stage::open(&blueprint(), &output, &request("q4_0"), false, false);
+        let (mut stage, _) = open().unwrap();
+        stage.keep();
+        drop(stage);
+        std::fs::write(directory.path().join("m-00001-of-00002.gguf"), b"precious").unwrap();
+        assert!(open().err().unwrap().to_string().contains("--force"));
+        // Nothing of the unfinished run is lost by that.
+        assert_eq!(names(directory.path()).len(), 4);
+    }
+}
