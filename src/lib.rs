@@ -7,7 +7,7 @@
 //! | S0 | [`error`] |
 //! | S1 | [`source`], [`arch`], [`tokenizer`] |
 //! | S2 | [`checkpoint`] |
-//! | S3 | [`plan`] |
+//! | S3 | [`plan`], [`weights`] |
 //! | S4 | `pipeline`, [`model`] |
 //! | S5 | [`evaluate`] |
 //! | S6 | `cli` |
@@ -25,5 +25,6 @@ pub mod plan;
 
 pub mod source;
 pub mod tokenizer;
+pub mod weights;
 
 pub use error::{Error, Result};

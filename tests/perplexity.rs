@@ -6,6 +6,7 @@ use requant::checkpoint::Checkpoint;
 use requant::evaluate::{self, Bos, Perplexity, Windows};
 use requant::model::{self, Choice, Observer, Unobserved};
 use requant::source::LocalDirectory;
+use requant::weights;
 use requant_formats::Dtype;
 use serde_json::Value;
 
@@ -25,7 +26,7 @@ fn golden(name: &str) -> Value {
 
 fn windows(checkpoint: &Checkpoint, bos: Bos) -> Windows {
     let text = std::fs::read_to_string(fixtures().join("text/heldout.txt")).unwrap();
-    Windows::new(&evaluate::tokenizer(checkpoint).unwrap(), &text, 512, bos).unwrap()
+    Windows::new(&weights::tokenizer(checkpoint.source()).unwrap(), &text, 512, bos).unwrap()
 }
 
 /// As the goldens have it: BOS in place of each window's first token, the text not moved by one.
@@ -163,7 +164,7 @@ fn the_first_product_that_is_not_finite_names_layer_and_tensor() {
 fn unusable_input_is_named_before_anything_is_computed() {
     let path = fixtures().join("tiny-deepseek-v3");
     let checkpoint = open(&path);
-    let tokenizer = evaluate::tokenizer(&checkpoint).unwrap();
+    let tokenizer = weights::tokenizer(checkpoint.source()).unwrap();
     let error = Windows::new(&tokenizer, "too short", 512, Bos::Auto).unwrap_err().to_string();
     assert!(error.contains("fewer than one window of 512"), "{error}");
     let error = Windows::new(&tokenizer, "too short", 2, Bos::Auto).unwrap_err().to_string();
@@ -172,7 +173,7 @@ fn unusable_input_is_named_before_anything_is_computed() {
     let dir = tempfile::tempdir().unwrap();
     maker::checkpoint(maker::Size::default(), maker::Storage::Plain(Dtype::F32)).write(dir.path());
     let checkpoint = open(dir.path());
-    let error = evaluate::tokenizer(&checkpoint).err().unwrap().to_string();
+    let error = weights::tokenizer(checkpoint.source()).err().unwrap().to_string();
     assert!(error.contains("tokenizer.json") && error.contains("not found"), "{error}");
     let strange = Windows { tokens: vec![9999; 48], context: 48, text_tokens: 48 };
     let error = evaluate::perplexity(&checkpoint, &strange, &mut Unobserved).unwrap_err().to_string();

@@ -9,6 +9,7 @@
 //! - `sources`: the same weights stored in other ways.
 //! - `verify`: damage to finished results is found and named.
 //! - `perplexity`: the forward pass on the fixture, against transformers and llama-perplexity.
+//! - `results`: finished GGUF and MLX results, read back and measured.
 //! - `command`: the command line as scripts see it: exit codes, streams, JSON keys.
 
 #[cfg(test)]
@@ -27,6 +28,8 @@ mod maker;
 mod mlx;
 #[cfg(test)]
 mod perplexity;
+#[cfg(test)]
+mod results;
 #[cfg(test)]
 mod sources;
 #[cfg(test)]

@@ -7,11 +7,10 @@ use clap::{Arg, ArgMatches, Command};
 use serde_json::json;
 
 use super::Subcommand;
-use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::evaluate::{self, Bos, Windows};
 use crate::model::{Choice, Observer};
-use crate::source::LocalDirectory;
+use crate::weights::Model;
 
 /// The subcommand.
 pub(super) struct Perplexity;
@@ -20,7 +19,10 @@ impl Subcommand for Perplexity {
     fn command(&self) -> Command {
         Command::new("perplexity")
             .about("Measure perplexity on a text, as llama-perplexity defines it")
-            .arg(super::path_argument("MODEL", "Checkpoint directory"))
+            .arg(super::path_argument(
+                "MODEL",
+                "Checkpoint directory, GGUF file (the first of a split set), MLX directory",
+            ))
             .arg(
                 Arg::new("text")
                     .long("text")
@@ -53,22 +55,18 @@ impl Subcommand for Perplexity {
     fn run(&self, matches: &ArgMatches) -> Result<()> {
         let started = Instant::now();
         let model = super::path(matches, "MODEL");
-        if !model.is_dir() {
-            let message = format!("{}: not a directory with a Hugging Face checkpoint", model.display());
-            return Err(Error::Request(message));
-        }
         let text_path = super::path(matches, "text");
         let text = std::fs::read_to_string(text_path).map_err(Error::io(text_path, "read"))?;
         let context = matches.get_one::<u32>("context").map_or(512, |&context| context as usize);
         let bos = matches.get_one::<Bos>("bos").copied().unwrap_or_default();
-        let checkpoint = Checkpoint::open(Box::new(LocalDirectory::open(model)?))?;
-        let windows = Windows::new(&evaluate::tokenizer(&checkpoint)?, &text, context, bos)?;
+        let model = Model::open(model)?;
+        let windows = Windows::new(&model.tokenizer()?, &text, context, bos)?;
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(super::threads(matches))
             .build()
             .map_err(|error| Error::Request(format!("cannot start threads: {error}")))?;
         let mut progress = Layers { quiet: matches.get_flag("quiet"), started };
-        let measured = pool.install(|| evaluate::perplexity(&checkpoint, &windows, &mut progress))?;
+        let measured = pool.install(|| evaluate::perplexity(model.store(), &windows, &mut progress))?;
         let seconds = started.elapsed().as_secs_f64();
         if matches.get_flag("json") {
             super::print_json(&json!({
