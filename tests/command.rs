@@ -157,3 +157,60 @@ fn a_split_size_and_a_pre_tokenizer_are_taken() {
     let inspected = json(&["inspect", path(&first), "--json"]);
     assert_eq!(inspected["files"].as_array().unwrap().len(), files.len());
 }
+
+#[test]
+fn perplexity_keys_are_a_contract() {
+    let directory = tempfile::tempdir().unwrap();
+    let (output, heldout_path, ids) =
+        (directory.path().join("m.gguf"), directory.path().join("text"), directory.path().join("ids.json"));
+    let heldout = std::fs::read_to_string(crate::conversion::fixtures().join("text/heldout.txt")).unwrap();
+    std::fs::write(&heldout_path, &heldout[..6000]).unwrap();
+    assert!(
+        requant(&["convert", path(&model()), "--to", "q4_0", "-o", path(&output), "-q"]).status.success()
+    );
+    let model = model();
+    let common = ["perplexity", path(&output), "-c", "128", "--json", "--against", path(&model)];
+    let value = json(&[&common[..], &["--text", path(&heldout_path), "--tokens", path(&ids), "-q"]].concat());
+    for key in ["perplexity", "perplexity_error", "tokens", "windows", "context", "seconds", "peak_rss_bytes"]
+    {
+        assert!(value[key].as_f64().is_some_and(|number| number > 0.0), "{key}: {value:#}");
+    }
+    let against = &value["against"];
+    let kld = ["median_kld", "mean_kld", "p90_kld", "p95_kld", "p99_kld", "p999_kld", "max_kld"]
+        .map(|key| against[key].as_f64().unwrap_or_else(|| panic!("{key}: {against:#}")));
+    assert!(kld[2..].is_sorted() && kld[0] < kld[1], "{kld:?}");
+    assert!(against["perplexity"].as_f64().unwrap() > 1.0);
+    assert!((0.5..=1.0).contains(&against["top1_agreement"].as_f64().unwrap()));
+    assert!((0.0..0.1).contains(&against["rms_delta_p"].as_f64().unwrap()));
+    for (number, layer) in against["layers"].as_array().unwrap().iter().enumerate() {
+        assert_eq!(layer["layer"], number);
+        assert!(layer["relative_error"].as_f64().unwrap() > 0.0);
+        assert!(layer["cosine"].as_f64().unwrap() > 0.9);
+    }
+
+    // The ids it wrote are the text; progress and running estimate are not on stdout.
+    let again = requant(&[&common[..], &["--tokens", path(&ids)]].concat());
+    let progress = text(&again.stderr);
+    assert!(progress.contains("layer 3 of 3") && progress.contains("[2]"), "{progress}");
+    let again: Value = serde_json::from_slice(&again.stdout).unwrap();
+    assert_eq!((&again["perplexity"], &again["against"]), (&value["perplexity"], against));
+
+    for (arguments, status, named) in [
+        (vec!["perplexity", path(&output)], 2, "--text"),
+        (
+            vec!["perplexity", path(&output), "--text", path(&heldout_path), "-c", "4096"],
+            1,
+            "fewer than one window",
+        ),
+        (vec!["perplexity", path(&heldout_path), "--text", path(&heldout_path)], 1, "neither a directory"),
+        (
+            vec!["perplexity", path(&output), "--text", path(&heldout_path), "--stride", "513"],
+            1,
+            "stride of 513",
+        ),
+    ] {
+        let failed = requant(&arguments);
+        assert_eq!(failed.status.code(), Some(status), "{arguments:?}");
+        assert!(text(&failed.stderr).contains(named), "{}", text(&failed.stderr));
+    }
+}

@@ -110,7 +110,7 @@ fn perplexity_equals_that_of_transformers_and_of_llama_perplexity() {
 
 fn noise_tokens(count: usize) -> Windows {
     let tokens = (0..count as u32).map(|i| i * 7919 % 320).collect();
-    Windows { tokens, context: 48, text_tokens: count }
+    Windows::from_tokens(tokens, 48)
 }
 
 fn measure(checkpoint: &maker::Checkpoint, threads: usize) -> Result<Perplexity, requant::Error> {
@@ -139,7 +139,7 @@ fn windows_do_not_see_each_other() {
     let together = evaluate::perplexity(&checkpoint, &all, &mut Unobserved).unwrap();
     let mut apart = Vec::new();
     for tokens in all.tokens.chunks(48) {
-        let one = Windows { tokens: tokens.to_vec(), context: 48, text_tokens: 48 };
+        let one = Windows::from_tokens(tokens.to_vec(), 48);
         apart.extend(evaluate::perplexity(&checkpoint, &one, &mut Unobserved).unwrap().losses);
     }
     for (a, b) in together.losses.iter().zip(&apart) {
@@ -175,7 +175,7 @@ fn unusable_input_is_named_before_anything_is_computed() {
     let checkpoint = open(dir.path());
     let error = weights::tokenizer(checkpoint.source()).err().unwrap().to_string();
     assert!(error.contains("tokenizer.json") && error.contains("not found"), "{error}");
-    let strange = Windows { tokens: vec![9999; 48], context: 48, text_tokens: 48 };
+    let strange = Windows::from_tokens(vec![9999; 48], 48);
     let error = evaluate::perplexity(&checkpoint, &strange, &mut Unobserved).unwrap_err().to_string();
     assert!(error.contains("token 9999"), "{error}");
 }

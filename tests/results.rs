@@ -14,8 +14,7 @@ use crate::conversion::{Silent, convert, convert_with, fixtures, model, settings
 fn measure(path: &Path, windows: usize) -> Result<Perplexity> {
     let model = Model::open(path)?;
     let text = std::fs::read_to_string(fixtures().join("text/heldout.txt")).unwrap();
-    let mut cut = Windows::new(&model.tokenizer()?, &text, 512, Bos::Auto)?;
-    cut.tokens.truncate(windows * 512);
+    let cut = Windows::new(&model.tokenizer()?, &text, 512, Bos::Auto)?.split(windows).swap_remove(0);
     evaluate::perplexity(model.store(), &cut, &mut Unobserved)
 }
 

@@ -10,10 +10,13 @@
 //! - `verify`: damage to finished results is found and named.
 //! - `perplexity`: the forward pass on the fixture, against transformers and llama-perplexity.
 //! - `results`: finished GGUF and MLX results, read back and measured.
+//! - `comparison`: two models side by side.
 //! - `command`: the command line as scripts see it: exit codes, streams, JSON keys.
 
 #[cfg(test)]
 mod command;
+#[cfg(test)]
+mod comparison;
 #[cfg(test)]
 mod conversion;
 #[cfg(test)]
