@@ -152,10 +152,13 @@ fn side_by_side<'a>(
     Ok([(a, walk_a.finish()), (b, walk_b.finish())])
 }
 
-/// Windows that fit into memory together.
-fn batches(request: &Request) -> Result<Vec<Windows>> {
+/// How often the weights will be read: once, or more when memory is short.
+///
+/// # Errors
+/// When one window needs more than is allowed.
+pub fn passes(request: &Request) -> Result<usize> {
     let windows = request.windows;
-    let Some(memory) = request.memory_bytes else { return Ok(vec![windows.clone()]) };
+    let Some(memory) = request.memory_bytes else { return Ok(1) };
     let models = 1 + usize::from(request.original.is_some());
     let need = |count: usize| model::peak_ram_bytes(request.model.spec(), count * windows.context, models);
     if need(1) > memory {
@@ -166,9 +169,13 @@ fn batches(request: &Request) -> Result<Vec<Windows>> {
         )));
     }
     let fitting = (1..=windows.len()).rev().find(|&count| need(count) <= memory).unwrap_or(1);
-    // Passes of about the same size.
-    let passes = windows.len().div_ceil(fitting);
-    Ok(windows.split(windows.len().div_ceil(passes)))
+    Ok(windows.len().div_ceil(fitting))
+}
+
+/// Windows that fit into memory together, the passes of about the same size.
+fn batches(request: &Request) -> Result<Vec<Windows>> {
+    let windows = request.windows;
+    Ok(windows.split(windows.len().div_ceil(passes(request)?)))
 }
 
 /// Counts layers over all passes.

@@ -214,3 +214,49 @@ fn perplexity_keys_are_a_contract() {
         assert!(text(&failed.stderr).contains(named), "{}", text(&failed.stderr));
     }
 }
+
+#[test]
+fn a_validated_conversion_keeps_what_was_found_and_fails_above_its_limit() {
+    let directory = tempfile::tempdir().unwrap();
+    let heldout = directory.path().join("text");
+    let whole = std::fs::read_to_string(crate::conversion::fixtures().join("text/heldout.txt")).unwrap();
+    std::fs::write(&heldout, &whole[..5000]).unwrap();
+    let model = model();
+    let run = |name: &str, arguments: &[&str]| {
+        let output = directory.path().join(name);
+        let common =
+            ["convert", path(&model), "-o", path(&output), "--validate", path(&heldout), "-q", "--json"];
+        let done = requant(&[&common[..], arguments].concat());
+        let manifest = std::fs::read(directory.path().join(format!("{name}.manifest.json")));
+        let manifest: Option<Value> = manifest.ok().map(|bytes| serde_json::from_slice(&bytes).unwrap());
+        (done, manifest.map(|manifest| manifest["validation"].clone()))
+    };
+    for (name, arguments) in [
+        ("m.gguf", vec!["--to", "q4_0", "--max-kld", "0.1"]),
+        ("s.gguf", vec!["--to", "q4_0", "--split-max-size", "1M"]),
+        ("m", vec!["--to", "mlx-4bit"]),
+    ] {
+        let (done, found) = run(name, &arguments);
+        assert!(done.status.success(), "{}", text(&done.stderr));
+        let printed: Value = serde_json::from_slice(&done.stdout).unwrap();
+        let found = found.unwrap();
+        assert_eq!(printed["validation"], found);
+        assert_eq!(found["passed"], true);
+        let kld = found["against"]["mean_kld"].as_f64().unwrap();
+        assert!((1e-4..1e-2).contains(&kld), "{name}: {kld}");
+        let output = directory.path().join(name);
+        assert_eq!(json(&["verify", path(&output), "--json"])["ok"], true);
+    }
+
+    let (done, found) = run("bad.gguf", &["--to", "q4_0", "--max-kld", "1e-6"]);
+    assert_eq!(done.status.code(), Some(1));
+    assert!(text(&done.stderr).contains("above --max-kld 0.000001"), "{}", text(&done.stderr));
+    assert_eq!(found.unwrap()["passed"], false);
+
+    // What cannot be measured is known before anything is written.
+    std::fs::write(&heldout, "short").unwrap();
+    let (done, found) = run("none.gguf", &["--to", "q4_0"]);
+    assert_eq!(done.status.code(), Some(1));
+    assert!(text(&done.stderr).contains("fewer than one window"), "{}", text(&done.stderr));
+    assert!(found.is_none() && !directory.path().join("none.gguf").exists());
+}

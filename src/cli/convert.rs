@@ -9,6 +9,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde_json::json;
 
 use super::size::human;
+use super::validation::{self, Validation};
 use super::{Subcommand, plan, report};
 use crate::error::{Error, Result};
 use crate::pipeline::{self, Settings};
@@ -38,6 +39,7 @@ impl Subcommand for Convert {
                     .action(ArgAction::SetTrue)
                     .help("Replace an existing output, once the new one is complete"),
             )
+            .args(validation::arguments())
             .arg(super::threads_argument())
             .args(super::output_arguments())
     }
@@ -49,6 +51,7 @@ impl Subcommand for Convert {
             return Err(Error::Request(format!("-o {}: not a file name", output.display())));
         }
         let request = plan::Request::from_matches(matches, Some(output))?;
+        let validation = Validation::prepare(matches, &request.source)?;
         let settings = Settings {
             threads: request.threads,
             force: matches.get_flag("force"),
@@ -58,13 +61,17 @@ impl Subcommand for Convert {
         let stop = stop_on_signal();
         let progress = report::progress(matches.get_flag("quiet"));
         let (source, blueprint) = (&request.source, &request.blueprint);
-        let outcome = pipeline::convert(source, blueprint, output, &settings, &*progress, &stop)?;
+        let mut outcome = pipeline::convert(source, blueprint, output, &settings, &*progress, &stop)?;
         drop(progress);
+        let quiet = matches.get_flag("quiet");
+        let found = validation
+            .map(|validation| validation.run(source, output, &mut outcome, request.threads, quiet))
+            .transpose()?;
 
         let totals = summary(source, blueprint, 0);
         let seconds = started.elapsed().as_secs_f64();
         if matches.get_flag("json") {
-            super::print_json(&json!({
+            let mut value = json!({
                 "output": output,
                 "tensors": totals.tensors_out,
                 "bytes_in": outcome.bytes_in,
@@ -75,11 +82,16 @@ impl Subcommand for Convert {
                 "parameters": totals.parameters,
                 "files": outcome.manifest.files,
                 "manifest": outcome.manifest_path,
-            }));
+            });
+            if let Some(found) = &found {
+                value["validation"] = found.value.clone();
+            }
+            super::print_json(&value);
         } else {
             print_human(output, &outcome, &totals, seconds);
+            found.iter().for_each(|found| println!("{}", found.human));
         }
-        Ok(())
+        found.and_then(|found| found.failure).map_or(Ok(()), Err)
     }
 }
 

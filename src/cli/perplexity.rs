@@ -170,7 +170,7 @@ fn tokens(matches: &ArgMatches, model: &Model, original: Option<&Model>) -> Resu
 }
 
 /// Two vocabularies that cut the text otherwise cannot be compared token by token.
-fn check_same(model: &Tokens, original: &Tokens) -> Result<()> {
+pub(super) fn check_same(model: &Tokens, original: &Tokens) -> Result<()> {
     if model == original {
         return Ok(());
     }
