@@ -168,3 +168,91 @@ impl Keys<'_> {
         Error::checkpoint(self.file, message)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arch::{self, ArchSpec, Config, ExpertChoice, Scoring};
+
+    /// DeepSeek-V2's, as its converter writes them; it has no `expert_gating_func`.
+    fn deepseek_v2() -> Metadata {
+        let mut metadata = Metadata::new();
+        metadata.set("general.architecture", "deepseek2");
+        for (key, count) in [
+            ("block_count", 60u32),
+            ("embedding_length", 5120),
+            ("feed_forward_length", 12288),
+            ("attention.head_count", 128),
+            ("attention.q_lora_rank", 1536),
+            ("attention.kv_lora_rank", 512),
+            ("attention.key_length_mla", 192),
+            ("attention.value_length_mla", 128),
+            ("rope.dimension_count", 64),
+            ("expert_count", 160),
+            ("expert_used_count", 6),
+            ("expert_shared_count", 2),
+            ("expert_group_count", 8),
+            ("expert_group_used_count", 3),
+            ("expert_feed_forward_length", 1536),
+            ("leading_dense_block_count", 1),
+            ("rope.scaling.original_context_length", 4096),
+        ] {
+            metadata.set(format!("deepseek2.{key}"), count);
+        }
+        metadata.set("deepseek2.rope.scaling.type", "yarn");
+        for (key, number) in [
+            ("attention.layer_norm_rms_epsilon", 1e-6f32),
+            ("expert_weights_scale", 16.0),
+            ("rope.freq_base", 10000.0),
+            ("rope.scaling.factor", 40.0),
+            ("rope.scaling.yarn_log_multiplier", 0.1 * 0.707),
+        ] {
+            metadata.set(format!("deepseek2.{key}"), number);
+        }
+        metadata
+    }
+
+    fn spec(metadata: &Metadata) -> Result<ArchSpec> {
+        let config = config(metadata, "m.gguf", 102_400, false)?;
+        arch::find(&config)?.spec(&Config::new(&config))
+    }
+
+    #[test]
+    fn without_a_gating_function_the_router_is_that_of_v2() {
+        let spec = spec(&deepseek_v2()).unwrap();
+        assert_eq!(spec.model_type, "deepseek_v2");
+        assert_eq!((spec.scoring, spec.choice), (Scoring::Softmax, ExpertChoice::BestGroups));
+        assert_eq!((spec.nope_dim, spec.rope_dim, spec.v_dim), (128, 64, 128));
+        assert_eq!((spec.norm_eps, spec.routed_scale, spec.normalize_top), (1e-6, 16.0, false));
+        let yarn = spec.yarn.unwrap();
+        assert_eq!((yarn.factor, yarn.original_context, yarn.beta_fast), (40.0, 4096, 32.0));
+        assert!((yarn.mscale_all_dim - 0.707).abs() < 1e-6);
+    }
+
+    #[test]
+    fn without_groups_and_low_rank_queries_it_is_v2_lite() {
+        let mut metadata = deepseek_v2();
+        for key in ["expert_group_count", "expert_group_used_count", "attention.q_lora_rank"] {
+            metadata.remove(&format!("deepseek2.{key}"));
+        }
+        let spec = spec(&metadata).unwrap();
+        assert_eq!((spec.choice, spec.q_lora), (ExpertChoice::Greedy, None));
+    }
+
+    #[test]
+    fn what_is_not_ours_is_named() {
+        for (key, value, named) in [
+            ("general.architecture", Value::from("llama"), "general.architecture \"llama\""),
+            ("deepseek2.expert_gating_func", Value::from(4u32), "expert_gating_func 4"),
+            ("deepseek2.rope.scaling.type", Value::from("linear"), "\"linear\""),
+            ("deepseek2.rope.scaling.yarn_attn_factor", Value::from(2f32), "yarn_attn_factor"),
+            ("deepseek2.block_count", Value::from("many"), "block_count"),
+            ("deepseek2.expert_group_count", Value::from(7u32), "n_group"),
+        ] {
+            let mut metadata = deepseek_v2();
+            metadata.set(key, value);
+            let error = spec(&metadata).unwrap_err().to_string();
+            assert!(error.contains(named), "{key}: {error}");
+        }
+    }
+}
