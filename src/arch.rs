@@ -7,6 +7,8 @@ use serde_json::Value;
 use crate::error::{Error, Result};
 
 mod config;
+mod deepseek;
+mod deepseek_v2;
 mod deepseek_v3;
 
 pub use config::Config;
@@ -126,6 +128,26 @@ pub struct Yarn {
     pub mscale_all_dim: f64,
 }
 
+/// How router logits become scores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scoring {
+    /// Each on its own: `1 / (1 + exp(-x))`.
+    Sigmoid,
+    /// Among all experts.
+    Softmax,
+}
+
+/// How experts are chosen by their scores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExpertChoice {
+    /// `noaux_tc`: scores get a correction bias; groups count by the sum of their two best.
+    BiasedGroups,
+    /// `group_limited_greedy`: groups count by their best score.
+    BestGroups,
+    /// `greedy`: the best of all.
+    Greedy,
+}
+
 /// The resolved hyper-parameters of a model of the DeepSeek family.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ArchSpec {
@@ -157,6 +179,10 @@ pub struct ArchSpec {
     pub routed_scale: f64,
     /// Whether the chosen experts' weights are normalized to sum 1.
     pub normalize_top: bool,
+    /// How router logits become scores.
+    pub scoring: Scoring,
+    /// How experts are chosen by their scores.
+    pub choice: ExpertChoice,
     /// Attention heads.
     pub heads: usize,
     /// Rank of the query projection, when it is factored.
@@ -202,7 +228,7 @@ pub trait Architecture: Sync {
 }
 
 /// Every family this version reads.
-pub const ARCHES: &[&dyn Architecture] = &[&deepseek_v3::DeepseekV3];
+pub const ARCHES: &[&dyn Architecture] = &[&deepseek_v3::DeepseekV3, &deepseek_v2::DeepseekV2];
 
 /// Finds the family of a parsed config.json.
 ///

@@ -18,7 +18,10 @@ mod quantization;
 mod read;
 mod store;
 
+pub(crate) use catalogue::{read_headers, required_json};
 pub use quantization::{BlockScale, ScaleFormat};
+pub(crate) use read::check_finite;
+
 pub use read::TileReader;
 pub use store::{Weight, WeightStore};
 

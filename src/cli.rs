@@ -19,6 +19,7 @@ mod perplexity;
 mod plan;
 mod report;
 mod size;
+mod validation;
 mod verify;
 
 /// A subcommand.

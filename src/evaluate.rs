@@ -1,26 +1,192 @@
-//! Measures of a model's quality on a text.
+//! Measures of a model's quality on a text: perplexity, divergence from another model, the prediction module.
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::WeightStore;
 use crate::error::{Error, Result};
-use crate::tokenizer::{SPECIAL_TOKENS_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, Tokenizer};
+use crate::model::{self, Choice, Hidden, Observer, Walk};
 
+mod divergence;
+mod layers;
 mod perplexity;
+mod prediction;
 mod windows;
 
+pub use divergence::{Divergence, Estimate};
+pub use layers::{ExpertReport, LayerReport};
 pub use perplexity::{Perplexity, perplexity};
-pub use windows::{Bos, Windows};
+pub use prediction::Prediction;
+pub use windows::{Bos, Tokens, Windows};
 
-/// The tokenizer of a checkpoint.
+/// What to measure.
+pub struct Request<'a> {
+    /// The model.
+    pub model: &'a dyn WeightStore,
+    /// What it was made from, to be compared with.
+    pub original: Option<&'a dyn WeightStore>,
+    /// The text.
+    pub windows: &'a Windows,
+    /// Most memory to use: windows are evaluated in several passes when they would need more.
+    pub memory_bytes: Option<u64>,
+}
+
+/// What was measured.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Report {
+    /// Of the model.
+    pub perplexity: Perplexity,
+    /// Of its multi-token prediction module, when it has one.
+    pub prediction: Option<Prediction>,
+    /// Against the original.
+    pub against: Option<Against>,
+    /// How often the weights were read.
+    pub passes: usize,
+}
+
+/// A model held against its original.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Against {
+    /// Of the original.
+    pub perplexity: Perplexity,
+    /// How far the model's predictions are from the original's.
+    pub divergence: Divergence,
+    /// How far its hidden states and choices of experts are, layer by layer.
+    pub layers: Vec<LayerReport>,
+}
+
+/// Refuses two models that cannot be compared.
 ///
 /// # Errors
-/// When there is none, or one of its files cannot be used; the file is named.
-pub fn tokenizer(checkpoint: &Checkpoint) -> Result<Tokenizer> {
-    let source = checkpoint.source();
-    let Some(json) = source.read_small(TOKENIZER_FILE)? else {
-        let message = format!("not found in {}: text cannot be turned into tokens", source.location());
-        return Err(Error::checkpoint(TOKENIZER_FILE, message));
-    };
-    let config = source.read_small(TOKENIZER_CONFIG_FILE)?;
-    let special_tokens = source.read_small(SPECIAL_TOKENS_FILE)?;
-    Tokenizer::new(&json, config.as_deref(), special_tokens.as_deref())
+/// Names what differs.
+pub fn check_comparable(model: &dyn WeightStore, original: &dyn WeightStore) -> Result<()> {
+    let (a, b) = (model.spec(), original.spec());
+    let same = [
+        ("vocabulary size", a.vocab, b.vocab),
+        ("hidden size", a.hidden, b.hidden),
+        ("number of layers", a.layers, b.layers),
+        ("number of experts", a.experts, b.experts),
+    ];
+    match same.iter().find(|(_, a, b)| a != b) {
+        None => Ok(()),
+        Some((what, a, b)) => {
+            let message =
+                format!("the two models cannot be compared: {what} {a} of the model, {b} of the original");
+            Err(Error::Request(message))
+        }
+    }
+}
+
+/// Measures what is asked for; two models walk side by side.
+///
+/// # Errors
+/// As [`model::forward`]; when the models cannot be compared, or one window needs more memory than allowed.
+pub fn measure(request: &Request, observer: &mut dyn Observer) -> Result<Report> {
+    if let Some(original) = request.original {
+        check_comparable(request.model, original)?;
+    }
+    check_tokens(request)?;
+    let batches = batches(request)?;
+    let mut losses = Vec::new();
+    let mut prediction = None;
+    let mut against: Option<(Vec<f64>, divergence::Samples, layers::Layers)> = None;
+    for (pass, windows) in batches.iter().enumerate() {
+        let mut pass = Pass { observer, pass, passes: batches.len() };
+        let (hidden, scores) = match request.original {
+            None => {
+                let hidden = model::forward(request.model, &windows.tokens, windows.context, &mut pass)?;
+                let scores = perplexity::score(request.model, &hidden, windows)?;
+                (hidden, scores)
+            }
+            Some(original) => {
+                let (base_losses, samples, layers) =
+                    against.get_or_insert_with(|| (Vec::new(), Default::default(), Default::default()));
+                let hidden = side_by_side([request.model, original], windows, layers, &mut pass)?;
+                let [(_, a), (_, b)] = &hidden;
+                let pair = [(request.model, a), (original, b)];
+                let (scores, base) = divergence::score(pair, windows, samples)?;
+                base_losses.extend(base.losses);
+                let [(_, hidden), _] = hidden;
+                (hidden, scores)
+            }
+        };
+        if model::has_second_next(request.model) {
+            let sum: &mut prediction::Sum = prediction.get_or_insert_with(Default::default);
+            sum.add(request.model, &hidden, windows, &scores.tops)?;
+        }
+        losses.extend(scores.losses);
+    }
+    let measured = Perplexity::from_losses(losses);
+    let against = against.map(|(base_losses, samples, layers)| Against {
+        divergence: Divergence::new(samples, &measured.losses, &base_losses),
+        perplexity: Perplexity::from_losses(base_losses),
+        layers: layers.reports(),
+    });
+    let prediction = prediction.and_then(|sum| sum.finish());
+    Ok(Report { perplexity: measured, prediction, against, passes: batches.len() })
+}
+
+/// Every token must be one of the vocabulary: the tokenizer may be another model's.
+fn check_tokens(request: &Request) -> Result<()> {
+    let vocab = request.model.spec().vocab;
+    match request.windows.tokens.iter().find(|&&token| token as usize >= vocab) {
+        None => Ok(()),
+        Some(token) => Err(Error::Request(format!(
+            "token {token} is not in the model's vocabulary of {vocab}; does the tokenizer belong to this model?"
+        ))),
+    }
+}
+
+/// Both models' states in front of their heads; `layers` learns what differs after each layer.
+fn side_by_side<'a>(
+    [a, b]: [&'a dyn WeightStore; 2],
+    windows: &Windows,
+    layers: &mut layers::Layers,
+    observer: &mut dyn Observer,
+) -> Result<[(&'a dyn WeightStore, Hidden); 2]> {
+    let count = a.spec().layers;
+    let mut walk_a = Walk::new(a, &windows.tokens, windows.context)?;
+    let mut walk_b = Walk::new(b, &windows.tokens, windows.context)?;
+    for layer in 0..count {
+        let choices = [walk_a.step()?, walk_b.step()?];
+        layers.add(layer, a.spec(), [walk_a.hidden(), walk_b.hidden()], [&choices[0], &choices[1]]);
+        observer.layer(layer, count, choices[0].as_deref());
+    }
+    Ok([(a, walk_a.finish()), (b, walk_b.finish())])
+}
+
+/// How often the weights will be read: once, or more when memory is short.
+///
+/// # Errors
+/// When one window needs more than is allowed.
+pub fn passes(request: &Request) -> Result<usize> {
+    let windows = request.windows;
+    let Some(memory) = request.memory_bytes else { return Ok(1) };
+    let models = 1 + usize::from(request.original.is_some());
+    let need = |count: usize| model::peak_ram_bytes(request.model.spec(), count * windows.context, models);
+    if need(1) > memory {
+        return Err(Error::Request(format!(
+            "--memory: {memory} bytes are not enough for one window of {} tokens, which needs about {}",
+            windows.context,
+            need(1)
+        )));
+    }
+    let fitting = (1..=windows.len()).rev().find(|&count| need(count) <= memory).unwrap_or(1);
+    Ok(windows.len().div_ceil(fitting))
+}
+
+/// Windows that fit into memory together, the passes of about the same size.
+fn batches(request: &Request) -> Result<Vec<Windows>> {
+    let windows = request.windows;
+    Ok(windows.split(windows.len().div_ceil(passes(request)?)))
+}
+
+/// Counts layers over all passes.
+struct Pass<'a> {
+    observer: &'a mut dyn Observer,
+    pass: usize,
+    passes: usize,
+}
+
+impl Observer for Pass<'_> {
+    fn layer(&mut self, layer: usize, layers: usize, choices: Option<&[Vec<Choice>]>) {
+        self.observer.layer(self.pass * layers + layer, self.passes * layers, choices);
+    }
 }

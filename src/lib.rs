@@ -7,7 +7,7 @@
 //! | S0 | [`error`], `frontier` |
 //! | S1 | [`source`], [`arch`], [`tokenizer`] |
 //! | S2 | [`checkpoint`] |
-//! | S3 | [`plan`] |
+//! | S3 | [`plan`], [`weights`] |
 //! | S4 | `pipeline`, [`model`] |
 //! | S5 | [`evaluate`], [`fetch`], [`checksums`] |
 //! | S6 | `cli` |
@@ -28,5 +28,6 @@ pub mod plan;
 
 pub mod source;
 pub mod tokenizer;
+pub mod weights;
 
 pub use error::{Error, Result};

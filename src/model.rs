@@ -20,12 +20,16 @@ mod ffn;
 mod head;
 mod linear;
 mod matmul;
+mod memory;
 mod moe;
+mod mtp;
 mod norm;
 mod rope;
 mod router;
 
-pub use head::for_each_logit_chunk;
+pub use head::{for_each_logit_chunk, for_each_logit_chunk_pair};
+pub use memory::peak_ram_bytes;
+pub use mtp::{has_second_next, second_next};
 pub use router::Choice;
 
 /// Receives what a forward pass has done so far, and what it saw.
@@ -41,43 +45,98 @@ impl Observer for Unobserved {
     fn layer(&mut self, _: usize, _: usize, _: Option<&[Vec<Choice>]>) {}
 }
 
-/// Hidden states after the last layer, before the final norm.
+/// Hidden states in front of an output head and its norm.
 pub struct Hidden {
     hidden_TD: Vec<f32>,
+    norm: Role,
+    head: Role,
 }
 
-/// Runs all layers on `tokens`: windows of `context` tokens that do not see each other, the last one
-/// perhaps shorter.
+/// A model on its way through its layers, one step a layer, so that two can go side by side.
+pub struct Walk<'a> {
+    store: &'a dyn WeightStore,
+    context: usize,
+    rope: rope::Rope,
+    hidden_TD: Vec<f32>,
+    layer: usize,
+}
+
+impl<'a> Walk<'a> {
+    /// Embeds `tokens`: windows of `context` tokens that do not see each other, the last one perhaps shorter.
+    ///
+    /// # Errors
+    /// When a token is not in the vocabulary or its row cannot be read.
+    pub fn new(store: &'a dyn WeightStore, tokens: &[u32], context: usize) -> Result<Self> {
+        if context == 0 {
+            return Err(Error::Request("a context of 0 tokens has nothing to evaluate".into()));
+        }
+        let hidden_TD = embed(store, Role::TokenEmbedding, tokens)?;
+        let rope = rope::Rope::new(store.spec(), context.min(tokens.len()));
+        Ok(Self { store, context, rope, hidden_TD, layer: 0 })
+    }
+
+    /// Runs the next layer; in a mixture of experts, returns the choices of every token.
+    ///
+    /// # Errors
+    /// When a weight cannot be read or a product is not finite.
+    ///
+    /// # Panics
+    /// After the last layer.
+    pub fn step(&mut self) -> Result<Option<Vec<Vec<Choice>>>> {
+        assert!(self.layer < self.store.spec().layers, "a step beyond the last layer");
+        let choices = layer(self.store, self.layer, self.context, &self.rope, &mut self.hidden_TD)?;
+        self.layer += 1;
+        Ok(choices)
+    }
+
+    /// Hidden states as they are now, `[T, D]`.
+    pub fn hidden(&self) -> &[f32] {
+        &self.hidden_TD
+    }
+
+    /// Hidden states in front of the model's head.
+    pub fn finish(self) -> Hidden {
+        Hidden { hidden_TD: self.hidden_TD, norm: Role::OutputNorm, head: Role::Output }
+    }
+}
+
+/// Runs all layers on `tokens`.
 ///
 /// # Errors
-/// When a token is not in the vocabulary, a weight cannot be read, or a product is not finite.
+/// As [`Walk::new`] and [`Walk::step`].
 pub fn forward(
     store: &dyn WeightStore,
     tokens: &[u32],
     context: usize,
     observer: &mut dyn Observer,
 ) -> Result<Hidden> {
+    let layers = store.spec().layers;
+    let mut walk = Walk::new(store, tokens, context)?;
+    for layer in 0..layers {
+        let choices_T = walk.step()?;
+        observer.layer(layer, layers, choices_T.as_deref());
+    }
+    Ok(walk.finish())
+}
+
+/// One layer: attention, then a dense block or a mixture of experts.
+fn layer(
+    store: &dyn WeightStore,
+    layer: usize,
+    context: usize,
+    rope: &rope::Rope,
+    hidden_TD: &mut [f32],
+) -> Result<Option<Vec<Vec<Choice>>>> {
     let spec = store.spec();
-    if context == 0 {
-        return Err(Error::Request("a context of 0 tokens has nothing to evaluate".into()));
+    let x_TD = normed(store, layer, LayerRole::AttentionNorm, hidden_TD)?;
+    attention_mla::attention(store, layer, context, rope, &x_TD, hidden_TD)?;
+    let x_TD = normed(store, layer, LayerRole::FfnNorm, hidden_TD)?;
+    if spec.is_moe(layer) {
+        return moe::mixture(store, layer, &x_TD, hidden_TD).map(Some);
     }
-    let mut hidden_TD = embed(store, tokens)?;
-    let rope = rope::Rope::new(spec, context.min(tokens.len()));
-    for layer in 0..spec.layers {
-        let x_TD = normed(store, layer, LayerRole::AttentionNorm, &hidden_TD)?;
-        attention_mla::attention(store, layer, context, &rope, &x_TD, &mut hidden_TD)?;
-        let x_TD = normed(store, layer, LayerRole::FfnNorm, &hidden_TD)?;
-        let choices_T = if spec.is_moe(layer) {
-            Some(moe::mixture(store, layer, &x_TD, &mut hidden_TD)?)
-        } else {
-            let role = |ffn| Role::Layer(layer, LayerRole::Dense(ffn));
-            let y = linear::Output::add(&mut hidden_TD, spec.hidden);
-            ffn::feed_forward(store, role, &x_TD, y)?;
-            None
-        };
-        observer.layer(layer, spec.layers, choices_T.as_deref());
-    }
-    Ok(Hidden { hidden_TD })
+    let role = |ffn| Role::Layer(layer, LayerRole::Dense(ffn));
+    ffn::feed_forward(store, role, &x_TD, linear::Output::add(hidden_TD, spec.hidden))?;
+    Ok(None)
 }
 
 /// One of the two norms of a layer.
@@ -87,8 +146,8 @@ fn normed(store: &dyn WeightStore, layer: usize, role: LayerRole, hidden_TD: &[f
 }
 
 /// Rows of the token embedding; a row is read for each token, not the whole matrix.
-fn embed(store: &dyn WeightStore, tokens: &[u32]) -> Result<Vec<f32>> {
-    let weight = store.weight(Role::TokenEmbedding)?;
+fn embed(store: &dyn WeightStore, role: Role, tokens: &[u32]) -> Result<Vec<f32>> {
+    let weight = store.weight(role)?;
     if let Some(token) = tokens.iter().find(|&&token| token as usize >= weight.rows) {
         let message = format!(
             "tensor {}: token {token} is not in its {} rows; does the tokenizer belong to this model?",

@@ -9,6 +9,7 @@ use std::ops::Range;
 
 use requant_formats::Codec;
 
+use crate::arch::{ExpertChoice, Scoring};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 
@@ -183,6 +184,12 @@ pub const TARGETS: &[&dyn Target] = &[&gguf::GgufTarget, &mlx::MlxTarget];
 /// [`Error::Unsupported`] with the known names when `format` is not one of them; else as
 /// [`Target::blueprint`].
 pub fn blueprint(source: &Checkpoint, format: &str, options: &Options) -> Result<Blueprint> {
+    if source.spec().choice != ExpertChoice::BiasedGroups || source.spec().scoring != Scoring::Sigmoid {
+        return Err(Error::Unsupported {
+            what: format!("converting this {} model", source.spec().model_type),
+            hint: "its router is not deepseek_v3's (scoring_func, topk_method); it can be evaluated".into(),
+        });
+    }
     for target in TARGETS {
         for known in target.formats() {
             if known.name.eq_ignore_ascii_case(format) {

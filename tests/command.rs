@@ -157,3 +157,106 @@ fn a_split_size_and_a_pre_tokenizer_are_taken() {
     let inspected = json(&["inspect", path(&first), "--json"]);
     assert_eq!(inspected["files"].as_array().unwrap().len(), files.len());
 }
+
+#[test]
+fn perplexity_keys_are_a_contract() {
+    let directory = tempfile::tempdir().unwrap();
+    let (output, heldout_path, ids) =
+        (directory.path().join("m.gguf"), directory.path().join("text"), directory.path().join("ids.json"));
+    let heldout = std::fs::read_to_string(crate::conversion::fixtures().join("text/heldout.txt")).unwrap();
+    std::fs::write(&heldout_path, &heldout[..6000]).unwrap();
+    assert!(
+        requant(&["convert", path(&model()), "--to", "q4_0", "-o", path(&output), "-q"]).status.success()
+    );
+    let model = model();
+    let common = ["perplexity", path(&output), "-c", "128", "--json", "--against", path(&model)];
+    let value = json(&[&common[..], &["--text", path(&heldout_path), "--tokens", path(&ids), "-q"]].concat());
+    for key in ["perplexity", "perplexity_error", "tokens", "windows", "context", "seconds", "peak_rss_bytes"]
+    {
+        assert!(value[key].as_f64().is_some_and(|number| number > 0.0), "{key}: {value:#}");
+    }
+    let against = &value["against"];
+    let kld = ["median_kld", "mean_kld", "p90_kld", "p95_kld", "p99_kld", "p999_kld", "max_kld"]
+        .map(|key| against[key].as_f64().unwrap_or_else(|| panic!("{key}: {against:#}")));
+    assert!(kld[2..].is_sorted() && kld[0] < kld[1], "{kld:?}");
+    assert!(against["perplexity"].as_f64().unwrap() > 1.0);
+    assert!((0.5..=1.0).contains(&against["top1_agreement"].as_f64().unwrap()));
+    assert!((0.0..0.1).contains(&against["rms_delta_p"].as_f64().unwrap()));
+    for (number, layer) in against["layers"].as_array().unwrap().iter().enumerate() {
+        assert_eq!(layer["layer"], number);
+        assert!(layer["relative_error"].as_f64().unwrap() > 0.0);
+        assert!(layer["cosine"].as_f64().unwrap() > 0.9);
+    }
+
+    // The ids it wrote are the text; progress and running estimate are not on stdout.
+    let again = requant(&[&common[..], &["--tokens", path(&ids)]].concat());
+    let progress = text(&again.stderr);
+    assert!(progress.contains("layer 3 of 3") && progress.contains("[2]"), "{progress}");
+    let again: Value = serde_json::from_slice(&again.stdout).unwrap();
+    assert_eq!((&again["perplexity"], &again["against"]), (&value["perplexity"], against));
+
+    for (arguments, status, named) in [
+        (vec!["perplexity", path(&output)], 2, "--text"),
+        (
+            vec!["perplexity", path(&output), "--text", path(&heldout_path), "-c", "4096"],
+            1,
+            "fewer than one window",
+        ),
+        (vec!["perplexity", path(&heldout_path), "--text", path(&heldout_path)], 1, "neither a directory"),
+        (
+            vec!["perplexity", path(&output), "--text", path(&heldout_path), "--stride", "513"],
+            1,
+            "stride of 513",
+        ),
+    ] {
+        let failed = requant(&arguments);
+        assert_eq!(failed.status.code(), Some(status), "{arguments:?}");
+        assert!(text(&failed.stderr).contains(named), "{}", text(&failed.stderr));
+    }
+}
+
+#[test]
+fn a_validated_conversion_keeps_what_was_found_and_fails_above_its_limit() {
+    let directory = tempfile::tempdir().unwrap();
+    let heldout = directory.path().join("text");
+    let whole = std::fs::read_to_string(crate::conversion::fixtures().join("text/heldout.txt")).unwrap();
+    std::fs::write(&heldout, &whole[..5000]).unwrap();
+    let model = model();
+    let run = |name: &str, arguments: &[&str]| {
+        let output = directory.path().join(name);
+        let common =
+            ["convert", path(&model), "-o", path(&output), "--validate", path(&heldout), "-q", "--json"];
+        let done = requant(&[&common[..], arguments].concat());
+        let manifest = std::fs::read(directory.path().join(format!("{name}.manifest.json")));
+        let manifest: Option<Value> = manifest.ok().map(|bytes| serde_json::from_slice(&bytes).unwrap());
+        (done, manifest.map(|manifest| manifest["validation"].clone()))
+    };
+    for (name, arguments) in [
+        ("m.gguf", vec!["--to", "q4_0", "--max-kld", "0.1"]),
+        ("s.gguf", vec!["--to", "q4_0", "--split-max-size", "1M"]),
+        ("m", vec!["--to", "mlx-4bit"]),
+    ] {
+        let (done, found) = run(name, &arguments);
+        assert!(done.status.success(), "{}", text(&done.stderr));
+        let printed: Value = serde_json::from_slice(&done.stdout).unwrap();
+        let found = found.unwrap();
+        assert_eq!(printed["validation"], found);
+        assert_eq!(found["passed"], true);
+        let kld = found["against"]["mean_kld"].as_f64().unwrap();
+        assert!((1e-4..1e-2).contains(&kld), "{name}: {kld}");
+        let output = directory.path().join(name);
+        assert_eq!(json(&["verify", path(&output), "--json"])["ok"], true);
+    }
+
+    let (done, found) = run("bad.gguf", &["--to", "q4_0", "--max-kld", "1e-6"]);
+    assert_eq!(done.status.code(), Some(1));
+    assert!(text(&done.stderr).contains("above --max-kld 0.000001"), "{}", text(&done.stderr));
+    assert_eq!(found.unwrap()["passed"], false);
+
+    // What cannot be measured is known before anything is written.
+    std::fs::write(&heldout, "short").unwrap();
+    let (done, found) = run("none.gguf", &["--to", "q4_0"]);
+    assert_eq!(done.status.code(), Some(1));
+    assert!(text(&done.stderr).contains("fewer than one window"), "{}", text(&done.stderr));
+    assert!(found.is_none() && !directory.path().join("none.gguf").exists());
+}

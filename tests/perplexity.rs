@@ -6,6 +6,7 @@ use requant::checkpoint::Checkpoint;
 use requant::evaluate::{self, Bos, Perplexity, Windows};
 use requant::model::{self, Choice, Observer, Unobserved};
 use requant::source::LocalDirectory;
+use requant::weights;
 use requant_formats::Dtype;
 use serde_json::Value;
 
@@ -25,7 +26,7 @@ fn golden(name: &str) -> Value {
 
 fn windows(checkpoint: &Checkpoint, bos: Bos) -> Windows {
     let text = std::fs::read_to_string(fixtures().join("text/heldout.txt")).unwrap();
-    Windows::new(&evaluate::tokenizer(checkpoint).unwrap(), &text, 512, bos).unwrap()
+    Windows::new(&weights::tokenizer(checkpoint.source()).unwrap(), &text, 512, bos).unwrap()
 }
 
 /// As the goldens have it: BOS in place of each window's first token, the text not moved by one.
@@ -109,7 +110,7 @@ fn perplexity_equals_that_of_transformers_and_of_llama_perplexity() {
 
 fn noise_tokens(count: usize) -> Windows {
     let tokens = (0..count as u32).map(|i| i * 7919 % 320).collect();
-    Windows { tokens, context: 48, text_tokens: count }
+    Windows::from_tokens(tokens, 48)
 }
 
 fn measure(checkpoint: &maker::Checkpoint, threads: usize) -> Result<Perplexity, requant::Error> {
@@ -138,7 +139,7 @@ fn windows_do_not_see_each_other() {
     let together = evaluate::perplexity(&checkpoint, &all, &mut Unobserved).unwrap();
     let mut apart = Vec::new();
     for tokens in all.tokens.chunks(48) {
-        let one = Windows { tokens: tokens.to_vec(), context: 48, text_tokens: 48 };
+        let one = Windows::from_tokens(tokens.to_vec(), 48);
         apart.extend(evaluate::perplexity(&checkpoint, &one, &mut Unobserved).unwrap().losses);
     }
     for (a, b) in together.losses.iter().zip(&apart) {
@@ -163,7 +164,7 @@ fn the_first_product_that_is_not_finite_names_layer_and_tensor() {
 fn unusable_input_is_named_before_anything_is_computed() {
     let path = fixtures().join("tiny-deepseek-v3");
     let checkpoint = open(&path);
-    let tokenizer = evaluate::tokenizer(&checkpoint).unwrap();
+    let tokenizer = weights::tokenizer(checkpoint.source()).unwrap();
     let error = Windows::new(&tokenizer, "too short", 512, Bos::Auto).unwrap_err().to_string();
     assert!(error.contains("fewer than one window of 512"), "{error}");
     let error = Windows::new(&tokenizer, "too short", 2, Bos::Auto).unwrap_err().to_string();
@@ -172,9 +173,9 @@ fn unusable_input_is_named_before_anything_is_computed() {
     let dir = tempfile::tempdir().unwrap();
     maker::checkpoint(maker::Size::default(), maker::Storage::Plain(Dtype::F32)).write(dir.path());
     let checkpoint = open(dir.path());
-    let error = evaluate::tokenizer(&checkpoint).err().unwrap().to_string();
+    let error = weights::tokenizer(checkpoint.source()).err().unwrap().to_string();
     assert!(error.contains("tokenizer.json") && error.contains("not found"), "{error}");
-    let strange = Windows { tokens: vec![9999; 48], context: 48, text_tokens: 48 };
+    let strange = Windows::from_tokens(vec![9999; 48], 48);
     let error = evaluate::perplexity(&checkpoint, &strange, &mut Unobserved).unwrap_err().to_string();
     assert!(error.contains("token 9999"), "{error}");
 }

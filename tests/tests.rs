@@ -14,12 +14,16 @@
 //! - `served`: runs the binary against a local hub. No tests.
 //! - `fetch`: downloads whole repositories, with faults on the way.
 //! - `checksums`: directories against the hub, records of downloads, caches and lists.
+//! - `results`: finished GGUF and MLX results, read back and measured.
+//! - `comparison`: two models side by side.
 //! - `command`: the command line as scripts see it: exit codes, streams, JSON keys.
 
 #[cfg(test)]
 mod checksums;
 #[cfg(test)]
 mod command;
+#[cfg(test)]
+mod comparison;
 #[cfg(test)]
 mod conversion;
 #[cfg(test)]
@@ -38,6 +42,8 @@ mod maker;
 mod mlx;
 #[cfg(test)]
 mod perplexity;
+#[cfg(test)]
+mod results;
 #[cfg(test)]
 mod served;
 #[cfg(test)]

@@ -1,190 +1,32 @@
-//! DeepSeek-V3 and its kin (V3, V3-0324, R1, V3.1): multi-head latent attention, sigmoid-routed
-//! experts in groups, a shared expert, multi-token prediction layers at the end.
-//!
-//! Source of names and shapes: `modeling_deepseek.py` and `config.json` of the published
-//! checkpoint, and DeepSeek-V3's technical report (arXiv 2412.19437) for the prediction module.
+//! DeepSeek-V3 and its kin (V3, V3-0324, R1, V3.1): sigmoid scores, a correction bias for the choice,
+//! groups of experts.
 
-use super::{ArchSpec, Architecture, Config, Expected, Ffn, LayerRole, Role, Yarn};
-use crate::error::{Error, Result};
+use super::deepseek::{self, Family};
+use super::{ArchSpec, Architecture, Config, Expected, ExpertChoice, Scoring};
+use crate::error::Result;
 
 /// The `deepseek_v3` family.
 pub(super) struct DeepseekV3;
 
+const FAMILY: Family = Family {
+    model_type: "deepseek_v3",
+    scoring: Scoring::Sigmoid,
+    choice: ExpertChoice::BiasedGroups,
+    normalize_top: true,
+};
+
 impl Architecture for DeepseekV3 {
     fn model_type(&self) -> &'static str {
-        "deepseek_v3"
+        FAMILY.model_type
     }
 
     fn spec(&self, config: &Config) -> Result<ArchSpec> {
-        if config.flag_or("attention_bias", false)? {
-            return Err(Error::Unsupported {
-                what: "config.json: attention_bias true".into(),
-                hint: "no deepseek_v3 checkpoint is known to have attention biases".into(),
-            });
-        }
-        let layers = config.dimension("num_hidden_layers")?;
-        let spec = ArchSpec {
-            model_type: self.model_type().to_owned(),
-            hidden: config.dimension("hidden_size")?,
-            layers,
-            mtp_layers: config.count_or("num_nextn_predict_layers", 0)? as usize,
-            dense_layers: config.count_or("first_k_dense_replace", 0)? as usize,
-            dense_intermediate: config.dimension("intermediate_size")?,
-            expert_intermediate: config.dimension("moe_intermediate_size")?,
-            experts: config.dimension("n_routed_experts")?,
-            experts_per_token: config.dimension("num_experts_per_tok")?,
-            shared_experts: config.count_or("n_shared_experts", 0)? as usize,
-            expert_groups: config.count_or("n_group", 1)? as usize,
-            top_groups: config.count_or("topk_group", 1)? as usize,
-            routed_scale: config.number_or("routed_scaling_factor", 1.0)?,
-            normalize_top: config.flag_or("norm_topk_prob", true)?,
-            heads: config.dimension("num_attention_heads")?,
-            q_lora: match config.get("q_lora_rank") {
-                Some(_) => Some(config.dimension("q_lora_rank")?),
-                None => None,
-            },
-            kv_lora: config.dimension("kv_lora_rank")?,
-            nope_dim: config.dimension("qk_nope_head_dim")?,
-            rope_dim: config.dimension("qk_rope_head_dim")?,
-            v_dim: config.dimension("v_head_dim")?,
-            vocab: config.dimension("vocab_size")?,
-            norm_eps: config.number_or("rms_norm_eps", 1e-6)?,
-            rope_theta: rope_theta(config)?,
-            yarn: yarn(config)?,
-            tied_embeddings: config.flag_or("tie_word_embeddings", false)?,
-        };
-        check(config, &spec)?;
-        Ok(spec)
+        deepseek::spec(config, &FAMILY)
     }
 
     fn expected(&self, spec: &ArchSpec) -> Vec<Expected> {
-        let mut tensors = Vec::new();
-        let mut top = |name: &str, shape: Vec<usize>, role| {
-            tensors.push(Expected { name: name.to_owned(), shape, role, required: true });
-        };
-        top("model.embed_tokens.weight", vec![spec.vocab, spec.hidden], Role::TokenEmbedding);
-        top("model.norm.weight", vec![spec.hidden], Role::OutputNorm);
-        top("lm_head.weight", vec![spec.vocab, spec.hidden], Role::Output);
-        if spec.tied_embeddings {
-            tensors[2].required = false;
-        }
-        for layer in 0..spec.layers + spec.mtp_layers {
-            let required = layer < spec.layers;
-            for (suffix, shape, role) in layer_tensors(spec, layer) {
-                let name = format!("model.layers.{layer}.{suffix}");
-                tensors.push(Expected { name, shape, role: Role::Layer(layer, role), required });
-            }
-        }
-        tensors
+        deepseek::expected(spec)
     }
-}
-
-/// RoPE base: top level in the hub's files, inside `rope_parameters` in newer exports.
-fn rope_theta(config: &Config) -> Result<f64> {
-    let nested = config.section("rope_parameters");
-    let nested = nested.map_or(Ok(10000.0), |section| section.number_or("rope_theta", 10000.0))?;
-    config.number_or("rope_theta", nested)
-}
-
-/// YaRN parameters from `rope_scaling` or `rope_parameters`.
-fn yarn(config: &Config) -> Result<Option<Yarn>> {
-    let Some(section) = config.section("rope_scaling").or_else(|| config.section("rope_parameters")) else {
-        return Ok(None);
-    };
-    match section.text("rope_type").or(section.text("type")) {
-        Some("yarn") => Ok(Some(Yarn {
-            factor: section.number_or("factor", 1.0)?,
-            original_context: section.dimension("original_max_position_embeddings")? as u64,
-            beta_fast: section.number_or("beta_fast", 32.0)?,
-            beta_slow: section.number_or("beta_slow", 1.0)?,
-            mscale: section.number_or("mscale", 1.0)?,
-            mscale_all_dim: section.number_or("mscale_all_dim", 0.0)?,
-        })),
-        None | Some("default") => Ok(None),
-        Some(other) => Err(section.invalid("type", &format!("{other:?}"), "\"yarn\"")),
-    }
-}
-
-/// Constraints between hyper-parameters.
-fn check(config: &Config, spec: &ArchSpec) -> Result<()> {
-    if spec.experts_per_token > spec.experts {
-        let found = spec.experts_per_token.to_string();
-        return Err(config.invalid("num_experts_per_tok", &found, &format!("at most {}", spec.experts)));
-    }
-    if spec.expert_groups == 0 || !spec.experts.is_multiple_of(spec.expert_groups) {
-        let found = spec.expert_groups.to_string();
-        return Err(config.invalid("n_group", &found, &format!("a divisor of {} experts", spec.experts)));
-    }
-    if spec.top_groups == 0 || spec.top_groups > spec.expert_groups {
-        let found = spec.top_groups.to_string();
-        return Err(config.invalid("topk_group", &found, &format!("1 to {}", spec.expert_groups)));
-    }
-    if spec.layers > 10_000 || spec.experts > 65_536 || spec.mtp_layers > 100 {
-        let found = format!("{} layers, {} experts", spec.layers, spec.experts);
-        return Err(config.invalid("num_hidden_layers", &found, "a model that exists"));
-    }
-    Ok(())
-}
-
-/// Suffix, shape and role of every tensor of one layer.
-fn layer_tensors(spec: &ArchSpec, layer: usize) -> Vec<(String, Vec<usize>, LayerRole)> {
-    let hidden = spec.hidden;
-    let q_rows = spec.heads * (spec.nope_dim + spec.rope_dim);
-    let mut list: Vec<(String, Vec<usize>, LayerRole)> = Vec::new();
-    let mut add = |suffix: &str, shape: Vec<usize>, role| list.push((suffix.to_owned(), shape, role));
-
-    add("input_layernorm.weight", vec![hidden], LayerRole::AttentionNorm);
-    match spec.q_lora {
-        Some(rank) => {
-            add("self_attn.q_a_proj.weight", vec![rank, hidden], LayerRole::QA);
-            add("self_attn.q_a_layernorm.weight", vec![rank], LayerRole::QANorm);
-            add("self_attn.q_b_proj.weight", vec![q_rows, rank], LayerRole::QB);
-        }
-        None => add("self_attn.q_proj.weight", vec![q_rows, hidden], LayerRole::Q),
-    }
-    let kv_a_rows = spec.kv_lora + spec.rope_dim;
-    add("self_attn.kv_a_proj_with_mqa.weight", vec![kv_a_rows, hidden], LayerRole::KvA);
-    add("self_attn.kv_a_layernorm.weight", vec![spec.kv_lora], LayerRole::KvANorm);
-    let kv_b_rows = spec.heads * (spec.nope_dim + spec.v_dim);
-    add("self_attn.kv_b_proj.weight", vec![kv_b_rows, spec.kv_lora], LayerRole::KvB);
-    add("self_attn.o_proj.weight", vec![hidden, spec.heads * spec.v_dim], LayerRole::AttentionOutput);
-    add("post_attention_layernorm.weight", vec![hidden], LayerRole::FfnNorm);
-
-    let ffn_shape = |ffn, width| match ffn {
-        Ffn::Gate | Ffn::Up => vec![width, hidden],
-        Ffn::Down => vec![hidden, width],
-    };
-    if spec.is_moe(layer) {
-        add("mlp.gate.weight", vec![spec.experts, hidden], LayerRole::Router);
-        add("mlp.gate.e_score_correction_bias", vec![spec.experts], LayerRole::RouterBias);
-        for expert in 0..spec.experts {
-            for ffn in Ffn::ALL {
-                let suffix = format!("mlp.experts.{expert}.{}.weight", ffn.hf_name());
-                add(&suffix, ffn_shape(ffn, spec.expert_intermediate), LayerRole::Expert(expert, ffn));
-            }
-        }
-        if spec.shared_experts > 0 {
-            let width = spec.expert_intermediate * spec.shared_experts;
-            for ffn in Ffn::ALL {
-                let suffix = format!("mlp.shared_experts.{}.weight", ffn.hf_name());
-                add(&suffix, ffn_shape(ffn, width), LayerRole::Shared(ffn));
-            }
-        }
-    } else {
-        for ffn in Ffn::ALL {
-            let suffix = format!("mlp.{}.weight", ffn.hf_name());
-            add(&suffix, ffn_shape(ffn, spec.dense_intermediate), LayerRole::Dense(ffn));
-        }
-    }
-    if layer >= spec.layers {
-        add("embed_tokens.weight", vec![spec.vocab, hidden], LayerRole::MtpEmbedding);
-        add("enorm.weight", vec![hidden], LayerRole::MtpEmbeddingNorm);
-        add("hnorm.weight", vec![hidden], LayerRole::MtpHiddenNorm);
-        add("eh_proj.weight", vec![hidden, 2 * hidden], LayerRole::MtpProjection);
-        add("shared_head.norm.weight", vec![hidden], LayerRole::MtpHeadNorm);
-        add("shared_head.head.weight", vec![spec.vocab, hidden], LayerRole::MtpHead);
-    }
-    list
 }
 
 #[cfg(test)]

@@ -39,7 +39,7 @@ pub(super) fn open(source: Box<dyn Source>) -> Result<Checkpoint> {
 }
 
 /// Parses a JSON file that must be there.
-fn required_json(source: &dyn Source, name: &str) -> Result<Value> {
+pub(crate) fn required_json(source: &dyn Source, name: &str) -> Result<Value> {
     let Some(bytes) = source.read_small(name)? else {
         let message = format!("not found in {}: is this a Hugging Face checkpoint?", source.location());
         return Err(Error::checkpoint(name, message));
@@ -49,7 +49,7 @@ fn required_json(source: &dyn Source, name: &str) -> Result<Value> {
 }
 
 /// The tensors of every shard, in the order of files and offsets, checked against the index.
-fn read_headers(source: &dyn Source) -> Result<Vec<SourceTensor>> {
+pub(crate) fn read_headers(source: &dyn Source) -> Result<Vec<SourceTensor>> {
     let index = if source.find(INDEX).is_some() { Some(read_index(source)?) } else { None };
     let shards = match &index {
         Some(index) => index.shards.clone(),

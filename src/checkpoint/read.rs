@@ -61,7 +61,7 @@ impl TileReader {
         } else {
             plain_codec(tensor)?.decode(&[&self.bytes], tile);
         }
-        check_finite(checkpoint, tensor, rows.start, cols, tile)?;
+        check_finite(&tensor.name, &checkpoint.source().files()[tensor.file].name, rows.start, cols, tile)?;
         Ok(total as u64)
     }
 
@@ -122,10 +122,13 @@ fn plain_codec(tensor: &SourceTensor) -> Result<&'static dyn Codec> {
     })
 }
 
-/// NaN and infinities have all exponent bits set.
-fn check_finite(
-    checkpoint: &Checkpoint,
-    tensor: &SourceTensor,
+/// Names the first weight of a tile that is NaN or infinite: those with all exponent bits set.
+///
+/// # Errors
+/// When there is one.
+pub(crate) fn check_finite(
+    name: &str,
+    file: &str,
     first_row: usize,
     cols: usize,
     tile: &[f32],
@@ -134,10 +137,8 @@ fn check_finite(
         return Ok(());
     }
     let Some(at) = tile.iter().position(|value| !value.is_finite()) else { return Ok(()) };
-    let file = &checkpoint.source().files()[tensor.file].name;
     let message = format!(
-        "tensor {}: found {} at row {}, column {}; expected finite weights (a damaged download? check its sha256)",
-        tensor.name,
+        "tensor {name}: found {} at row {}, column {}; expected finite weights (a damaged download? check its sha256)",
         tile[at],
         first_row + at / cols,
         at % cols

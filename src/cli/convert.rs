@@ -7,6 +7,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde_json::json;
 
 use super::size::human;
+use super::validation::{self, Validation};
 use super::{MODEL_HELP, Subcommand, plan, report};
 use crate::error::{Error, Result};
 use crate::pipeline::{self, Need, Settings};
@@ -41,6 +42,7 @@ impl Subcommand for Convert {
                     .action(ArgAction::SetTrue)
                     .help("Throw away what an unfinished run has left instead of going on with it"),
             )
+            .args(validation::arguments())
             .arg(super::threads_argument())
             .args(super::output_arguments())
     }
@@ -57,6 +59,14 @@ impl Subcommand for Convert {
         if !force {
             pipeline::check_space(&needs(&request, output))?;
         }
+        if request.streaming.is_some() && matches.contains_id("validate") {
+            return Err(Error::Request(
+                "--validate reads the source again, but a streamed one is gone by then: fetch it first (requant fetch), \
+                 or compare later (requant perplexity --against)"
+                    .into(),
+            ));
+        }
+        let validation = Validation::prepare(matches, &request.source)?;
         let settings = Settings {
             threads: request.threads,
             force,
@@ -67,13 +77,17 @@ impl Subcommand for Convert {
         };
         let progress = report::progress(matches.get_flag("quiet"));
         let (source, blueprint) = (&request.source, &request.blueprint);
-        let outcome = pipeline::convert(source, blueprint, output, &settings, &*progress, &stop)?;
+        let mut outcome = pipeline::convert(source, blueprint, output, &settings, &*progress, &stop)?;
         drop(progress);
+        let quiet = matches.get_flag("quiet");
+        let found = validation
+            .map(|validation| validation.run(source, output, &mut outcome, request.threads, quiet))
+            .transpose()?;
 
         let totals = summary(source, blueprint, 0);
         let seconds = started.elapsed().as_secs_f64();
         if matches.get_flag("json") {
-            super::print_json(&json!({
+            let mut value = json!({
                 "output": output,
                 "tensors": totals.tensors_out,
                 "bytes_in": outcome.bytes_in,
@@ -84,11 +98,16 @@ impl Subcommand for Convert {
                 "parameters": totals.parameters,
                 "files": outcome.manifest.files,
                 "manifest": outcome.manifest_path,
-            }));
+            });
+            if let Some(found) = &found {
+                value["validation"] = found.value.clone();
+            }
+            super::print_json(&value);
         } else {
             print_human(output, &outcome, &totals, seconds);
+            found.iter().for_each(|found| println!("{}", found.human));
         }
-        Ok(())
+        found.and_then(|found| found.failure).map_or(Ok(()), Err)
     }
 }
 

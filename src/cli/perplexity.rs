@@ -1,17 +1,19 @@
-//! `requant perplexity`: how well a model predicts a text.
+//! `requant perplexity`: how well a model predicts a text, and how far it is from its original.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::{Arg, ArgMatches, Command};
 use serde_json::json;
 
-use super::Subcommand;
-use crate::checkpoint::Checkpoint;
+use super::{Subcommand, size};
 use crate::error::{Error, Result};
-use crate::evaluate::{self, Bos, Windows};
+use crate::evaluate::{self, Bos, Report, Tokens, Windows};
 use crate::model::{Choice, Observer};
-use crate::source::LocalDirectory;
+use crate::weights::Model;
+
+pub(super) mod table;
 
 /// The subcommand.
 pub(super) struct Perplexity;
@@ -20,15 +22,19 @@ impl Subcommand for Perplexity {
     fn command(&self) -> Command {
         Command::new("perplexity")
             .about("Measure perplexity on a text, as llama-perplexity defines it")
-            .arg(super::path_argument("MODEL", "Checkpoint directory"))
+            .arg(super::path_argument("MODEL", MODEL_HELP))
+            .arg(path("text").help("The text, UTF-8").required_unless_present("tokens"))
             .arg(
-                Arg::new("text")
-                    .long("text")
-                    .value_name("FILE")
-                    .required(true)
-                    .value_parser(clap::value_parser!(PathBuf))
-                    .help("The text, UTF-8"),
+                path("tokens")
+                    .help("Token ids: read instead of a text, or written when --text is given too")
+                    .long_help(
+                        "Token ids, a JSON list or {\"bos\": ID or null, \"ids\": [...]}: read from FILE instead \
+                         of a text; with --text, written to FILE",
+                    ),
             )
+            .arg(path("against").value_name("ORIGINAL").help(
+                "Model that MODEL was made from: adds KL divergence, top-1 agreement, and errors by layer",
+            ))
             .arg(
                 Arg::new("context")
                     .long("context")
@@ -39,6 +45,13 @@ impl Subcommand for Perplexity {
                     .help("Tokens of a window; the second half of each is scored"),
             )
             .arg(
+                Arg::new("stride")
+                    .long("stride")
+                    .value_name("N")
+                    .value_parser(clap::value_parser!(u32).range(1..=1 << 20))
+                    .help("Slide the window by N tokens and score what is new, as Hugging Face does"),
+            )
+            .arg(
                 Arg::new("bos")
                     .long("bos")
                     .value_name("WHEN")
@@ -46,51 +59,139 @@ impl Subcommand for Perplexity {
                     .value_parser(|text: &str| text.parse::<Bos>())
                     .help("Begin windows with BOS: always, never, or auto, as the tokenizer does"),
             )
+            .arg(
+                Arg::new("memory")
+                    .long("memory")
+                    .value_name("SIZE")
+                    .value_parser(size::parse)
+                    .help("Most memory to use: several passes over the weights when one would need more"),
+            )
             .arg(super::threads_argument())
             .args(super::output_arguments())
     }
 
     fn run(&self, matches: &ArgMatches) -> Result<()> {
         let started = Instant::now();
-        let model = super::path(matches, "MODEL");
-        if !model.is_dir() {
-            let message = format!("{}: not a directory with a Hugging Face checkpoint", model.display());
-            return Err(Error::Request(message));
-        }
-        let text_path = super::path(matches, "text");
-        let text = std::fs::read_to_string(text_path).map_err(Error::io(text_path, "read"))?;
+        let model = Model::open(super::path(matches, "MODEL"))?;
+        let against = matches.get_one::<PathBuf>("against");
+        let original = against.map(|path| Model::open(path)).transpose()?;
+        let text = tokens(matches, &model, original.as_ref())?;
         let context = matches.get_one::<u32>("context").map_or(512, |&context| context as usize);
-        let bos = matches.get_one::<Bos>("bos").copied().unwrap_or_default();
-        let checkpoint = Checkpoint::open(Box::new(LocalDirectory::open(model)?))?;
-        let windows = Windows::new(&evaluate::tokenizer(&checkpoint)?, &text, context, bos)?;
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(super::threads(matches))
-            .build()
-            .map_err(|error| Error::Request(format!("cannot start threads: {error}")))?;
-        let mut progress = Layers { quiet: matches.get_flag("quiet"), started };
-        let measured = pool.install(|| evaluate::perplexity(&checkpoint, &windows, &mut progress))?;
+        let stride = matches.get_one::<u32>("stride").map(|&stride| stride as usize);
+        let windows = Windows::cut(&text, context, stride)?;
+        let request = evaluate::Request {
+            model: model.store(),
+            original: original.as_ref().map(Model::store),
+            windows: &windows,
+            memory_bytes: matches.get_one::<u64>("memory").copied(),
+        };
+        let quiet = matches.get_flag("quiet");
+        let report = measure(&request, super::threads(matches), quiet)?;
         let seconds = started.elapsed().as_secs_f64();
+        if !quiet && stride.is_none() {
+            print_running(&report, windows.len());
+        }
         if matches.get_flag("json") {
-            super::print_json(&json!({
-                "perplexity": measured.perplexity,
-                "perplexity_error": measured.error,
+            let mut value = json!({
+                "perplexity": report.perplexity.perplexity,
+                "perplexity_error": report.perplexity.error,
                 "tokens": windows.text_tokens,
                 "windows": windows.len(),
                 "context": context,
                 "seconds": seconds,
                 "peak_rss_bytes": peak_rss_bytes(),
-            }));
-        } else {
-            println!(
-                "perplexity {:.4} +/- {:.4} ({} windows of {context}, {} tokens scored, {seconds:.1} s)",
-                measured.perplexity,
-                measured.error,
-                windows.len(),
-                measured.losses.len()
-            );
+                "scored": report.perplexity.losses.len(),
+                "stride": stride,
+                "passes": report.passes,
+            });
+            if let Some(prediction) = &report.prediction {
+                value["mtp"] = table::prediction_json(prediction);
+            }
+            if let Some(against) = &report.against {
+                value["against"] = table::against_json(against);
+            }
+            super::print_json(&value);
+            return Ok(());
+        }
+        println!(
+            "perplexity {:.4} +/- {:.4} ({} windows of {context}, {} tokens scored, {seconds:.1} s)",
+            report.perplexity.perplexity,
+            report.perplexity.error,
+            windows.len(),
+            report.perplexity.losses.len()
+        );
+        if let Some(prediction) = &report.prediction {
+            table::print_prediction(prediction);
+        }
+        if let Some(against) = &report.against {
+            table::print_against(against);
         }
         Ok(())
     }
+}
+
+/// What MODEL may be.
+const MODEL_HELP: &str = "Checkpoint directory, GGUF file (the first of a split set), MLX directory";
+
+/// Measures on `threads` threads, with a line per layer on stderr.
+pub(super) fn measure(request: &evaluate::Request, threads: usize, quiet: bool) -> Result<Report> {
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build()
+        .map_err(|error| Error::Request(format!("cannot start threads: {error}")))?;
+    let mut progress = Layers { quiet, started: Instant::now() };
+    pool.install(|| evaluate::measure(request, &mut progress))
+}
+
+fn path(name: &'static str) -> Arg {
+    Arg::new(name).long(name).value_name("FILE").value_parser(clap::value_parser!(PathBuf))
+}
+
+/// The text's tokens: those given, or the model's, which must be the original's too.
+fn tokens(matches: &ArgMatches, model: &Model, original: Option<&Model>) -> Result<Tokens> {
+    let file = matches.get_one::<PathBuf>("tokens");
+    let Some(text_path) = matches.get_one::<PathBuf>("text") else {
+        let Some(file) = file else {
+            return Err(Error::Request("nothing to measure on: give --text or --tokens".into()));
+        };
+        let json = std::fs::read(file).map_err(Error::io(file, "read"))?;
+        return Tokens::from_json(&json, &file.display().to_string());
+    };
+    let text = std::fs::read_to_string(text_path).map_err(Error::io(text_path, "read"))?;
+    let bos = matches.get_one::<Bos>("bos").copied().unwrap_or_default();
+    let tokens = Tokens::encode(&model.tokenizer()?, &text, bos)?;
+    if let Some(original) = original {
+        check_same(&tokens, &Tokens::encode(&original.tokenizer()?, &text, bos)?)?;
+    }
+    if let Some(file) = file {
+        std::fs::write(file, tokens.to_json()).map_err(Error::io(file, "write"))?;
+    }
+    Ok(tokens)
+}
+
+/// Two vocabularies that cut the text otherwise cannot be compared token by token.
+pub(super) fn check_same(model: &Tokens, original: &Tokens) -> Result<()> {
+    if model == original {
+        return Ok(());
+    }
+    let at = model.ids.iter().zip(&original.ids).take_while(|(a, b)| a == b).count();
+    Err(Error::Request(format!(
+        "the two models' vocabularies do not match: token {at} of the text is {:?} for the model, {:?} for the \
+         original ({} and {} tokens in all)",
+        model.ids.get(at),
+        original.ids.get(at),
+        model.ids.len(),
+        original.ids.len()
+    )))
+}
+
+/// The estimate after each window, as llama-perplexity prints it.
+fn print_running(report: &Report, windows: usize) {
+    let running = report.perplexity.running(windows);
+    let line: Vec<String> =
+        running.iter().enumerate().map(|(window, value)| format!("[{}]{value:.4}", window + 1)).collect();
+    // A closed stderr is no reason to lose the result.
+    let _ = writeln!(std::io::stderr(), "{}", line.join(","));
 }
 
 /// A line per layer, with the time left.

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use super::Windows;
 use crate::checkpoint::WeightStore;
 use crate::error::{Error, Result};
-use crate::model::{self, Observer};
+use crate::model::{self, Hidden, Observer};
 
 /// The measure, and what it was taken on.
 #[derive(Debug, Clone, PartialEq)]
@@ -74,10 +74,81 @@ impl LogSum {
 
 /// What is known of a scored token while the vocabulary goes by.
 #[derive(Clone, Copy)]
-struct Score {
+pub(super) struct Score {
     target: usize,
     target_logit: f32,
     log_sum: LogSum,
+    top: u32,
+    top_logit: f32,
+}
+
+impl Score {
+    pub(super) fn new(target: u32) -> Self {
+        let none = f32::NEG_INFINITY;
+        Self { target: target as usize, target_logit: none, log_sum: LogSum::EMPTY, top: 0, top_logit: none }
+    }
+
+    /// Takes in the logits of a chunk of the vocabulary that begins with token `first`.
+    pub(super) fn add(&mut self, first: usize, logits: &[f32]) {
+        self.log_sum.add(logits);
+        if let Some(&logit) = self.target.checked_sub(first).and_then(|at| logits.get(at)) {
+            self.target_logit = logit;
+        }
+        for (at, &logit) in logits.iter().enumerate() {
+            if logit > self.top_logit {
+                (self.top, self.top_logit) = ((first + at) as u32, logit);
+            }
+        }
+    }
+
+    /// Log of the sum of all exponentials so far.
+    pub(super) fn log_sum(&self) -> f64 {
+        self.log_sum.value()
+    }
+}
+
+/// Losses and likeliest tokens of what was scored.
+pub(super) struct Scores {
+    pub(super) losses: Vec<f64>,
+    pub(super) tops: Vec<u32>,
+}
+
+impl Scores {
+    /// # Errors
+    /// When a target was not in the vocabulary of the head.
+    pub(super) fn finish(scores: &[Score]) -> Result<Self> {
+        let losses: Vec<f64> =
+            scores.iter().map(|score| score.log_sum() - f64::from(score.target_logit)).collect();
+        if let Some(at) = losses.iter().position(|loss| !loss.is_finite()) {
+            let message =
+                format!("no likelihood for token {}: it is outside the output head", scores[at].target);
+            return Err(Error::Request(message));
+        }
+        Ok(Self { losses, tops: scores.iter().map(|score| score.top).collect() })
+    }
+}
+
+/// Scores what `windows` say is to be scored.
+pub(super) fn score(store: &dyn WeightStore, hidden: &Hidden, windows: &Windows) -> Result<Scores> {
+    let scored = windows.scored();
+    let targets = scored.iter().map(|&token| windows.tokens[token + 1]);
+    score_tokens(store, hidden, scored, targets)
+}
+
+/// Scores `targets` as predicted at the positions `scored`.
+pub(super) fn score_tokens(
+    store: &dyn WeightStore,
+    hidden: &Hidden,
+    scored: &[usize],
+    targets: impl Iterator<Item = u32>,
+) -> Result<Scores> {
+    let mut scores: Vec<Score> = targets.map(Score::new).collect();
+    model::for_each_logit_chunk(store, hidden, scored, |first, cols, logits| {
+        scores.par_iter_mut().zip(logits.par_chunks(cols)).for_each(|(score, logits)| {
+            score.add(first, logits);
+        });
+    })?;
+    Scores::finish(&scores)
 }
 
 /// Measures the model on `windows`.
@@ -90,36 +161,7 @@ pub fn perplexity(
     observer: &mut dyn Observer,
 ) -> Result<Perplexity> {
     let hidden = model::forward(store, &windows.tokens, windows.context, observer)?;
-    let context = windows.context;
-    let scored: Vec<usize> = (0..windows.len())
-        .flat_map(|window| window * context + context / 2..(window + 1) * context - 1)
-        .collect();
-    let mut scores: Vec<Score> = scored
-        .iter()
-        .map(|&token| Score {
-            target: windows.tokens[token + 1] as usize,
-            target_logit: f32::NEG_INFINITY,
-            log_sum: LogSum::EMPTY,
-        })
-        .collect();
-    model::for_each_logit_chunk(store, &hidden, &scored, |first, cols, logits| {
-        scores.par_iter_mut().zip(logits.par_chunks(cols)).for_each(|(score, logits)| {
-            score.log_sum.add(logits);
-            if let Some(&logit) = score.target.checked_sub(first).and_then(|at| logits.get(at)) {
-                score.target_logit = logit;
-            }
-        });
-    })?;
-    let losses: Vec<f64> =
-        scores.iter().map(|score| score.log_sum.value() - f64::from(score.target_logit)).collect();
-    match losses.iter().position(|loss| !loss.is_finite()) {
-        None => Ok(Perplexity::from_losses(losses)),
-        Some(at) => {
-            let message =
-                format!("no likelihood for token {}: it is outside the output head", scores[at].target);
-            Err(Error::Request(message))
-        }
-    }
+    Ok(Perplexity::from_losses(score(store, &hidden, windows)?.losses))
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use crate::checkpoint::{Weight, WeightStore};
 use crate::error::Result;
 
 /// Heads of a group.
-const GROUP_HEADS: usize = 16;
+pub(super) const GROUP_HEADS: usize = 16;
 /// Queries of a block: what is above the diagonal beyond it is not computed.
 const QUERY_BLOCK: usize = 128;
 

@@ -10,7 +10,7 @@ use crate::checkpoint::WeightStore;
 use crate::error::Result;
 
 /// Intermediate columns of a chunk.
-const CHUNK_COLS: usize = 1024;
+pub(super) const CHUNK_COLS: usize = 1024;
 
 /// Computes the block whose matrices have the roles `role(...)` on `x_TD`, into `y`.
 ///

@@ -11,7 +11,7 @@ use crate::checkpoint::{Weight, WeightStore};
 use crate::error::{Error, Result};
 
 /// Most weights of a tile.
-const TILE_WEIGHTS: usize = 4 << 20;
+pub(super) const TILE_WEIGHTS: usize = 4 << 20;
 /// Rows decoded by one task; a multiple of the row blocks of every block format.
 const DECODE_ROWS: usize = 128;
 /// Tokens multiplied by one task.

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::ffn::feed_forward;
 use super::linear::{Output, linear, vector};
 use super::router::{Choice, choose};
-use crate::arch::{LayerRole, Role};
+use crate::arch::{ExpertChoice, LayerRole, Role};
 use crate::checkpoint::WeightStore;
 use crate::error::Result;
 
@@ -61,6 +61,9 @@ fn route(store: &dyn WeightStore, layer: usize, x_TD: &[f32]) -> Result<Vec<Vec<
     let mut logits_TE = vec![0.0; x_TD.len() / spec.hidden * spec.experts];
     let y = Output::replace(&mut logits_TE, spec.experts);
     linear(store, Role::Layer(layer, LayerRole::Router), x_TD, y)?;
-    let bias_E = vector(store, Role::Layer(layer, LayerRole::RouterBias))?;
+    let bias_E = match spec.choice {
+        ExpertChoice::BiasedGroups => vector(store, Role::Layer(layer, LayerRole::RouterBias))?,
+        ExpertChoice::BestGroups | ExpertChoice::Greedy => Vec::new(),
+    };
     Ok(logits_TE.par_chunks(spec.experts).map(|logits_E| choose(spec, logits_E, &bias_E)).collect())
 }

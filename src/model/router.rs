@@ -1,11 +1,12 @@
-//! The router of DeepSeek-V3 (arXiv 2412.19437, section 2.1.2): which experts a token goes to.
+//! The routers of DeepSeek-V2 and V3 (arXiv 2405.04434 and 2412.19437): which experts a token goes to.
 //!
-//! Scores are sigmoids. The correction bias counts for the choice, not for the weight: the groups with
-//! the largest sum of their two best biased scores stay, and among their experts the best are chosen.
+//! Scores are sigmoids, or a softmax. V3 adds a correction bias, which counts for the choice, not for the
+//! weight: the groups with the largest sum of their two best biased scores stay, and among their experts
+//! the best are chosen. V2 has no bias and judges a group by its best score, or has no groups.
 //! Weights are the scores of the chosen, normalized to sum 1 where configured, times the routed scale.
 //! Between equals the lower number wins.
 
-use crate::arch::ArchSpec;
+use crate::arch::{ArchSpec, ExpertChoice, Scoring};
 
 /// An expert chosen for a token.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -16,13 +17,21 @@ pub struct Choice {
     pub weight: f32,
 }
 
-/// Chooses the experts of one token from its router logits.
+/// Chooses the experts of one token from its router logits; `bias` counts where the choice is a biased one.
 pub(super) fn choose(spec: &ArchSpec, logits: &[f32], bias: &[f32]) -> Vec<Choice> {
-    let scores: Vec<f32> = logits.iter().map(|logit| 1.0 / (1.0 + (-logit).exp())).collect();
-    let biased: Vec<f32> = scores.iter().zip(bias).map(|(score, bias)| score + bias).collect();
+    let scores = scores(spec.scoring, logits);
+    let biased: Vec<f32> = match spec.choice {
+        ExpertChoice::BiasedGroups => scores.iter().zip(bias).map(|(score, bias)| score + bias).collect(),
+        ExpertChoice::BestGroups | ExpertChoice::Greedy => scores.clone(),
+    };
     let group_len = spec.experts / spec.expert_groups;
-    let group_scores: Vec<f32> = biased.chunks(group_len).map(best_two).collect();
-    let groups = largest(&group_scores, 0..group_scores.len(), spec.top_groups);
+    let group_scores: Vec<f32> = match spec.choice {
+        ExpertChoice::BiasedGroups => biased.chunks(group_len).map(best_two).collect(),
+        ExpertChoice::BestGroups => biased.chunks(group_len).map(best).collect(),
+        ExpertChoice::Greedy => vec![0.0; spec.expert_groups],
+    };
+    let top_groups = if spec.choice == ExpertChoice::Greedy { spec.expert_groups } else { spec.top_groups };
+    let groups = largest(&group_scores, 0..group_scores.len(), top_groups);
     let candidates = (0..spec.expert_groups)
         .filter(|g| groups.contains(g))
         .flat_map(|g| g * group_len..(g + 1) * group_len);
@@ -31,6 +40,22 @@ pub(super) fn choose(spec: &ArchSpec, logits: &[f32], bias: &[f32]) -> Vec<Choic
     let divisor = if spec.normalize_top { sum + 1e-20 } else { 1.0 };
     let weight = |expert: usize| scores[expert] / divisor * spec.routed_scale as f32;
     chosen.into_iter().map(|expert| Choice { expert, weight: weight(expert) }).collect()
+}
+
+fn scores(scoring: Scoring, logits: &[f32]) -> Vec<f32> {
+    match scoring {
+        Scoring::Sigmoid => logits.iter().map(|logit| 1.0 / (1.0 + (-logit).exp())).collect(),
+        Scoring::Softmax => {
+            let largest = best(logits);
+            let powers: Vec<f32> = logits.iter().map(|logit| (logit - largest).exp()).collect();
+            let sum: f32 = powers.iter().sum();
+            powers.into_iter().map(|power| power / sum).collect()
+        }
+    }
+}
+
+fn best(values: &[f32]) -> f32 {
+    values.iter().fold(f32::NEG_INFINITY, |best, &value| best.max(value))
 }
 
 /// Sum of the two largest values.
@@ -76,6 +101,25 @@ mod tests {
         (bias[6], bias[7]) = (5.0, 4.0);
         let chosen = choose(&spec(), &[0.0; 8], &bias);
         assert_eq!(chosen, [Choice { expert: 6, weight: 1.0 }, Choice { expert: 7, weight: 1.0 }]);
+    }
+
+    #[test]
+    fn a_softmax_router_takes_the_groups_with_the_best_expert() {
+        let spec = ArchSpec {
+            scoring: Scoring::Softmax,
+            choice: ExpertChoice::BestGroups,
+            normalize_top: false,
+            ..spec()
+        };
+        let logits = [3.0, -9.0, 2.0, 1.0, 1.5, 1.6, -9.0, -9.0];
+        let chosen = choose(&spec, &logits, &[]);
+        assert_eq!(chosen.iter().map(|choice| choice.expert).collect::<Vec<_>>(), [0, 2]);
+        let sum: f32 = logits.iter().map(|logit: &f32| logit.exp()).sum();
+        assert!((chosen[0].weight - 2.0 * 3f32.exp() / sum).abs() < 1e-6);
+        // Without groups, the second best of all may be in any.
+        let spec = ArchSpec { choice: ExpertChoice::Greedy, experts_per_token: 4, ..spec };
+        let chosen = choose(&spec, &logits, &[]);
+        assert_eq!(chosen.iter().map(|choice| choice.expert).collect::<Vec<_>>(), [0, 2, 5, 4]);
     }
 
     #[test]

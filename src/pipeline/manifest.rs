@@ -36,6 +36,9 @@ pub struct Manifest {
     pub files: Vec<FileRecord>,
     /// Every tensor of the result, each part on its own.
     pub tensors: Vec<TensorRecord>,
+    /// How far the result is from its source, when that was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation: Option<serde_json::Value>,
 }
 
 /// A file that was read.
@@ -139,7 +142,17 @@ impl Manifest {
             is_directory: blueprint.is_directory,
             files: files.chain(sidecars).collect(),
             tensors: tensors.collect(),
+            validation: None,
         }
+    }
+
+    /// Adds what a validation found and writes the manifest at `path` again.
+    ///
+    /// # Errors
+    /// When it cannot be written; the old one is still there then.
+    pub fn record_validation(&mut self, path: &Path, found: serde_json::Value) -> Result<()> {
+        self.validation = Some(found);
+        self.write(path)
     }
 
     /// Writes the manifest under a temporary name, syncs it and renames it to `path`.

@@ -1,0 +1,139 @@
+//! `requant convert --validate TEXT`: the result, once it is complete, held against its source.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Arg, ArgMatches};
+use serde_json::{Value, json};
+
+use super::perplexity::{self, table};
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, Result};
+use crate::evaluate::{self, Bos, Tokens, Windows};
+use crate::pipeline::{Manifest, Outcome};
+use crate::weights::{self, Model};
+
+/// Tokens of a window.
+const CONTEXT: usize = 512;
+
+/// `--validate` and `--max-kld`.
+pub(super) fn arguments() -> [Arg; 2] {
+    [
+        Arg::new("validate")
+            .long("validate")
+            .value_name("TEXT")
+            .value_parser(clap::value_parser!(PathBuf))
+            .help("Measure the result against the source on this text; the manifest keeps what was found"),
+        Arg::new("max-kld")
+            .long("max-kld")
+            .value_name("X")
+            .requires("validate")
+            .value_parser(clap::value_parser!(f64))
+            .help("Fail when the mean KL divergence is larger (the result stays, the manifest says so)"),
+    ]
+}
+
+/// What will be measured, made ready before anything is converted.
+pub(super) struct Validation {
+    text: PathBuf,
+    tokens: Tokens,
+    windows: Windows,
+    max_kld: Option<f64>,
+    memory_bytes: Option<u64>,
+}
+
+impl Validation {
+    /// From the arguments; `None` when none is asked for.
+    ///
+    /// # Errors
+    /// When the text cannot be read or tokenized, is shorter than a window, or memory will not do.
+    pub(super) fn prepare(matches: &ArgMatches, source: &Checkpoint) -> Result<Option<Self>> {
+        let Some(path) = matches.get_one::<PathBuf>("validate") else { return Ok(None) };
+        let max_kld = matches.get_one::<f64>("max-kld").copied();
+        if max_kld.is_some_and(|limit| limit.is_nan() || limit < 0.0) {
+            return Err(Error::Request("--max-kld: expected a number from 0 on".into()));
+        }
+        let text = std::fs::read_to_string(path).map_err(Error::io(path, "read"))?;
+        let tokens = Tokens::encode(&weights::tokenizer(source.source())?, &text, Bos::Auto)?;
+        let windows = Windows::cut(&tokens, CONTEXT, None)?;
+        let memory_bytes = matches.get_one::<u64>("memory").copied();
+        let request =
+            evaluate::Request { model: source, original: Some(source), windows: &windows, memory_bytes };
+        evaluate::passes(&request)?;
+        Ok(Some(Self { text: path.clone(), tokens, windows, max_kld, memory_bytes }))
+    }
+
+    /// Measures the result at `output` and writes what was found into its manifest.
+    ///
+    /// # Errors
+    /// When the result cannot be read back, or cuts the text otherwise than its source.
+    pub(super) fn run(
+        &self,
+        source: &Checkpoint,
+        output: &Path,
+        outcome: &mut Outcome,
+        threads: usize,
+        quiet: bool,
+    ) -> Result<Found> {
+        let result = Model::open(&first_file(output, &outcome.manifest))?;
+        let bos = if self.tokens.bos.is_some() { Bos::Always } else { Bos::Never };
+        let text = std::fs::read_to_string(&self.text).map_err(Error::io(&self.text, "read"))?;
+        perplexity::check_same(&Tokens::encode(&result.tokenizer()?, &text, bos)?, &self.tokens)?;
+        let request = evaluate::Request {
+            model: result.store(),
+            original: Some(source),
+            windows: &self.windows,
+            memory_bytes: self.memory_bytes,
+        };
+        let report = perplexity::measure(&request, threads, quiet)?;
+        let Some(against) = report.against else {
+            return Err(Error::Request("--validate: nothing was compared".into()));
+        };
+        let mean_kld = against.divergence.mean.value;
+        let passed = self.max_kld.is_none_or(|limit| mean_kld <= limit);
+        let value = json!({
+            "text": self.text,
+            "context": CONTEXT,
+            "windows": self.windows.len(),
+            "perplexity": report.perplexity.perplexity,
+            "perplexity_error": report.perplexity.error,
+            "against": table::against_json(&against),
+            "max_kld": self.max_kld,
+            "passed": passed,
+        });
+        outcome.manifest.record_validation(&outcome.manifest_path, value.clone())?;
+        let failure = (!passed).then(|| {
+            let limit = self.max_kld.unwrap_or(f64::INFINITY);
+            Error::Request(format!(
+                "validation: the mean KL divergence is {mean_kld:.6}, above --max-kld {limit}; {} is complete but \
+                 not what was asked for, and its manifest says so",
+                output.display()
+            ))
+        });
+        let human = format!(
+            "validation: perplexity {:.4}, of the source {:.4}, mean KL divergence {mean_kld:.6}, same likeliest \
+             token {:.2} %",
+            report.perplexity.perplexity,
+            against.perplexity.perplexity,
+            100.0 * against.divergence.top1_agreement.value
+        );
+        Ok(Found { value, human, failure })
+    }
+}
+
+/// What a validation found.
+pub(super) struct Found {
+    /// As the manifest has it.
+    pub(super) value: Value,
+    /// In a line.
+    pub(super) human: String,
+    /// When it is too far from the source.
+    pub(super) failure: Option<Error>,
+}
+
+/// What to open: the directory, the file, or the first of a split set.
+fn first_file(output: &Path, manifest: &Manifest) -> PathBuf {
+    match manifest.files.first() {
+        Some(file) if !manifest.is_directory => output.with_file_name(&file.name),
+        _ => output.to_owned(),
+    }
+}

@@ -1,0 +1,258 @@
+//! Hyper-parameters of a `deepseek2` GGUF, spelled as config.json spells them, so that the model family
+//! reads and checks them as it does a checkpoint's.
+//!
+//! llama.cpp keeps a tenth of `mscale_all_dim` as `yarn_log_multiplier` and does not keep `mscale`: every
+//! published model has the two equal, which makes the factor on sine and cosine 1. Without
+//! `expert_gating_func` the router is a softmax (the GGUF files of DeepSeek-V2 lack the key).
+//!
+//! Source: llama.cpp `src/models/deepseek2.cpp`.
+
+use requant_formats::container::gguf::{Metadata, Value};
+use serde_json::{Map, json};
+
+use crate::error::{Error, Result};
+
+/// The one architecture of the DeepSeek family.
+const ARCHITECTURE: &str = "deepseek2";
+const SOFTMAX: u64 = 1;
+const SIGMOID: u64 = 2;
+
+/// Counts that must be there: key of the GGUF, key of config.json.
+const COUNTS: &[(&str, &str)] = &[
+    ("block_count", "num_hidden_layers"),
+    ("embedding_length", "hidden_size"),
+    ("feed_forward_length", "intermediate_size"),
+    ("attention.head_count", "num_attention_heads"),
+    ("attention.kv_lora_rank", "kv_lora_rank"),
+    ("attention.value_length_mla", "v_head_dim"),
+    ("rope.dimension_count", "qk_rope_head_dim"),
+    ("expert_count", "n_routed_experts"),
+    ("expert_used_count", "num_experts_per_tok"),
+    ("expert_feed_forward_length", "moe_intermediate_size"),
+];
+
+/// Counts that may be absent.
+const OPTIONAL_COUNTS: &[(&str, &str)] = &[
+    ("leading_dense_block_count", "first_k_dense_replace"),
+    ("expert_shared_count", "n_shared_experts"),
+    ("expert_group_count", "n_group"),
+    ("expert_group_used_count", "topk_group"),
+    ("attention.q_lora_rank", "q_lora_rank"),
+];
+
+/// config.json of the model in `file`.
+///
+/// # Errors
+/// An architecture that is not ours, a key that is missing or of the wrong type.
+pub(super) fn config(metadata: &Metadata, file: &str, vocab: usize, tied: bool) -> Result<serde_json::Value> {
+    let architecture = metadata.get("general.architecture").and_then(Value::as_str).unwrap_or("(none)");
+    if architecture != ARCHITECTURE {
+        return Err(Error::Unsupported {
+            what: format!("{file}: general.architecture {architecture:?}"),
+            hint: format!("this version evaluates GGUF files of {ARCHITECTURE:?}"),
+        });
+    }
+    let keys = Keys { metadata, file };
+    let mut config = Map::new();
+    for (key, name) in COUNTS {
+        config.insert((*name).into(), keys.count(key)?.ok_or_else(|| keys.missing(key))?.into());
+    }
+    for (key, name) in OPTIONAL_COUNTS {
+        if let Some(count) = keys.count(key)? {
+            config.insert((*name).into(), count.into());
+        }
+    }
+    let key = "attention.key_length_mla";
+    let key_length = keys.count(key)?.ok_or_else(|| keys.missing(key))?;
+    let rope = keys.count("rope.dimension_count")?.unwrap_or(0);
+    let nope = key_length.checked_sub(rope).ok_or_else(|| keys.missing(key))?;
+    config.insert("qk_nope_head_dim".into(), nope.into());
+
+    let gating = keys.count("expert_gating_func")?.unwrap_or(SOFTMAX);
+    let (model_type, scoring, method) = match gating {
+        SIGMOID => ("deepseek_v3", "sigmoid", "noaux_tc"),
+        SOFTMAX if keys.count("expert_group_count")?.unwrap_or(1) > 1 => {
+            ("deepseek_v2", "softmax", "group_limited_greedy")
+        }
+        SOFTMAX => ("deepseek_v2", "softmax", "greedy"),
+        other => {
+            return Err(Error::Unsupported {
+                what: format!("{file}: {ARCHITECTURE}.expert_gating_func {other}"),
+                hint: format!("routers may be softmax ({SOFTMAX}) or sigmoid ({SIGMOID})"),
+            });
+        }
+    };
+    config.insert("model_type".into(), model_type.into());
+    config.insert("scoring_func".into(), scoring.into());
+    config.insert("topk_method".into(), method.into());
+    config.insert("vocab_size".into(), vocab.into());
+    config.insert("tie_word_embeddings".into(), tied.into());
+    let flag = metadata.get(&keys.full("expert_weights_norm")).and_then(Value::as_bool).unwrap_or(false);
+    config.insert("norm_topk_prob".into(), flag.into());
+    // llama.cpp takes 0 for absent.
+    let scale = keys.number("expert_weights_scale")?.filter(|&scale| scale != 0.0).unwrap_or(1.0);
+    config.insert("routed_scaling_factor".into(), scale.into());
+    let key = "attention.layer_norm_rms_epsilon";
+    config.insert("rms_norm_eps".into(), keys.number(key)?.ok_or_else(|| keys.missing(key))?.into());
+    config.insert("rope_theta".into(), keys.number("rope.freq_base")?.unwrap_or(10000.0).into());
+    if let Some(scaling) = rope_scaling(&keys)? {
+        config.insert("rope_scaling".into(), scaling);
+    }
+    Ok(config.into())
+}
+
+/// `rope_scaling` of config.json.
+fn rope_scaling(keys: &Keys) -> Result<Option<serde_json::Value>> {
+    let kind = keys.metadata.get(&keys.full("rope.scaling.type")).and_then(Value::as_str);
+    match kind {
+        None | Some("none") => return Ok(None),
+        Some("yarn") => {}
+        Some(other) => {
+            return Err(Error::Unsupported {
+                what: format!("{}: {} {other:?}", keys.file, keys.full("rope.scaling.type")),
+                hint: "this version evaluates \"yarn\", or none".into(),
+            });
+        }
+    }
+    for key in ["rope.scaling.yarn_ext_factor", "rope.scaling.yarn_attn_factor", "rope.scaling.attn_factor"] {
+        if keys.number(key)?.is_some_and(|factor| factor != 1.0) {
+            return Err(Error::Unsupported {
+                what: format!("{}: {}", keys.file, keys.full(key)),
+                hint: "no model of this family is known to have it".into(),
+            });
+        }
+    }
+    let required = |key: &str| keys.number(key)?.ok_or_else(|| keys.missing(key));
+    let original = "rope.scaling.original_context_length";
+    // The division in f32 undoes the converter's multiplication.
+    let all_dim = keys.number("rope.scaling.yarn_log_multiplier")?.map_or(0.0, |log| log as f32 / 0.1f32);
+    Ok(Some(json!({
+        "type": "yarn",
+        "factor": required("rope.scaling.factor")?,
+        "original_max_position_embeddings": keys.count(original)?.ok_or_else(|| keys.missing(original))?,
+        "beta_fast": keys.number("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
+        "beta_slow": keys.number("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
+        "mscale": f64::from(all_dim),
+        "mscale_all_dim": f64::from(all_dim),
+    })))
+}
+
+struct Keys<'a> {
+    metadata: &'a Metadata,
+    file: &'a str,
+}
+
+impl Keys<'_> {
+    fn full(&self, key: &str) -> String {
+        format!("{ARCHITECTURE}.{key}")
+    }
+
+    fn count(&self, key: &str) -> Result<Option<u64>> {
+        let Some(value) = self.metadata.get(&self.full(key)) else { return Ok(None) };
+        value.as_u64().map(Some).ok_or_else(|| self.invalid(key, value))
+    }
+
+    /// A float, as the shortest decimal that its 32 bits stand for: 1e-6, not 9.99999997e-7.
+    fn number(&self, key: &str) -> Result<Option<f64>> {
+        let Some(value) = self.metadata.get(&self.full(key)) else { return Ok(None) };
+        let number = value.as_f64().ok_or_else(|| self.invalid(key, value))?;
+        Ok(Some((number as f32).to_string().parse().unwrap_or(number)))
+    }
+
+    fn missing(&self, key: &str) -> Error {
+        Error::checkpoint(self.file, format!("metadata key {} is missing", self.full(key)))
+    }
+
+    fn invalid(&self, key: &str, found: &Value) -> Error {
+        let message = format!("metadata key {}: found {found:?}, expected a number", self.full(key));
+        Error::checkpoint(self.file, message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arch::{self, ArchSpec, Config, ExpertChoice, Scoring};
+
+    /// DeepSeek-V2's, as its converter writes them; it has no `expert_gating_func`.
+    fn deepseek_v2() -> Metadata {
+        let mut metadata = Metadata::new();
+        metadata.set("general.architecture", "deepseek2");
+        for (key, count) in [
+            ("block_count", 60u32),
+            ("embedding_length", 5120),
+            ("feed_forward_length", 12288),
+            ("attention.head_count", 128),
+            ("attention.q_lora_rank", 1536),
+            ("attention.kv_lora_rank", 512),
+            ("attention.key_length_mla", 192),
+            ("attention.value_length_mla", 128),
+            ("rope.dimension_count", 64),
+            ("expert_count", 160),
+            ("expert_used_count", 6),
+            ("expert_shared_count", 2),
+            ("expert_group_count", 8),
+            ("expert_group_used_count", 3),
+            ("expert_feed_forward_length", 1536),
+            ("leading_dense_block_count", 1),
+            ("rope.scaling.original_context_length", 4096),
+        ] {
+            metadata.set(format!("deepseek2.{key}"), count);
+        }
+        metadata.set("deepseek2.rope.scaling.type", "yarn");
+        for (key, number) in [
+            ("attention.layer_norm_rms_epsilon", 1e-6f32),
+            ("expert_weights_scale", 16.0),
+            ("rope.freq_base", 10000.0),
+            ("rope.scaling.factor", 40.0),
+            ("rope.scaling.yarn_log_multiplier", 0.1 * 0.707),
+        ] {
+            metadata.set(format!("deepseek2.{key}"), number);
+        }
+        metadata
+    }
+
+    fn spec(metadata: &Metadata) -> Result<ArchSpec> {
+        let config = config(metadata, "m.gguf", 102_400, false)?;
+        arch::find(&config)?.spec(&Config::new(&config))
+    }
+
+    #[test]
+    fn without_a_gating_function_the_router_is_that_of_v2() {
+        let spec = spec(&deepseek_v2()).unwrap();
+        assert_eq!(spec.model_type, "deepseek_v2");
+        assert_eq!((spec.scoring, spec.choice), (Scoring::Softmax, ExpertChoice::BestGroups));
+        assert_eq!((spec.nope_dim, spec.rope_dim, spec.v_dim), (128, 64, 128));
+        assert_eq!((spec.norm_eps, spec.routed_scale, spec.normalize_top), (1e-6, 16.0, false));
+        let yarn = spec.yarn.unwrap();
+        assert_eq!((yarn.factor, yarn.original_context, yarn.beta_fast), (40.0, 4096, 32.0));
+        assert!((yarn.mscale_all_dim - 0.707).abs() < 1e-6);
+    }
+
+    #[test]
+    fn without_groups_and_low_rank_queries_it_is_v2_lite() {
+        let mut metadata = deepseek_v2();
+        for key in ["expert_group_count", "expert_group_used_count", "attention.q_lora_rank"] {
+            metadata.remove(&format!("deepseek2.{key}"));
+        }
+        let spec = spec(&metadata).unwrap();
+        assert_eq!((spec.choice, spec.q_lora), (ExpertChoice::Greedy, None));
+    }
+
+    #[test]
+    fn what_is_not_ours_is_named() {
+        for (key, value, named) in [
+            ("general.architecture", Value::from("llama"), "general.architecture \"llama\""),
+            ("deepseek2.expert_gating_func", Value::from(4u32), "expert_gating_func 4"),
+            ("deepseek2.rope.scaling.type", Value::from("linear"), "\"linear\""),
+            ("deepseek2.rope.scaling.yarn_attn_factor", Value::from(2f32), "yarn_attn_factor"),
+            ("deepseek2.block_count", Value::from("many"), "block_count"),
+            ("deepseek2.expert_group_count", Value::from(7u32), "n_group"),
+        ] {
+            let mut metadata = deepseek_v2();
+            metadata.set(key, value);
+            let error = spec(&metadata).unwrap_err().to_string();
+            assert!(error.contains(named), "{key}: {error}");
+        }
+    }
+}

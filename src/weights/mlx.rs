@@ -1,0 +1,175 @@
+//! An MLX directory of mlx-lm's `deepseek_v3` model as a weight store.
+//!
+//! Source: `mlx_lm/models/deepseek_v3.py` (names), `mlx_lm/utils.py` (`load_model`: a module is quantized
+//! when it has scales; `quantization` may say otherwise module by module).
+
+use std::collections::HashMap;
+
+use requant_formats::{Dtype, codec};
+use serde_json::Value;
+
+use super::packed::{Home, PackedStore, Place, Stored};
+use crate::arch::{self, Config, LayerRole, Role};
+use crate::checkpoint::{SourceTensor, read_headers, required_json};
+use crate::error::{Error, Result};
+use crate::source::Source;
+
+const CONFIG: &str = "config.json";
+const INDEX: &str = "model.safetensors.index.json";
+/// A name that only mlx-lm's model has.
+const MARK: &[u8] = b".self_attn.embed_q.";
+
+/// Whether a directory holds an MLX model: its config says how it is quantized, or its index has MLX's names.
+///
+/// # Errors
+/// When config or index cannot be read.
+pub(super) fn is_mlx(source: &dyn Source) -> Result<bool> {
+    let config: Option<Value> =
+        source.read_small(CONFIG)?.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    if config.is_some_and(|config| config.get("quantization").is_some()) {
+        return Ok(true);
+    }
+    let index = source.read_small(INDEX)?;
+    Ok(index.is_some_and(|index| index.windows(MARK.len()).any(|window| window == MARK)))
+}
+
+/// Opens it.
+///
+/// # Errors
+/// A quantization that is not affine, a part that is missing or has the wrong shape.
+pub(super) fn open(source: Box<dyn Source>) -> Result<PackedStore> {
+    let config = required_json(&*source, CONFIG)?;
+    let family = arch::find(&config)?;
+    let mut spec = family.spec(&Config::new(&config))?;
+    // mlx-lm drops the prediction layers.
+    spec.mtp_layers = 0;
+    let headers = read_headers(&*source)?;
+    let by_name: HashMap<&str, &SourceTensor> =
+        headers.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
+    let mut stored = Vec::new();
+    for tensor in &headers {
+        let stem = |suffix: &str| tensor.name.strip_suffix(suffix);
+        if let Some(stem) = stem(".scales").or_else(|| stem(".biases"))
+            && by_name.contains_key(format!("{stem}.weight").as_str())
+        {
+            continue;
+        }
+        let scales = stem(".weight").and_then(|stem| by_name.get(format!("{stem}.scales").as_str()));
+        stored.push(match scales {
+            Some(scales) => quantized(&*source, &config, tensor, scales, &by_name)?,
+            None => plain(&*source, tensor)?,
+        });
+    }
+    let expected = family.expected(&spec);
+    PackedStore::new(source, spec, &expected, stored, home)
+}
+
+/// A tensor stored as plain numbers.
+fn plain(source: &dyn Source, tensor: &SourceTensor) -> Result<Stored> {
+    let codec = match tensor.dtype {
+        Dtype::F32 | Dtype::F16 | Dtype::BF16 => codec::find(tensor.dtype.name()),
+        _ => None,
+    };
+    let codec = codec.ok_or_else(|| {
+        let message =
+            format!("tensor {}: found dtype {}, expected F32, F16, BF16", tensor.name, tensor.dtype);
+        Error::checkpoint(&source.files()[tensor.file].name, message)
+    })?;
+    let row_bytes = tensor.matrix().1 * tensor.dtype.size_bytes();
+    let places = vec![Place { file: tensor.file, offset_bytes: tensor.offset_bytes, row_bytes }];
+    Ok(Stored { name: tensor.name.clone(), shape: tensor.shape.clone(), codec, places })
+}
+
+/// A tensor in three parts.
+fn quantized(
+    source: &dyn Source,
+    config: &Value,
+    weight: &SourceTensor,
+    scales: &SourceTensor,
+    by_name: &HashMap<&str, &SourceTensor>,
+) -> Result<Stored> {
+    let file = &source.files()[weight.file].name;
+    let stem = weight.name.strip_suffix(".weight").unwrap_or(&weight.name);
+    let section = config.get("quantization").unwrap_or(&Value::Null);
+    let of_module = section.get(stem).filter(|module| module.is_object()).unwrap_or(section);
+    let mode = of_module.get("mode").or_else(|| section.get("mode")).and_then(Value::as_str);
+    let number = |key: &str| of_module.get(key).and_then(Value::as_u64);
+    let (bits, group_len) = (number("bits").unwrap_or(0), number("group_size").unwrap_or(0));
+    let suffix = match scales.dtype {
+        Dtype::BF16 => "",
+        Dtype::F16 => "_f16",
+        _ => "_f32",
+    };
+    let name = format!("{}{bits}_g{group_len}{suffix}", mode.unwrap_or("affine"));
+    let codec = codec::find(&name).ok_or_else(|| Error::Unsupported {
+        what: format!("{file}: tensor {}: quantization {name}", weight.name),
+        hint: "this version reads MLX's affine mode of 2, 3, 4, 5, 6, 8 bits in groups of 32, 64, 128".into(),
+    })?;
+    let biases = by_name.get(format!("{stem}.biases").as_str()).ok_or_else(|| {
+        Error::checkpoint(file, format!("tensor {stem}.biases is missing, but {}.scales is there", stem))
+    })?;
+    let (rows, groups) = scales.matrix();
+    let mut shape = scales.shape.clone();
+    if let Some(cols) = shape.last_mut() {
+        *cols *= group_len as usize;
+    }
+    let parts = [weight, scales, biases];
+    let mut places = Vec::with_capacity(parts.len());
+    for (tensor, part) in parts.into_iter().zip(codec.parts()) {
+        let row_bytes = groups * part.bytes_per_group;
+        if tensor.len_bytes != (rows * row_bytes) as u64 || tensor.dtype != part.dtype {
+            let message = format!(
+                "tensor {}: found {:?} of {} ({} bytes), expected {} bytes of {} beside scales {:?} ({name})",
+                tensor.name,
+                tensor.shape,
+                tensor.dtype,
+                tensor.len_bytes,
+                rows * row_bytes,
+                part.dtype,
+                scales.shape
+            );
+            return Err(Error::checkpoint(&source.files()[tensor.file].name, message));
+        }
+        places.push(Place { file: tensor.file, offset_bytes: tensor.offset_bytes, row_bytes });
+    }
+    Ok(Stored { name: weight.name.clone(), shape, codec, places })
+}
+
+/// Where mlx-lm puts a tensor.
+fn home(role: Role) -> Option<Home> {
+    let (layer, role) = match role {
+        Role::TokenEmbedding => return Some(Home::Whole("model.embed_tokens.weight".into())),
+        Role::OutputNorm => return Some(Home::Whole("model.norm.weight".into())),
+        Role::Output => return Some(Home::Whole("lm_head.weight".into())),
+        Role::Layer(layer, role) => (layer, role),
+    };
+    let name = |suffix: &str| format!("model.layers.{layer}.{suffix}");
+    let whole = |suffix: &str| Some(Home::Whole(name(suffix)));
+    match role {
+        LayerRole::AttentionNorm => whole("input_layernorm.weight"),
+        LayerRole::Q => whole("self_attn.q_proj.weight"),
+        LayerRole::QA => whole("self_attn.q_a_proj.weight"),
+        LayerRole::QANorm => whole("self_attn.q_a_layernorm.weight"),
+        LayerRole::QB => whole("self_attn.q_b_proj.weight"),
+        LayerRole::KvA => whole("self_attn.kv_a_proj_with_mqa.weight"),
+        LayerRole::KvANorm => whole("self_attn.kv_a_layernorm.weight"),
+        LayerRole::KvB => {
+            Some(Home::KeyValue(name("self_attn.embed_q.weight"), name("self_attn.unembed_out.weight")))
+        }
+        LayerRole::AttentionOutput => whole("self_attn.o_proj.weight"),
+        LayerRole::FfnNorm => whole("post_attention_layernorm.weight"),
+        LayerRole::Dense(ffn) => whole(&format!("mlp.{}.weight", ffn.hf_name())),
+        LayerRole::Router => whole("mlp.gate.weight"),
+        LayerRole::RouterBias => whole("mlp.gate.e_score_correction_bias"),
+        LayerRole::Expert(expert, ffn) => {
+            Some(Home::Stacked(name(&format!("mlp.switch_mlp.{}.weight", ffn.hf_name())), expert))
+        }
+        LayerRole::Shared(ffn) => whole(&format!("mlp.shared_experts.{}.weight", ffn.hf_name())),
+        LayerRole::MtpEmbedding
+        | LayerRole::MtpEmbeddingNorm
+        | LayerRole::MtpHiddenNorm
+        | LayerRole::MtpProjection
+        | LayerRole::MtpHeadNorm
+        | LayerRole::MtpHead => None,
+    }
+}

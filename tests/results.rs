@@ -1,0 +1,115 @@
+//! Perplexity of finished results: GGUF files, split sets and MLX directories, through the same forward pass.
+
+use std::path::Path;
+
+use requant::Result;
+use requant::evaluate::{self, Bos, Perplexity, Windows};
+use requant::model::Unobserved;
+use requant::plan::Options;
+use requant::weights::Model;
+
+use crate::conversion::{Silent, convert, convert_with, fixtures, model, settings};
+
+/// As `requant perplexity PATH --text heldout.txt`, first `windows` windows only.
+fn measure(path: &Path, windows: usize) -> Result<Perplexity> {
+    let model = Model::open(path)?;
+    let text = std::fs::read_to_string(fixtures().join("text/heldout.txt")).unwrap();
+    let cut = Windows::new(&model.tokenizer()?, &text, 512, Bos::Auto)?.split(windows).swap_remove(0);
+    evaluate::perplexity(model.store(), &cut, &mut Unobserved)
+}
+
+fn difference(a: &Perplexity, b: &Perplexity) -> f64 {
+    assert_eq!(a.losses.len(), b.losses.len());
+    a.losses.iter().zip(&b.losses).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
+}
+
+#[test]
+fn f32_results_measure_exactly_what_their_source_does() {
+    let source = measure(&model(), 2).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let one = directory.path().join("one.gguf");
+    convert(&model(), "f32", 2, &one).unwrap();
+    assert_eq!(measure(&one, 2).unwrap(), source);
+
+    let set = directory.path().join("set.gguf");
+    let options =
+        Options { output_name: "set.gguf".into(), split_max_bytes: Some(4_000_000), ..Options::default() };
+    convert_with(&model(), &settings("f32", 2), &options, &set, &Silent).unwrap();
+    let first = crate::conversion::names(directory.path())
+        .into_iter()
+        .find(|name| name.contains("-00001-of-") && name.ends_with(".gguf"))
+        .unwrap();
+    let first = directory.path().join(first);
+    assert_eq!(measure(&first, 2).unwrap(), source);
+
+    std::fs::remove_file(directory.path().join(first.to_string_lossy().replace("-00001-", "-00002-")))
+        .unwrap();
+    let error = measure(&first, 1).unwrap_err().to_string();
+    assert!(error.contains("-00002-of-") && error.contains("not found"), "{error}");
+}
+
+/// Every type decodes to what was encoded: its losses stay near those of the source, the coarser the less.
+#[test]
+fn every_target_is_read_back() {
+    let source = measure(&model(), 1).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let mut count = 0;
+    for target in requant::plan::TARGETS {
+        for format in target.formats() {
+            let output = directory.path().join(format!("m-{count}.gguf"));
+            convert(&model(), format.name, 2, &output).unwrap();
+            let measured = measure(&output, 1).unwrap();
+            let ratio = (measured.perplexity / source.perplexity).ln().abs();
+            let bound = match format.name {
+                "f32" => 0.0,
+                name if name.starts_with("mlx-2bit") => 0.1,
+                name if name.starts_with("mlx-3bit") => 0.05,
+                _ => 0.03,
+            };
+            println!("{}: {ratio:.5}, worst loss {:.5}", format.name, difference(&measured, &source));
+            assert!(ratio <= bound, "{}: {} {}", format.name, measured.perplexity, source.perplexity);
+            count += 1;
+        }
+    }
+    assert!(count >= 32, "{count}");
+}
+
+#[test]
+fn a_damaged_result_is_named_before_anything_is_computed() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("m.gguf");
+    convert(&model(), "q4_0", 2, &file).unwrap();
+    let bytes = std::fs::read(&file).unwrap();
+    let failing = |name: &str, bytes: &[u8]| {
+        let path = directory.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        let error = Model::open(&path).and_then(|model| model.tokenizer().map(|_| ()));
+        error.expect_err(name).to_string()
+    };
+    let error = failing("cut.gguf", &bytes[..bytes.len() - 100]);
+    assert!(
+        error.contains("cut.gguf") && error.contains("output.weight") || error.contains("tensor"),
+        "{error}"
+    );
+    let error = failing("head.gguf", &bytes[..1000]);
+    assert!(error.contains("head.gguf"), "{error}");
+
+    // Same lengths, so that nothing else moves.
+    let with = |from: &str, to: &str| {
+        assert_eq!(from.len(), to.len());
+        let mut changed = bytes.clone();
+        let at = bytes.windows(from.len()).position(|window| window == from.as_bytes()).unwrap();
+        changed[at..at + from.len()].copy_from_slice(to.as_bytes());
+        changed
+    };
+    for (from, to, named) in [
+        ("deepseek2", "deepseek9", "general.architecture \"deepseek9\""),
+        ("deepseek-v3", "deepseek-v9", "tokenizer.ggml.pre \"deepseek-v9\""),
+        ("tokenizer.ggml.model", "tokenizer.ggml.mudel", "tokenizer.ggml.model"),
+        ("blk.1.attn_k_b.weight", "blk.1.attn_x_b.weight", "blk.1.attn_k_b.weight"),
+        ("deepseek2.expert_count", "deepseek2.expert_caunt", "deepseek2.expert_count"),
+    ] {
+        let error = failing("changed.gguf", &with(from, to));
+        assert!(error.contains(named), "{from}: {error}");
+    }
+}
