@@ -26,7 +26,7 @@ pub struct Request<'a> {
     pub location: String,
     /// Its commit, for the records.
     pub commit: &'a str,
-    /// The files.
+    /// The files; those that would lie among the bookkeeping of the directory are left out.
     pub files: &'a [RemoteFile],
     /// Where each of them lies in the cache, if it does.
     pub cached: &'a [Option<PathBuf>],

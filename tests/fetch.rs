@@ -96,6 +96,21 @@ fn folders_a_revision_and_what_it_becomes() {
 }
 
 #[test]
+fn the_commit_is_pinned_and_bookkeeping_of_others_is_left_out() {
+    let stray = ".cache/huggingface/download/config.json.metadata";
+    let served = Served::repo(Repo::from_directory(ID, &model()).unwrap().file(stray, "1").unwrap());
+    served.hub.set_rate(Some(4_000_000));
+    let mut child = served.spawn(&["fetch", ID, "-o", "m"]);
+    wait_for_bytes(&served, 2_000_000);
+    let newer = Repo::empty(ID).file("config.json", "{}").unwrap();
+    served.hub.set_commit(ID, newer.main().unwrap().clone(), true);
+    assert!(child.wait().unwrap().success());
+    assert_is_model(&served.path("m"));
+    assert!(std::fs::read_to_string(served.path("m").join(stray)).unwrap().lines().count() == 3);
+    assert_eq!(served.run(&["verify", "m"]).status.code(), Some(0));
+}
+
+#[test]
 fn a_killed_and_an_interrupted_run_are_gone_on_with() {
     for signal in ["KILL", "INT"] {
         let served = Served::model();

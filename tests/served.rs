@@ -42,9 +42,9 @@ impl Served {
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_requant"));
         command.args(arguments).current_dir(self.home.path());
-        for (name, _) in
-            std::env::vars().filter(|(name, _)| name.starts_with("HF_") || name.starts_with("HUGGING"))
-        {
+        for (name, _) in std::env::vars().filter(|(name, _)| {
+            ["HF_", "HUGGING", "TRANSFORMERS"].iter().any(|start| name.starts_with(start))
+        }) {
             command.env_remove(name);
         }
         command

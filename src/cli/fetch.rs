@@ -11,7 +11,7 @@ use super::size::human;
 use super::{Subcommand, model, report};
 use crate::error::{Error, Result};
 use crate::fetch::{self, Request};
-use crate::source::hub::{Environment, HubCache, HubId};
+use crate::source::hub::{self, Environment, HubCache, HubId};
 use crate::source::{Remote, RemoteFile};
 
 /// The subcommand.
@@ -73,26 +73,28 @@ impl Subcommand for Fetch {
         })?;
         drop(progress);
 
-        let bytes: u64 = found.files.iter().map(|file| file.len_bytes).sum();
+        let files: Vec<&RemoteFile> =
+            found.files.iter().filter(|file| !hub::is_bookkeeping(&file.name)).collect();
+        let bytes: u64 = files.iter().map(|file| file.len_bytes).sum();
         let seconds = started.elapsed().as_secs_f64();
         if matches.get_flag("json") {
             super::print_json(&json!({
                 "output": output,
                 "repo": id.repo,
                 "commit": found.commit,
-                "files": found.files.iter().map(file_json).collect::<Vec<Value>>(),
+                "files": files.iter().map(|file| file_json(file)).collect::<Vec<Value>>(),
                 "bytes": bytes,
                 "downloaded_bytes": downloaded_bytes,
                 "seconds": seconds,
             }));
         } else {
-            println!("{}: {} files, {}, verified", output.display(), found.files.len(), human(bytes));
-            println!(
-                "{}: {} downloaded in {seconds:.1} s, {:.2} GB/s",
-                request.location,
-                human(downloaded_bytes),
-                downloaded_bytes as f64 / seconds.max(1e-9) / 1e9
-            );
+            println!("{}: {} files, {}, verified", output.display(), files.len(), human(bytes));
+            let rate = downloaded_bytes as f64 / seconds.max(1e-9) / 1e9;
+            let how = match downloaded_bytes {
+                0 => "nothing had to be downloaded".to_owned(),
+                bytes => format!("{} downloaded in {seconds:.1} s, {rate:.2} GB/s", human(bytes)),
+            };
+            println!("{}: {how}", request.location);
         }
         Ok(())
     }

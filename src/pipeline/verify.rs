@@ -64,7 +64,8 @@ fn locate(output: &Path) -> Result<(PathBuf, PathBuf)> {
         return Err(Error::Request(format!("{}: no such file or directory", output.display())));
     }
     Err(Error::Request(format!(
-        "{}: no manifest beside it (looked for {}); only results of requant can be verified",
+        "{}: no manifest beside it (looked for {}); a download is checked as a directory, other files with a list \
+         as sha256sum writes it",
         output.display(),
         direct.display()
     )))
