@@ -8,6 +8,7 @@ use std::time::Duration;
 use test_hub::{Hub, Repo};
 
 use crate::conversion::{convert, model, names, sha256};
+use crate::served;
 
 const ID: &str = "org/tiny-deepseek-v3";
 /// Kills of all conversions together.
@@ -16,13 +17,8 @@ const KILLS: usize = 36;
 fn command(hub: &Hub, directory: &Path, output: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_requant"));
     command.args(["convert", ID, "--to", "q4_k_m", "--threads", "2", "-q", "-o"]).arg(output);
-    command
-        .env_remove("HF_TOKEN")
-        .env("HF_ENDPOINT", hub.url())
-        .env("HF_HOME", directory.join("home"))
-        .env("HF_HUB_CACHE", directory.join("cache"))
-        .env_remove("HF_HUB_OFFLINE")
-        .stdout(Stdio::null());
+    served::environment(&mut command, hub, &directory.join("home"), &directory.join("cache"));
+    command.stdout(Stdio::null());
     command
 }
 

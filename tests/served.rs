@@ -42,17 +42,8 @@ impl Served {
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_requant"));
         command.args(arguments).current_dir(self.home.path());
-        for (name, _) in std::env::vars().filter(|(name, _)| {
-            ["HF_", "HUGGING", "TRANSFORMERS"].iter().any(|start| name.starts_with(start))
-        }) {
-            command.env_remove(name);
-        }
-        command
-            .env("HF_ENDPOINT", self.hub.url())
-            .env("HF_HOME", self.path("home"))
-            .env("HF_HUB_CACHE", self.path("hub"))
-            .env("HF_HUB_DOWNLOAD_TIMEOUT", "2")
-            .envs(self.environment.iter().map(|(name, value)| (name, value)));
+        environment(&mut command, &self.hub, &self.path("home"), &self.path("hub"));
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
     }
 
@@ -98,6 +89,19 @@ impl Served {
         self.hub.clear_requests();
         snapshot
     }
+}
+
+/// Points `command` to `hub`, with a home and a cache of its own and nothing of this process's.
+pub(crate) fn environment(command: &mut Command, hub: &Hub, home: &Path, cache: &Path) {
+    let ours = |name: &str| name.starts_with("HF_") || name.starts_with("HUGGING");
+    for (name, _) in std::env::vars().filter(|(name, _)| ours(name)) {
+        command.env_remove(name);
+    }
+    command
+        .env("HF_ENDPOINT", hub.url())
+        .env("HF_HOME", home)
+        .env("HF_HUB_CACHE", cache)
+        .env("HF_HUB_DOWNLOAD_TIMEOUT", "2");
 }
 
 pub(crate) fn text(bytes: &[u8]) -> String {

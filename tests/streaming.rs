@@ -10,18 +10,19 @@ use test_hub::{Action, Commit, Fault, Gate, GateMode, Host, Hub, Repo};
 
 use crate::conversion::{convert, model, names, sha256};
 use crate::maker::{self, Size, Storage};
+use crate::served::{self, text};
 
 const ID: &str = "org/tiny-deepseek-v3";
 
-/// A directory for the output and the cache, and the hub's address.
-struct Desk {
+/// A directory for the output and the cache, and the hub.
+struct Desk<'a> {
     directory: tempfile::TempDir,
-    endpoint: String,
+    hub: &'a Hub,
 }
 
-impl Desk {
-    fn new(hub: &Hub) -> Self {
-        Self { directory: tempfile::tempdir().unwrap(), endpoint: hub.url() }
+impl<'a> Desk<'a> {
+    fn new(hub: &'a Hub) -> Self {
+        Self { directory: tempfile::tempdir().unwrap(), hub }
     }
 
     fn output(&self) -> PathBuf {
@@ -41,14 +42,7 @@ impl Desk {
     }
 
     fn environment(&self, command: &mut Command) {
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("HF_")) {
-            command.env_remove(name);
-        }
-        command
-            .env("HF_ENDPOINT", &self.endpoint)
-            .env("HF_HOME", self.directory.path().join("home"))
-            .env("HF_HUB_CACHE", self.cache())
-            .env("HF_HUB_DOWNLOAD_TIMEOUT", "1");
+        served::environment(command, self.hub, &self.directory.path().join("home"), &self.cache());
     }
 
     fn run(&self, format: &str, more: &[&str]) -> Output {
@@ -65,10 +59,6 @@ impl Desk {
     fn start(&self, format: &str, more: &[&str]) -> Child {
         self.command(format, more).stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap()
     }
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
 }
 
 fn fixture_hub() -> Hub {
