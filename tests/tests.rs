@@ -8,7 +8,7 @@
 //! - `faults`: what a run leaves behind when it is stopped, fails, or meets another one.
 //! - `sources`: the same weights stored in other ways.
 //! - `verify`: damage to finished results is found and named.
-//! - `perplexity`: the forward pass on the fixture, against transformers and llama-perplexity.
+//! - `perplexity`: the forward pass on the fixtures, against transformers and llama-perplexity.
 //! - `results`: finished GGUF and MLX results, read back and measured.
 //! - `comparison`: two models side by side.
 //! - `command`: the command line as scripts see it: exit codes, streams, JSON keys.
