@@ -260,3 +260,26 @@ fn a_validated_conversion_keeps_what_was_found_and_fails_above_its_limit() {
     assert!(text(&done.stderr).contains("fewer than one window"), "{}", text(&done.stderr));
     assert!(found.is_none() && !directory.path().join("none.gguf").exists());
 }
+
+#[test]
+fn two_tokenizers_that_cut_the_text_otherwise_are_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let other = directory.path().join("other");
+    std::fs::create_dir(&other).unwrap();
+    for name in names(&model()) {
+        std::fs::copy(model().join(&name), other.join(&name)).unwrap();
+    }
+    let file = other.join("tokenizer.json");
+    let mut tokenizer: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    let vocabulary = tokenizer["model"]["vocab"].as_object_mut().unwrap();
+    let (a, b) = (vocabulary["a"].clone(), vocabulary["b"].clone());
+    (vocabulary["a"], vocabulary["b"]) = (b, a);
+    std::fs::write(&file, tokenizer.to_string()).unwrap();
+    let heldout = crate::conversion::fixtures().join("text/heldout.txt");
+    let failed =
+        requant(&["perplexity", path(&model()), "--against", path(&other), "--text", path(&heldout)]);
+    assert_eq!(failed.status.code(), Some(1));
+    let message = text(&failed.stderr);
+    // Nothing was computed.
+    assert!(message.contains("vocabularies do not match") && !message.contains("layer 1"), "{message}");
+}

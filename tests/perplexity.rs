@@ -6,7 +6,7 @@ use requant::checkpoint::Checkpoint;
 use requant::evaluate::{self, Bos, Perplexity, Windows};
 use requant::model::{self, Choice, Observer, Unobserved};
 use requant::source::LocalDirectory;
-use requant::weights;
+use requant::weights::{self, Model};
 use requant_formats::Dtype;
 use serde_json::Value;
 
@@ -78,13 +78,61 @@ fn logits_and_routing_equal_those_of_transformers() {
         }
     })
     .unwrap();
-    let bytes = std::fs::read(fixtures().join("goldens/forward/logits.f32")).unwrap();
+    let worst = worst_difference(&logits, "logits.f32");
+    println!("largest difference of a logit: {worst:e}");
+    assert!(worst < 1e-3, "{worst}");
+}
+
+fn worst_difference(logits: &[f32], golden: &str) -> f32 {
+    let bytes = std::fs::read(fixtures().join("goldens/forward").join(golden)).unwrap();
     let expected: Vec<f32> =
         bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
     assert_eq!(expected.len(), logits.len());
-    let worst = logits.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-    println!("largest difference of a logit: {worst:e}");
-    assert!(worst < 1e-3, "{worst}");
+    logits.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+#[test]
+fn deepseek_v2_logits_and_routing_equal_those_of_transformers() {
+    for name in ["deepseek-v2-greedy", "deepseek-v2-groups"] {
+        let model = Model::open(&fixtures().join("goldens/forward").join(name)).unwrap();
+        let store = model.store();
+        let ids: Vec<u32> = serde_json::from_value(golden(&format!("{name}/ids.json"))).unwrap();
+        let mut routing = Routing::default();
+        let hidden = model::forward(store, &ids, ids.len(), &mut routing).unwrap();
+        let expected = golden(&format!("{name}/routing.json"));
+        assert_eq!(routing.0.len(), 2);
+        for (layer, choices) in routing.0 {
+            assert_eq!(serde_json::to_value(choices).unwrap(), expected[layer.to_string()], "{name} {layer}");
+        }
+        let positions: Vec<usize> = (0..ids.len()).collect();
+        let mut logits = Vec::new();
+        model::for_each_logit_chunk(store, &hidden, &positions, |_, _, chunk| logits.extend(chunk)).unwrap();
+        let worst = worst_difference(&logits, &format!("{name}/logits.f32"));
+        println!("{name}: largest difference of a logit: {worst:e}");
+        assert!(worst < 1e-4, "{worst}");
+    }
+}
+
+/// The reference writes five decimals.
+#[test]
+fn the_prediction_layer_equals_that_of_transformers() {
+    let model = Model::open(&fixtures().join("tiny-deepseek-v3")).unwrap();
+    let ids: Vec<u32> =
+        serde_json::from_value(golden("heldout.json")["first_window"]["ids"].clone()).unwrap();
+    let windows = Windows::from_tokens(ids, 512);
+    let request =
+        evaluate::Request { model: model.store(), original: None, windows: &windows, memory_bytes: None };
+    let prediction = evaluate::measure(&request, &mut Unobserved).unwrap().prediction.unwrap();
+    let golden = golden("mtp.json");
+    let expected: Vec<f64> = serde_json::from_value(golden["nll"].clone()).unwrap();
+    let expected = &expected[256..];
+    assert_eq!(prediction.perplexity.losses.len(), expected.len());
+    let differences = prediction.perplexity.losses.iter().zip(expected).map(|(a, b)| (a - b).abs());
+    let worst = differences.fold(0.0, f64::max);
+    println!("largest difference of a loss: {worst:e}");
+    assert!(worst < 1e-4, "{worst}");
+    let agreed = golden["top1_agreement_second_half"].as_f64().unwrap();
+    assert!((prediction.top1_agreement - agreed).abs() < 1e-6, "{} {agreed}", prediction.top1_agreement);
 }
 
 #[test]

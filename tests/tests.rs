@@ -10,10 +10,10 @@
 //! - `crashes`: `kill -9` at many points of a streamed conversion.
 //! - `sources`: the same weights stored in other ways.
 //! - `verify`: damage to finished results is found and named.
-//! - `perplexity`: the forward pass on the fixture, against transformers and llama-perplexity.
 //! - `served`: runs the binary against a local hub. No tests.
 //! - `fetch`: downloads whole repositories, with faults on the way.
 //! - `checksums`: directories against the hub, records of downloads, caches and lists.
+//! - `perplexity`: the forward pass on the fixtures, against transformers and llama-perplexity.
 //! - `results`: finished GGUF and MLX results, read back and measured.
 //! - `comparison`: two models side by side.
 //! - `command`: the command line as scripts see it: exit codes, streams, JSON keys.

@@ -79,6 +79,9 @@ mod tests {
             ("hidden_size", serde_json::json!(0)),
             ("kv_lora_rank", serde_json::json!("many")),
             ("vocab_size", serde_json::json!(1u64 << 40)),
+            ("scoring_func", serde_json::json!("sqrtsoftplus")),
+            ("topk_method", serde_json::json!("best")),
+            ("moe_layer_freq", serde_json::json!(2)),
         ] {
             let mut config = published();
             config[key] = value;
