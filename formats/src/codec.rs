@@ -11,7 +11,13 @@ mod affine;
 mod block;
 mod block32;
 pub mod fp8;
+mod iq4;
+mod iq4_nl;
+mod iq4_xs;
+mod mxfp4;
 mod plain;
+mod q2_k;
+mod q3_k;
 mod q4_0;
 mod q4_1;
 mod q4_k;
@@ -24,6 +30,7 @@ mod scale_min;
 mod scale_min_encode;
 mod scale_min_search;
 mod scale_search;
+mod two_bits;
 
 pub use plain::round_to_bf16;
 
@@ -83,10 +90,15 @@ const SINGLE: &[&dyn Codec] = &[
     &q5_0::Q5_0,
     &q4_1::Q4_1,
     &q4_0::Q4_0,
+    &iq4_nl::Iq4Nl,
+    &mxfp4::Mxfp4,
     // GGUF super-blocks of 256.
     &q6_k::Q6K,
     &q5_k::Q5K,
     &q4_k::Q4K,
+    &iq4_xs::Iq4Xs,
+    &q3_k::Q3K,
+    &q2_k::Q2K,
 ];
 
 /// Joins two slices.

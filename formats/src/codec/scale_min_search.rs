@@ -47,9 +47,22 @@ pub(super) fn search_scalar(x: &[f32], search: &Search, codes: &mut [u8]) -> (f3
     let sum_squares = x.iter().fold(0.0f32, |sum, v| sum + v * v);
     let mean = (sum_squares / SUB_LEN as f32).sqrt();
     let weights: [f32; SUB_LEN] = std::array::from_fn(|i| mean + x[i].abs());
+    search_weighted(x, &weights, search, |difference| difference * difference, codes)
+}
+
+/// The search with error weights of the caller's, over at most [`SUB_LEN`] weights; `cost` makes
+/// an error of a difference.
+#[inline(always)]
+pub(super) fn search_weighted(
+    x: &[f32],
+    weights: &[f32],
+    search: &Search,
+    cost: impl Fn(f32) -> f32,
+    codes: &mut [u8],
+) -> (f32, f32) {
     let (mut min, mut max) = (x[0], x[0]);
     let (mut sum_w, mut sum_x) = (weights[0], weights[0] * x[0]);
-    for (&v, &w) in x.iter().zip(&weights).skip(1) {
+    for (&v, &w) in x.iter().zip(weights).skip(1) {
         if v < min {
             min = v;
         }
@@ -71,16 +84,15 @@ pub(super) fn search_scalar(x: &[f32], search: &Search, codes: &mut [u8]) -> (f3
     let inverse = search.top as f32 / (max - min);
     let mut scale = 1.0 / inverse;
     let mut best = 0.0;
-    for ((&v, &w), slot) in x.iter().zip(&weights).zip(codes.iter_mut()) {
+    for ((&v, &w), slot) in x.iter().zip(weights).zip(codes.iter_mut()) {
         *slot = code(v, min, inverse);
-        let difference = scale * f32::from(*slot) + min - v;
-        best += w * (difference * difference);
+        best += w * cost(scale * f32::from(*slot) + min - v);
     }
     for k in 0..=search.steps {
         let inverse = search.levels(k) / (max - min);
         let mut candidate = [0u8; SUB_LEN];
         let (mut sum_l, mut sum_l2, mut sum_xl) = (0.0, 0.0, 0.0);
-        for ((&v, &w), slot) in x.iter().zip(&weights).zip(&mut candidate) {
+        for ((&v, &w), slot) in x.iter().zip(weights).zip(&mut candidate) {
             *slot = code(v, min, inverse);
             let l = f32::from(*slot);
             sum_l += w * l;
@@ -97,12 +109,11 @@ pub(super) fn search_scalar(x: &[f32], search: &Search, codes: &mut [u8]) -> (f3
                 new_scale = sum_xl / sum_l2;
             }
             let mut error = 0.0;
-            for ((&v, &w), &l) in x.iter().zip(&weights).zip(&candidate) {
-                let difference = new_scale * f32::from(l) + new_min - v;
-                error += w * (difference * difference);
+            for ((&v, &w), &l) in x.iter().zip(weights).zip(&candidate) {
+                error += w * cost(new_scale * f32::from(l) + new_min - v);
             }
             if error < best {
-                codes.copy_from_slice(&candidate);
+                codes.copy_from_slice(&candidate[..x.len()]);
                 (best, scale, min) = (error, new_scale, new_min);
             }
         }

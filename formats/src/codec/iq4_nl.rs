@@ -1,0 +1,48 @@
+//! IQ4_NL: 32 weights as codes of sixteen unevenly spaced levels with one scale.
+//!
+//! ```text
+//! d = the searched scale (`iq4`)      q_i = the level nearest to x_i * (1 / d)
+//! x_i ~ d * levels[q_i]
+//! ```
+//!
+//! Codes use the `f32` scale; the scale is then stored as a half. 18 bytes: `d` (f16), 16 bytes
+//! of codes: byte `i` holds weight `i` in its low and weight `i + 16` in its high nibble.
+//! There is no vector search yet: the plain code runs as the compiler vectorizes it.
+//! Source: llama.cpp, `ggml-quants.c`, `quantize_iq4_nl` (which searches, unlike
+//! `quantize_row_iq4_nl_ref`; files are made with the former).
+
+use super::block::{self, Block};
+use super::block32::LEN;
+use super::iq4::{inverse, load_values, search, store_codes};
+use crate::rounding::{f16_bits_to_f32, f32_to_f16_bits};
+
+const BYTES: usize = 18;
+
+/// The codec; see the module.
+pub(super) struct Iq4Nl;
+
+impl Block for Iq4Nl {
+    const NAME: &'static str = "IQ4_NL";
+    const LEN_ELEMS: usize = LEN;
+    const LEN_BYTES: usize = BYTES;
+
+    fn encode_blocks(src: &[f32], dst: &mut [u8]) {
+        block::encode_plain::<Self>(src, dst);
+    }
+
+    fn decode_blocks(src: &[u8], dst: &mut [f32]) {
+        block::decode_plain::<Self>(src, dst);
+    }
+
+    #[inline(always)]
+    fn encode_block_scalar(x: &[f32], y: &mut [u8]) {
+        let d = search(x);
+        y[..2].copy_from_slice(&f32_to_f16_bits(d).to_le_bytes());
+        store_codes(x, inverse(d), &mut y[2..]);
+    }
+
+    #[inline(always)]
+    fn decode_block_scalar(y: &[u8], x: &mut [f32]) {
+        load_values(&y[2..], f16_bits_to_f32(u16::from_le_bytes([y[0], y[1]])), x);
+    }
+}

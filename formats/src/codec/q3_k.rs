@@ -1,0 +1,166 @@
+//! Q3_K: super-blocks of 256 weights as 3-bit codes around 4, with a 6-bit scale for each 16.
+//!
+//! ```text
+//! x_i ~ d * (sc_j - 32) * (q_i - 4)      q in 0..=7, sc in 0..=63
+//!
+//! 1. per sub-block, with m its first weight of largest magnitude and w_i = x_i^2:
+//!    l_i = clamp(round(x_i * -4 / m), -4, 3);   A = sum w x l, B = sum w l^2
+//!    up to five times, until nothing changes, for each i: with A', B' the sums without i,
+//!    try l = clamp(round(x_i * B' / A'), -4, 3) where A' > 0, and keep it when that raises
+//!    A^2 / B;   s_j = A / B
+//! 2. d = 1 / (-32 / s) (stored as a half) with s the first s_j of largest magnitude,
+//!    sc_j = clamp(round(s_j * (-32 / s)), -32, 31) + 32
+//! 3. q_i = clamp(round(x_i / (d * (sc_j - 32))), -4, 3) + 4, with the half's value of d;
+//!    where that scale is zero the codes of the search stay
+//! ```
+//!
+//! Rounding is to nearest, ties to even. A sub-block without a weight of 1e-15 or more has
+//! scale and codes `q` zero. 110 bytes: 32 of top bits (bit `b` of byte `i` belongs to weight
+//! `32 b + i`), 64 of the two low bits (`two_bits`), 12 of scales, `d` (f16). Scales: the low nibbles of
+//! sc_0-7 are those of bytes 0-7, of sc_8-15 the high ones; bits `2 k` and up of byte `8 + i` are the
+//! top two of sc_(4 k + i). There is no vector search yet: the plain code runs as the compiler
+//! vectorizes it.
+//! Source: llama.cpp, `ggml-quants.c`, `quantize_row_q3_K_ref`, `make_q3_quants`.
+
+use super::block::{self, Block};
+use super::scale_search::EPSILON;
+use super::two_bits::{self, LEN, SUB_LEN, SUBS};
+use crate::rounding::{f16_bits_to_f32, f32_to_f16_bits, nearest_int};
+
+const BYTES: usize = 110;
+/// Bytes of top bits, and how many weights apart the bits of a byte are.
+const TOP_BYTES: usize = LEN / 8;
+/// Where scales, and then `d`, stand in a block.
+const SCALES_AT: usize = TOP_BYTES + two_bits::BYTES;
+const D_AT: usize = BYTES - 2;
+
+/// The codec; see the module.
+pub(super) struct Q3K;
+
+/// The scale of one sub-block; its codes, raised by 4, go to `codes`.
+#[inline(always)]
+fn search(x: &[f32; SUB_LEN], codes: &mut [u8]) -> f32 {
+    let (mut largest, mut extreme) = (0.0f32, 0.0f32);
+    for &v in x {
+        if v.abs() > largest {
+            largest = v.abs();
+            extreme = v;
+        }
+    }
+    if largest < EPSILON {
+        codes.fill(0);
+        return 0.0;
+    }
+    let inverse = -4.0 / extreme;
+    let mut levels = x.map(|v| nearest_int(inverse * v).clamp(-4, 3) as f32);
+    let (mut sum_xl, mut sum_l2) = (0.0f32, 0.0f32);
+    for (&v, &l) in x.iter().zip(&levels) {
+        let w = v * v;
+        sum_xl += w * v * l;
+        sum_l2 += w * l * l;
+    }
+    for _ in 0..5 {
+        let mut changed = false;
+        for (&v, level) in x.iter().zip(&mut levels) {
+            let w = v * v;
+            let mut other_xl = sum_xl - w * v * *level;
+            // False for NaN too.
+            if other_xl > 0.0 {
+                let mut other_l2 = sum_l2 - w * *level * *level;
+                let l = nearest_int(v * other_l2 / other_xl).clamp(-4, 3) as f32;
+                if l != *level {
+                    other_xl += w * v * l;
+                    other_l2 += w * l * l;
+                    if other_l2 > 0.0 && other_xl * other_xl * sum_l2 > sum_xl * sum_xl * other_l2 {
+                        (*level, sum_xl, sum_l2) = (l, other_xl, other_l2);
+                        changed = true;
+                    }
+                }
+            }
+        }
+        if !changed {
+            break;
+        }
+    }
+    for (code, level) in codes.iter_mut().zip(levels) {
+        *code = (level + 4.0) as u8;
+    }
+    if sum_l2 > 0.0 { sum_xl / sum_l2 } else { 0.0 }
+}
+
+/// `d * (sc_j - 32)` of each sub-block of a stored block.
+#[inline(always)]
+fn scales(y: &[u8]) -> [f32; SUBS] {
+    let d = f16_bits_to_f32(u16::from_le_bytes([y[D_AT], y[D_AT + 1]]));
+    let packed = &y[SCALES_AT..D_AT];
+    std::array::from_fn(|j| {
+        let low = packed[j % 8] >> (j / 8 * 4) & 15;
+        let high = packed[8 + j % 4] >> (j / 4 * 2) & 3;
+        d * (i32::from(low | high << 4) - 32) as f32
+    })
+}
+
+impl Block for Q3K {
+    const NAME: &'static str = "Q3_K";
+    const LEN_ELEMS: usize = LEN;
+    const LEN_BYTES: usize = BYTES;
+
+    fn encode_blocks(src: &[f32], dst: &mut [u8]) {
+        block::encode_plain::<Self>(src, dst);
+    }
+
+    fn decode_blocks(src: &[u8], dst: &mut [f32]) {
+        block::decode_plain::<Self>(src, dst);
+    }
+
+    #[inline(always)]
+    fn encode_block_scalar(x: &[f32], y: &mut [u8]) {
+        let mut codes = [0u8; LEN];
+        let mut searched = [0.0f32; SUBS];
+        let (mut largest, mut extreme) = (0.0f32, 0.0f32);
+        let subs = x.as_chunks::<SUB_LEN>().0.iter().zip(codes.as_chunks_mut::<SUB_LEN>().0);
+        for (scale, (x, codes)) in searched.iter_mut().zip(subs) {
+            *scale = search(x, codes);
+            if scale.abs() > largest {
+                (largest, extreme) = (scale.abs(), *scale);
+            }
+        }
+        y.fill(0);
+        if extreme != 0.0 {
+            let inverse = -32.0 / extreme;
+            for (j, scale) in searched.iter().enumerate() {
+                // The reference stores the integer in a byte before it clamps.
+                let scale = ((nearest_int(inverse * scale) as i8).clamp(-32, 31) + 32) as u8;
+                y[SCALES_AT + j % 8] |= (scale & 15) << (j / 8 * 4);
+                y[SCALES_AT + 8 + j % 4] |= scale >> 4 << (j / 4 * 2);
+            }
+            y[D_AT..].copy_from_slice(&f32_to_f16_bits(1.0 / inverse).to_le_bytes());
+        }
+        let subs = x.as_chunks::<SUB_LEN>().0.iter().zip(codes.as_chunks_mut::<SUB_LEN>().0);
+        for ((x, codes), scale) in subs.zip(scales(y)) {
+            if scale == 0.0 {
+                continue;
+            }
+            for (code, v) in codes.iter_mut().zip(x) {
+                *code = (nearest_int(v / scale).clamp(-4, 3) + 4) as u8;
+            }
+        }
+        for (bit, codes) in codes.as_chunks_mut::<TOP_BYTES>().0.iter_mut().enumerate() {
+            for (y, code) in y.iter_mut().zip(codes) {
+                *y |= *code >> 2 << bit;
+                *code &= 3;
+            }
+        }
+        two_bits::pack(&codes, &mut y[TOP_BYTES..SCALES_AT]);
+    }
+
+    #[inline(always)]
+    fn decode_block_scalar(y: &[u8], x: &mut [f32]) {
+        let scales = scales(y);
+        let codes = two_bits::unpack(&y[TOP_BYTES..SCALES_AT]);
+        for (i, (v, code)) in x.iter_mut().zip(codes).enumerate() {
+            let top = y[i % TOP_BYTES] >> (i / TOP_BYTES) & 1;
+            *v = scales[i / SUB_LEN] * (i32::from(code | top << 2) - 4) as f32;
+        }
+    }
+}
