@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::plan::{self, Blueprint};
+use crate::source::Supply;
 
 mod digest;
 mod execute;
@@ -113,13 +114,12 @@ pub fn convert(
     stop: &AtomicBool,
 ) -> Result<Outcome> {
     let jobs = plan::jobs(blueprint, source.tensors());
-    let request =
-        RequestRecord::new(source, blueprint, &settings.format, settings.pinned.clone(), jobs.len());
+    let conversion = Conversion { source, blueprint, output, settings, progress, stop, jobs: &jobs };
+    let pinned = settings.pinned.clone();
+    let request = RequestRecord::new(source, blueprint, &settings.format, pinned, jobs.len());
     let (mut stage, begun) =
         staging::Stage::open(blueprint, output, &request, settings.force, settings.restart)?;
-    let staging::Begun { mut journal, done } = begun;
-    let result =
-        run(source, blueprint, output, settings, progress, stop, &jobs, &mut stage, &mut journal, &done);
+    let result = conversion.run(&mut stage, begun);
     if result.as_ref().err().is_some_and(can_go_on) {
         stage.keep();
     }
@@ -135,51 +135,57 @@ fn can_go_on(error: &Error) -> bool {
     }
 }
 
-#[expect(clippy::too_many_arguments, reason = "the second half of `convert`, split off for its error")]
-fn run(
-    source: &Checkpoint,
-    blueprint: &Blueprint,
-    output: &Path,
-    settings: &Settings,
-    progress: &dyn Progress,
-    stop: &AtomicBool,
-    jobs: &[plan::Job],
-    stage: &mut staging::Stage,
-    journal: &mut journal::Journal,
-    done: &[bool],
-) -> Result<Outcome> {
-    let supply = source.source().supply();
-    let schedule = match supply {
-        Some(supply) => plan::schedule(
-            blueprint,
-            source.tensors(),
-            jobs,
+/// The arguments of [`convert`], and the jobs they amount to.
+struct Conversion<'a> {
+    source: &'a Checkpoint,
+    blueprint: &'a Blueprint,
+    output: &'a Path,
+    settings: &'a Settings,
+    progress: &'a dyn Progress,
+    stop: &'a AtomicBool,
+    jobs: &'a [plan::Job],
+}
+
+impl Conversion<'_> {
+    /// Does what `begun` has not done, and makes the result final.
+    fn run(&self, stage: &mut staging::Stage, begun: staging::Begun) -> Result<Outcome> {
+        let Self { source, blueprint, jobs, progress, stop, .. } = *self;
+        let staging::Begun { mut journal, done } = begun;
+        let supply = source.source().supply();
+        let schedule = supply.map_or_else(plan::Schedule::default, |supply| self.schedule(supply, &done));
+        let intake = supply.map(|supply| intake::Intake::new(source.source(), supply, &schedule));
+        let at_once = (0..jobs.len()).filter(|&job| supply.is_none() && !done[job]).collect();
+        let queue = queue::Queue::new(at_once, &schedule.needs);
+        let bytes_in = bytes_read(source, blueprint);
+        progress.stage("convert", bytes_in);
+        let (intake, files, done) = (intake.as_ref(), stage.files(), done.as_slice());
+        let run = execute::Run { source, blueprint, jobs, done, intake, files, progress, stop };
+        run.report_done();
+        let digests = run.execute(self.settings.threads, queue, &mut journal)?;
+        if stop.load(Ordering::Relaxed) {
+            return Err(Error::Interrupted);
+        }
+        progress.stage("sync", 0);
+        let manifest = Manifest::new(source, blueprint, self.output, self.settings, &digests);
+        let manifest_path = stage.commit(&manifest, &mut journal, stop)?;
+        if let Some(supply) = supply {
+            supply.finish()?;
+        }
+        Ok(Outcome { bytes_in, manifest_path, manifest })
+    }
+
+    /// When the files of a streamed source come.
+    fn schedule(&self, supply: &dyn Supply, done: &[bool]) -> plan::Schedule {
+        plan::schedule(
+            self.blueprint,
+            self.source.tensors(),
+            self.jobs,
             |job| !done[job],
             |file| supply.room_bytes(file),
             supply.limit_bytes(),
             |file, range| supply.is_kept(file, range),
-        ),
-        None => plan::Schedule::default(),
-    };
-    let intake = supply.map(|supply| intake::Intake::new(source.source(), supply, &schedule));
-    let at_once = (0..jobs.len()).filter(|&job| supply.is_none() && !done[job]).collect();
-    let queue = queue::Queue::new(at_once, &schedule.needs);
-    let bytes_in = bytes_read(source, blueprint);
-    progress.stage("convert", bytes_in);
-    let files = stage.files();
-    let run = execute::Run { source, blueprint, jobs, done, intake: intake.as_ref(), files, progress, stop };
-    run.report_done();
-    let digests = run.execute(settings.threads, queue, journal)?;
-    if stop.load(Ordering::Relaxed) {
-        return Err(Error::Interrupted);
+        )
     }
-    progress.stage("sync", 0);
-    let manifest = Manifest::new(source, blueprint, output, settings, &digests);
-    let manifest_path = stage.commit(&manifest, journal, stop)?;
-    if let Some(supply) = supply {
-        supply.finish()?;
-    }
-    Ok(Outcome { bytes_in, manifest_path, manifest })
 }
 
 /// Bytes of the source tensors, scales included, that the pieces of `blueprint` read.
