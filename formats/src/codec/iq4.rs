@@ -23,10 +23,10 @@ pub(super) const LEVELS: [f32; 16] = [
 /// The code of the level nearest to `x`; of two the upper one, and the last one for NaN.
 #[inline(always)]
 pub(super) fn nearest(x: f32) -> u8 {
-    // Counts the levels that are not above, without branches. A NaN counts as above all.
-    let below = LEVELS[1..].iter().map(|&level| u8::from(!(x < level))).sum::<u8>().min(14);
-    let (low, high) = (LEVELS[usize::from(below)], LEVELS[usize::from(below) + 1]);
-    below + u8::from(!(x - low < high - x))
+    // Counts the levels above, without branches; none is above NaN.
+    let above = LEVELS[1..].iter().map(|&level| u8::from(x < level)).sum::<u8>().max(1);
+    let (low, high) = (LEVELS[usize::from(15 - above)], LEVELS[usize::from(16 - above)]);
+    16 - above - u8::from(x - low < high - x)
 }
 
 /// The scale of one sub-block of 32.

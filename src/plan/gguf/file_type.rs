@@ -36,6 +36,32 @@ const fn rule(category: Category, when: When, to: GgmlType) -> Rule {
     Rule { category, when, to }
 }
 
+// The reference also gives `attn_v` more bits in the types from two to four bits where heads share
+// it; no architecture that is read here has that tensor.
+const Q2_K_RULES: &[Rule] = &[
+    rule(Category::FfnDown, When::Always, GgmlType::Q3_K),
+    rule(Category::AttentionOutput, When::EightExperts, GgmlType::Q5_K),
+    rule(Category::AttentionOutput, When::Always, GgmlType::Q3_K),
+];
+const Q3_K_S_RULES: &[Rule] = &[rule(Category::AttentionOutput, When::EightExperts, GgmlType::Q5_K)];
+const Q3_K_M_RULES: &[Rule] = &[
+    rule(Category::AttentionV, When::FirstTwo, GgmlType::Q5_K),
+    rule(Category::AttentionV, When::Always, GgmlType::Q4_K),
+    rule(Category::FfnDown, When::FirstSixteenth, GgmlType::Q5_K),
+    rule(Category::FfnDown, When::Always, GgmlType::Q4_K),
+    rule(Category::AttentionOutput, When::EightExperts, GgmlType::Q5_K),
+    rule(Category::AttentionOutput, When::Always, GgmlType::Q4_K),
+];
+const Q3_K_L_RULES: &[Rule] = &[
+    rule(Category::AttentionV, When::Always, GgmlType::Q5_K),
+    rule(Category::FfnDown, When::Always, GgmlType::Q5_K),
+    rule(Category::AttentionOutput, When::EightExperts, GgmlType::Q3_K),
+    rule(Category::AttentionOutput, When::Always, GgmlType::Q5_K),
+];
+const IQ4_RULES: &[Rule] = &[
+    rule(Category::FfnDown, When::FirstEighth, GgmlType::Q5_K),
+    rule(Category::AttentionOutput, When::EightExperts, GgmlType::Q5_K),
+];
 const Q4_K_S_RULES: &[Rule] = &[
     rule(Category::AttentionV, When::FirstFour, GgmlType::Q5_K),
     rule(Category::FfnDown, When::FirstEighth, GgmlType::Q5_K),
@@ -51,7 +77,8 @@ const Q5_K_M_RULES: &[Rule] = &[
     rule(Category::FfnDown, When::MoreBits, GgmlType::Q6_K),
 ];
 
-/// Every file type this version writes; `q4_k` and `q5_k` are llama-quantize's own aliases.
+/// Every file type this version writes; `q3_k`, `q4_k` and `q5_k` are llama-quantize's own
+/// aliases. Its `Q2_K_S` is not here: without an importance matrix llama-quantize refuses to make it.
 pub(super) const FILE_TYPES: &[FileType] = &[
     file_type("f32", "32-bit floats, nothing is lost", 0, GgmlType::F32, &[]),
     file_type("f16", "16-bit floats", 1, GgmlType::F16, &[]),
@@ -66,6 +93,14 @@ pub(super) const FILE_TYPES: &[FileType] = &[
     file_type("q5_k_s", "5.5 bits, searched scales", 16, GgmlType::Q5_K, &[]),
     file_type("q5_k_m", "5.5 bits, half of the down projections 6", 17, GgmlType::Q5_K, Q5_K_M_RULES),
     file_type("q6_k", "6.6 bits, searched scales", 18, GgmlType::Q6_K, &[]),
+    file_type("q2_k", "2.6 bits, down projections 3.4, searched scales", 10, GgmlType::Q2_K, Q2_K_RULES),
+    file_type("q3_k_s", "3.4 bits, searched scales", 11, GgmlType::Q3_K, Q3_K_S_RULES),
+    file_type("q3_k_m", "3.4 bits, down projections 4.5 to 5.5", 12, GgmlType::Q3_K, Q3_K_M_RULES),
+    file_type("q3_k_l", "3.4 bits, down projections 5.5", 13, GgmlType::Q3_K, Q3_K_L_RULES),
+    file_type("iq4_nl", "4.5 bits, uneven levels", 25, GgmlType::IQ4_NL, IQ4_RULES),
+    file_type("iq4_xs", "4.25 bits, uneven levels", 30, GgmlType::IQ4_XS, IQ4_RULES),
+    file_type("mxfp4_moe", "4.25-bit floats for stacked matrices, q8_0 for others", 38, GgmlType::MXFP4, &[]),
+    file_type("q3_k", "q3_k_m by another name", 12, GgmlType::Q3_K, Q3_K_M_RULES),
     file_type("q4_k", "q4_k_m by another name", 15, GgmlType::Q4_K, Q4_K_M_RULES),
     file_type("q5_k", "q5_k_m by another name", 17, GgmlType::Q5_K, Q5_K_M_RULES),
 ];

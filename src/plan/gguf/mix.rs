@@ -7,6 +7,8 @@
 //! - A row length that the output head's type does not divide sends it to Q8_0 even when the
 //!   base type is smaller than Q8_0 would need.
 //! - A type with blocks of 32 whose rows are no multiple of 32 becomes F16, not F32.
+//! - `mxfp4_moe` goes by dimensions: everything stacked gets MXFP4, `attn_k_b` and `attn_v_b` with
+//!   the experts, and all else Q8_0, the output head and the embeddings too.
 //! - With more than one expert the layer of a tensor is read from its name; otherwise tensors of
 //!   a category are counted, and a mixture layer has two `ffn_down` tensors.
 
@@ -29,8 +31,14 @@ pub(super) enum Category {
 /// When a rule applies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum When {
+    /// Always.
+    Always,
+    /// To the first two tensors of the category.
+    FirstTwo,
     /// To the first four tensors of the category.
     FirstFour,
+    /// In the first sixteenth of the layers.
+    FirstSixteenth,
     /// In the first eighth of the layers.
     FirstEighth,
     /// In the first and last eighth of the layers, and in every third between.
@@ -114,6 +122,10 @@ fn choose(
     let category = category(name);
     let is_head =
         category == Category::Output || category == Category::TokenEmbedding && model.tied_embeddings;
+    if base == GgmlType::MXFP4 {
+        let is_stacked = ne.get(2).is_some_and(|&extent| extent > 1);
+        return if !is_head && is_stacked { GgmlType::MXFP4 } else { GgmlType::Q8_0 };
+    }
     if is_head {
         let divides = row_len_elems(ne).is_multiple_of(base.block_len_elems());
         return if base == GgmlType::Q8_0 || !divides { GgmlType::Q8_0 } else { GgmlType::Q6_K };
@@ -132,7 +144,10 @@ fn choose(
     let applies = |rule: &&Rule| {
         rule.category == category
             && match rule.when {
+                When::Always => true,
+                When::FirstTwo => position < 2,
                 When::FirstFour => position < 4,
+                When::FirstSixteenth => position < of / 16,
                 When::FirstEighth => position < of / 8,
                 When::MoreBits => more_bits(position, of),
                 When::EightExperts => model.experts == 8,
@@ -157,6 +172,7 @@ fn fit(wanted: GgmlType, row_len_elems: u64) -> GgmlType {
         GgmlType::Q5_K => GgmlType::Q5_1,
         GgmlType::Q6_K => GgmlType::Q8_0,
         GgmlType::Q2_K | GgmlType::Q3_K => GgmlType::Q4_0,
+        GgmlType::IQ4_XS => GgmlType::IQ4_NL,
         other => other,
     };
     if fits(stand_in) { stand_in } else { GgmlType::F16 }
@@ -205,6 +221,13 @@ mod tests {
             ("q5_k_m", 128, "Q5_1"),
             ("q6_k", 128, "Q8_0"),
             ("q6_k", 40, "F16"),
+            ("q2_k", 128, "Q4_0"),
+            ("q3_k_m", 128, "Q4_0"),
+            ("iq4_xs", 128, "IQ4_NL"),
+            ("iq4_xs", 40, "F16"),
+            ("iq4_nl", 32, "IQ4_NL"),
+            ("mxfp4_moe", 32, "MXFP4"),
+            ("mxfp4_moe", 40, "F16"),
             ("q4_0", 40, "F16"),
             ("f16", 40, "F16"),
             ("f32", 40, "F32"),
@@ -245,5 +268,10 @@ mod tests {
         assert_eq!(typed("q4_k_m", eight, tensors), ["Q8_0", "Q5_K", "Q8_0"]);
         assert_eq!(typed("q5_k_m", eight, tensors), ["Q8_0", "Q5_K", "Q8_0"]);
         assert_eq!(typed("q4_k_s", MODEL, tensors), ["Q4_K", "Q4_K", "Q5_K"]);
+        assert_eq!(typed("q3_k_l", eight, tensors), ["Q8_0", "Q3_K", "Q8_0"]);
+        assert_eq!(typed("q2_k", eight, tensors), ["Q8_0", "Q5_K", "Q8_0"]);
+        assert_eq!(typed("iq4_xs", eight, tensors), ["Q8_0", "Q5_K", "Q8_0"]);
+        assert_eq!(typed("q3_k_m", MODEL, tensors), ["Q3_K", "Q4_K", "Q5_K"]);
+        assert_eq!(typed("mxfp4_moe", eight, tensors), ["Q8_0", "Q8_0", "Q8_0"]);
     }
 }
