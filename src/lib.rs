@@ -4,7 +4,7 @@
 //!
 //! | floor | rooms |
 //! |---|---|
-//! | S0 | [`error`], `frontier` |
+//! | S0 | [`error`], `frontier`, `lock` |
 //! | S1 | [`source`], [`arch`], [`tokenizer`] |
 //! | S2 | [`checkpoint`] |
 //! | S3 | [`plan`], [`weights`] |
@@ -22,6 +22,7 @@ pub mod error;
 pub mod evaluate;
 pub mod fetch;
 mod frontier;
+mod lock;
 pub mod model;
 pub mod pipeline;
 pub mod plan;

@@ -1,14 +1,15 @@
 //! Temporary names, locks, and the step that makes a result final.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::journal::{Journal, RequestRecord};
 use super::manifest::{Manifest, manifest_path};
 use crate::error::{Error, Result};
+use crate::lock::lock;
 use crate::plan::Blueprint;
 
 /// A file being written.
@@ -59,7 +60,8 @@ impl Stage {
             return Err(Error::Request(message));
         }
         let lock_path = with_suffix(output, ".lock");
-        let lock = lock(&lock_path, output)?;
+        let lock =
+            lock(&lock_path, || format!("{}: another requant is writing it right now", output.display()))?;
         let renames: Vec<(PathBuf, PathBuf)> =
             finals.iter().map(|path| (with_suffix(path, ".partial"), path.clone())).collect();
         let mut stage = Self {
@@ -266,33 +268,6 @@ fn refuse_existing(finals: &[PathBuf], force: bool) -> Result<()> {
         }
         _ => Ok(()),
     }
-}
-
-fn lock(path: &Path, output: &Path) -> Result<File> {
-    loop {
-        let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)
-            .map_err(Error::io(path, "create"))?;
-        match file.try_lock() {
-            // The run that held it may have removed the name between our opening and our locking.
-            Ok(()) if is_named(&file, path) => return Ok(file),
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let message = format!("{}: another requant is writing it right now", output.display());
-                return Err(Error::Request(message));
-            }
-            Err(TryLockError::Error(error)) => return Err(Error::io(path, "lock")(error)),
-        }
-    }
-}
-
-/// Whether `path` leads to the file that is open.
-fn is_named(file: &File, path: &Path) -> bool {
-    let (Ok(open), Ok(named)) = (file.metadata(), path.metadata()) else { return false };
-    (open.dev(), open.ino()) == (named.dev(), named.ino())
 }
 
 /// `path` with `suffix` after its last component (`model/` counts as `model`).

@@ -9,7 +9,7 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
@@ -17,6 +17,7 @@ use std::sync::{PoisonError, RwLock};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
+use crate::lock::lock;
 
 /// A spool directory, locked.
 pub struct Spool {
@@ -36,21 +37,9 @@ impl Spool {
         let kept_directory = directory.join("kept");
         std::fs::create_dir_all(&kept_directory).map_err(Error::io(&kept_directory, "create"))?;
         let lock_path = directory.join("lock");
-        let lock = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&lock_path)
-            .map_err(Error::io(&lock_path, "create"))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let message =
-                    format!("{}: another requant is using this spool right now", directory.display());
-                return Err(Error::Request(message));
-            }
-            Err(TryLockError::Error(error)) => return Err(Error::io(lock_path, "lock")(error)),
-        }
+        let lock = lock(&lock_path, || {
+            format!("{}: another requant is using this spool right now", directory.display())
+        })?;
         let mut kept = BTreeMap::new();
         for entry in std::fs::read_dir(&kept_directory).map_err(Error::io(&kept_directory, "list"))? {
             let path = entry.map_err(Error::io(&kept_directory, "list"))?.path();

@@ -10,12 +10,13 @@
 //! `huggingface_hub` goes on with partial files of its own name without hashing the result, so
 //! that ours, which are of full length from the start, must not be called the same.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::error::{Error, Result};
+use crate::lock::lock;
 use crate::source::ContentDigest;
 
 /// Where the bookkeeping is; no file of a repository is put there.
@@ -53,21 +54,9 @@ impl LocalDir {
         let downloads = bookkeeping.join("download");
         fs::create_dir_all(&downloads).map_err(Error::io(&downloads, "create"))?;
         let lock_path = bookkeeping.join("requant.lock");
-        let lock = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&lock_path)
-            .map_err(Error::io(&lock_path, "create"))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let message =
-                    format!("{}: another requant is downloading to this directory right now", root.display());
-                return Err(Error::Request(message));
-            }
-            Err(TryLockError::Error(error)) => return Err(Error::io(lock_path, "lock")(error)),
-        }
+        let lock = lock(&lock_path, || {
+            format!("{}: another requant is downloading to this directory right now", root.display())
+        })?;
         for (name, content) in [(".gitignore", "*"), ("CACHEDIR.TAG", CACHE_TAG)] {
             let path = bookkeeping.join(name);
             if !path.exists() {
