@@ -29,7 +29,7 @@ impl Subcommand for Inspect {
     }
 
     fn run(&self, matches: &ArgMatches) -> Result<()> {
-        let artifact = Artifact::open(super::path(matches, "PATH"))?;
+        let artifact = Artifact::open(super::model::here(super::path(matches, "PATH"))?)?;
         let mut types: BTreeMap<&str, TypeTotals> = BTreeMap::new();
         for tensor in &artifact.tensors {
             let totals = types.entry(&tensor.type_name).or_default();

@@ -121,6 +121,18 @@ pub(super) fn on_hub(mut id: HubId, matches: &ArgMatches) -> Result<(HubId, Envi
     Ok((id, environment))
 }
 
+/// A path, for subcommands that read weights of this machine only; a hub id is told how to get here.
+pub(super) fn here(path: &Path) -> Result<&Path> {
+    let is_file_name =
+        path.extension().is_some_and(|extension| extension == "gguf" || extension == "safetensors");
+    match path.to_str().and_then(HubId::parse) {
+        Some(id) if !is_file_name && !path.exists() => Err(Error::Request(format!(
+            "{id}: no such file or directory; a model on the hub has to be here first: requant fetch {id} -o DIR"
+        ))),
+        _ => Ok(path),
+    }
+}
+
 /// The repository `id` names, at the commit an unfinished run has pinned or at the newest one.
 pub(super) fn repository(
     id: &HubId,

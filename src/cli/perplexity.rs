@@ -1,7 +1,7 @@
 //! `requant perplexity`: how well a model predicts a text, and how far it is from its original.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::{Arg, ArgMatches, Command};
@@ -11,7 +11,6 @@ use super::{Subcommand, size};
 use crate::error::{Error, Result};
 use crate::evaluate::{self, Bos, Report, Tokens, Windows};
 use crate::model::{Choice, Observer};
-use crate::source::hub::HubId;
 use crate::weights::Model;
 
 pub(super) mod table;
@@ -73,9 +72,9 @@ impl Subcommand for Perplexity {
 
     fn run(&self, matches: &ArgMatches) -> Result<()> {
         let started = Instant::now();
-        let model = open(super::path(matches, "MODEL"))?;
+        let model = Model::open(super::model::here(super::path(matches, "MODEL"))?)?;
         let against = matches.get_one::<PathBuf>("against");
-        let original = against.map(|path| open(path)).transpose()?;
+        let original = against.map(|path| Model::open(super::model::here(path)?)).transpose()?;
         let text = tokens(matches, &model, original.as_ref())?;
         let context = matches.get_one::<u32>("context").map_or(512, |&context| context as usize);
         let stride = matches.get_one::<u32>("stride").map(|&stride| stride as usize);
@@ -128,19 +127,6 @@ impl Subcommand for Perplexity {
             table::print_against(against);
         }
         Ok(())
-    }
-}
-
-/// Opens a model on this machine; a hub id is told how to get there.
-fn open(path: &Path) -> Result<Model> {
-    match path.to_str().and_then(HubId::parse) {
-        Some(id) if !path.exists() && path.extension().is_none_or(|extension| extension != "gguf") => {
-            let message = format!(
-                "no such file or directory; a model on the hub has to be here first: requant fetch {id} -o DIR"
-            );
-            Err(Error::Request(format!("{}: {message}", path.display())))
-        }
-        _ => Model::open(path),
     }
 }
 
