@@ -362,3 +362,19 @@ fn a_plan_reads_headers_only() {
     assert!(hub.body_bytes_sent() < 4 * 65_536 + 300_000, "{}", hub.body_bytes_sent());
     assert_eq!(names(desk.directory.path()), Vec::<String>::new());
 }
+
+#[test]
+fn a_mistyped_path_is_told_that_it_is_neither() {
+    let hub = fixture_hub();
+    let desk = Desk::new(&hub);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_requant"));
+    command.args(["plan", "models/mistyped", "--to", "q4_0"]);
+    desk.environment(&mut command);
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let message = text(&output.stderr);
+    assert!(
+        message.contains("no such repository") && message.contains("nor is there a directory"),
+        "{message}"
+    );
+}

@@ -141,12 +141,19 @@ pub(super) fn repository(
     stop: &AtomicBool,
 ) -> Result<Repository> {
     let revision = revision(id);
-    match pinned {
+    let opened = match pinned {
         Some(pinned) if pinned.repo == id.repo && pinned.revision == revision => {
             Repository::open_at(environment, &id.repo, Some(revision), &pinned.commit, stop)
         }
         _ => Repository::open(environment, id, stop),
-    }
+    };
+    // A mistyped path looks like a hub id.
+    opened.map_err(|error| match error {
+        Error::Hub { place, message } => {
+            Error::hub(place, format!("{message} (nor is there a directory {} here)", id.repo))
+        }
+        other => other,
+    })
 }
 
 /// The revision asked for.
