@@ -67,6 +67,22 @@ pub trait Codec: Sync {
     fn encode(&self, src: &[f32], dst: &mut [&mut [u8]]);
     /// Decodes one slice per part into whole groups of `dst`.
     fn decode(&self, src: &[&[u8]], dst: &mut [f32]);
+    /// The factor on all scales of a tensor, for formats that have one (NVFP4), from the tensor's
+    /// largest magnitude. `encode` and `decode` take it to be 1.
+    fn tensor_scale(&self, max_abs: f32) -> Option<f32> {
+        let _ = max_abs;
+        None
+    }
+    /// As `encode`, under a factor from [`Codec::tensor_scale`].
+    fn encode_under(&self, tensor_scale: f32, src: &[f32], dst: &mut [&mut [u8]]) {
+        let _ = tensor_scale;
+        self.encode(src, dst);
+    }
+    /// As `decode`, under the factor with which the tensor was encoded.
+    fn decode_under(&self, tensor_scale: f32, src: &[&[u8]], dst: &mut [f32]) {
+        let _ = tensor_scale;
+        self.decode(src, dst);
+    }
     /// The naive encoder: same bytes as `encode`, written to be read.
     fn encode_scalar(&self, src: &[f32], dst: &mut [&mut [u8]]);
     /// The naive decoder: same values as `decode`, written to be read.
