@@ -15,7 +15,7 @@
 //!
 //! A format is one row of [`FORMATS`].
 
-use requant_formats::codec::{self, Codec};
+use requant_formats::codec::{self, MlxMode};
 
 use super::{Blueprint, Dropped, Format, Options, OutputTensor, Target};
 use crate::arch::Role;
@@ -27,39 +27,46 @@ mod config;
 mod element;
 mod parameters;
 mod python_json;
+mod recipe;
 mod shards;
 #[cfg(test)]
 mod tests;
 
 use element::{Element, Plan};
 use parameters::Parameter;
+use recipe::{Quantization, Recipe};
 
 /// MLX.
 pub(super) struct MlxTarget;
 
-/// How weights are quantized; what `quantization` of config.json says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Quantization {
-    mode: &'static str,
-    bits: usize,
-    group_len: usize,
-}
-
 /// One `--to` format.
 struct MlxFormat {
     format: Format,
-    /// `None` keeps every tensor a float.
-    quantization: Option<Quantization>,
+    recipe: Recipe,
     /// What weights are cast to; `None` follows `torch_dtype` of config.json.
     element: Option<Element>,
 }
 
-const fn affine(name: &'static str, about: &'static str, bits: usize, group_len: usize) -> MlxFormat {
-    let quantization = Some(Quantization { mode: "affine", bits, group_len });
-    MlxFormat { format: Format { name, about }, quantization, element: None }
+const fn uniform(
+    name: &'static str,
+    about: &'static str,
+    mode: MlxMode,
+    bits: usize,
+    group_len: usize,
+) -> MlxFormat {
+    let recipe = Recipe::Uniform(Quantization { mode, bits, group_len });
+    MlxFormat { format: Format { name, about }, recipe, element: None }
 }
 
-/// Every format. Bits per weight count a 16-bit scale and bias per group.
+const fn affine(name: &'static str, about: &'static str, bits: usize, group_len: usize) -> MlxFormat {
+    uniform(name, about, MlxMode::Affine, bits, group_len)
+}
+
+const fn mixed(name: &'static str, about: &'static str, low_bits: usize, high_bits: usize) -> MlxFormat {
+    MlxFormat { format: Format { name, about }, recipe: Recipe::Mixed { low_bits, high_bits }, element: None }
+}
+
+/// Every format. Bits per weight count a 16-bit scale and bias per group, or a scale of one byte.
 const FORMATS: &[MlxFormat] = &[
     affine("mlx-4bit", "MLX affine, 4 bits, groups of 64: 4.5 bits per weight", 4, 64),
     affine("mlx-4bit-g32", "MLX affine, 4 bits, groups of 32: 5 bits per weight", 4, 32),
@@ -79,9 +86,28 @@ const FORMATS: &[MlxFormat] = &[
     affine("mlx-8bit", "MLX affine, 8 bits, groups of 64: 8.5 bits per weight", 8, 64),
     affine("mlx-8bit-g32", "MLX affine, 8 bits, groups of 32: 9 bits per weight", 8, 32),
     affine("mlx-8bit-g128", "MLX affine, 8 bits, groups of 128: 8.25 bits per weight", 8, 128),
+    uniform(
+        "mlx-mxfp4",
+        "MLX mxfp4, 4-bit floats, groups of 32: 4.25 bits per weight",
+        MlxMode::Mxfp4,
+        4,
+        32,
+    ),
+    uniform("mlx-nvfp4", "MLX nvfp4, 4-bit floats, groups of 16: 4.5 bits per weight", MlxMode::Nvfp4, 4, 16),
+    uniform(
+        "mlx-mxfp8",
+        "MLX mxfp8, 8-bit floats, groups of 32: 8.25 bits per weight",
+        MlxMode::Mxfp8,
+        8,
+        32,
+    ),
+    mixed("mlx-mixed-4-6", "mlx-lm's recipe mixed_4_6: affine, 4 bits, 6 where it matters more", 4, 6),
+    mixed("mlx-mixed-3-6", "mlx-lm's recipe mixed_3_6: affine, 3 bits, 6 where it matters more", 3, 6),
+    mixed("mlx-mixed-3-4", "mlx-lm's recipe mixed_3_4: affine, 3 bits, 4 where it matters more", 3, 4),
+    mixed("mlx-mixed-2-6", "mlx-lm's recipe mixed_2_6: affine, 2 bits, 6 where it matters more", 2, 6),
     MlxFormat {
         format: Format { name: "mlx-bf16", about: "MLX, unquantized BF16" },
-        quantization: None,
+        recipe: Recipe::Floats,
         element: Some(Element::Bf16),
     },
 ];
@@ -108,16 +134,20 @@ impl Target for MlxTarget {
         };
         config::check(source.config())?;
         let element = row.element.or_else(|| Element::of_config(source.config()));
-        let mut tensors = parameters::parameters(source)?
-            .into_iter()
-            .map(|parameter| output_tensor(source, row.quantization, element, parameter))
-            .collect::<Result<Vec<_>>>()?;
+        let mut tensors = Vec::new();
+        let mut modules = Vec::new();
+        for parameter in parameters::parameters(source)? {
+            let module = quantized_module(source, row.recipe, &parameter);
+            modules.extend(module.clone());
+            tensors.push(output_tensor(source, module.map(|(_, how)| how), element, parameter)?);
+        }
+        let section = row.recipe.section(modules.iter().map(|(path, how)| (path.as_str(), *how)));
         let parameter_count = tensors.iter().map(OutputTensor::len_elems).sum();
 
         let shards = shards::lay_out(&mut tensors)?;
         let mut sidecars = carried::sidecars(source)?;
         sidecars.push(shards::index(&tensors, &shards, parameter_count));
-        sidecars.push(config::sidecar(source, row.quantization)?);
+        sidecars.push(config::sidecar(source, section)?);
         sidecars.sort_by(|a, b| a.name.cmp(&b.name));
         // In the order of first bytes, a file is finished from front to back.
         tensors.sort_by_key(|tensor| {
@@ -127,9 +157,20 @@ impl Target for MlxTarget {
     }
 }
 
+/// The module that a parameter is the weight of and how it is quantized: when it can be and its rows
+/// are whole groups. Else mlx-lm skips it.
+fn quantized_module(
+    source: &Checkpoint,
+    recipe: Recipe,
+    parameter: &Parameter,
+) -> Option<(String, Quantization)> {
+    let path = parameter.name.strip_suffix(".weight").filter(|_| parameter.is_quantizable)?;
+    let quantization = recipe.of_module(path, source.spec().layers)?;
+    let row_len = parameter.shape.last().copied().unwrap_or(1);
+    row_len.is_multiple_of(quantization.group_len).then(|| (path.to_owned(), quantization))
+}
+
 /// One parameter of the model, with the codec that mlx-lm's rules give it.
-///
-/// A module is quantized when it can be and its rows are whole groups; else it is skipped.
 fn output_tensor(
     source: &Checkpoint,
     quantization: Option<Quantization>,
@@ -138,13 +179,14 @@ fn output_tensor(
 ) -> Result<OutputTensor> {
     let stored = parameter.pieces.iter().map(|piece| &source.tensors()[piece.source]);
     let plan = Plan::new(stored, if parameter.is_cast { element } else { None })?;
-    let row_len = parameter.shape.last().copied().unwrap_or(1);
-    let quantization =
-        quantization.filter(|q| parameter.is_quantizable && row_len.is_multiple_of(q.group_len));
     let codec = match quantization {
-        Some(q) => find(&format!("{}{}_g{}{}", q.mode, q.bits, q.group_len, plan.element.affine_suffix()))?,
-        None => find(plan.element.codec_name())?,
+        Some(how) => how.codec(plan.element),
+        None => codec::find(plan.element.dtype().name()),
     };
+    let codec = codec.ok_or_else(|| Error::Unsupported {
+        what: format!("{}: {quantization:?} of {}", parameter.name, plan.element.dtype()),
+        hint: "it is not built in".into(),
+    })?;
     let base = parameter.name.strip_suffix("weight");
     let names = match (quantization, base) {
         (Some(_), Some(base)) => codec.parts().iter().map(|part| format!("{base}{}", part.name)).collect(),
@@ -158,13 +200,6 @@ fn output_tensor(
         rounding: plan.rounding,
         pieces: parameter.pieces,
         placements: Vec::new(),
-    })
-}
-
-fn find(name: &str) -> Result<&'static dyn Codec> {
-    codec::find(name).ok_or_else(|| Error::Unsupported {
-        what: format!("codec {name}"),
-        hint: "it is not built in".into(),
     })
 }
 

@@ -18,7 +18,7 @@ use crate::rounding::truncate;
 const BYTES: usize = 17;
 
 /// Twice the value of each code.
-const DOUBLED: [f32; 16] =
+pub(super) const DOUBLED: [f32; 16] =
     [0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 0.0, -1.0, -2.0, -3.0, -4.0, -6.0, -8.0, -12.0];
 
 /// The codec; see the module.
@@ -32,7 +32,7 @@ fn half_scale(e: u8) -> f32 {
 
 /// The first code of the nearest value.
 #[inline(always)]
-fn nearest(values: &[f32; 16], x: f32) -> u8 {
+pub(super) fn nearest(values: &[f32; 16], x: f32) -> u8 {
     let (mut code, mut least) = (0, (values[0] - x).abs());
     for (candidate, value) in values.iter().enumerate().skip(1) {
         let error = (value - x).abs();

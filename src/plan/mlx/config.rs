@@ -8,7 +8,7 @@
 
 use serde_json::{Map, Value};
 
-use super::{Quantization, python_json};
+use super::python_json;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::plan::Sidecar;
@@ -39,17 +39,17 @@ pub(super) fn check(config: &Value) -> Result<()> {
     }
 }
 
-/// config.json.
+/// config.json with `quantization` in it.
 ///
 /// # Errors
 /// When generation_config.json cannot be read.
-pub(super) fn sidecar(source: &Checkpoint, quantization: Option<Quantization>) -> Result<Sidecar> {
+pub(super) fn sidecar(source: &Checkpoint, quantization: Option<Map<String, Value>>) -> Result<Sidecar> {
     let generation = source.source().read_small(GENERATION)?;
     let config = merged(source.config(), generation.as_deref(), quantization);
     Ok(Sidecar { name: NAME.into(), bytes: python_json::dump(&config).into_bytes() })
 }
 
-pub(super) fn merged(config: &Value, generation: Option<&[u8]>, quantization: Option<Quantization>) -> Value {
+fn merged(config: &Value, generation: Option<&[u8]>, quantization: Option<Map<String, Value>>) -> Value {
     let mut entries = config.as_object().cloned().unwrap_or_default();
     // A file that is not JSON counts as absent, as for mlx-lm.
     let generation: Option<Value> = generation.and_then(|bytes| serde_json::from_slice(bytes).ok());
@@ -61,12 +61,7 @@ pub(super) fn merged(config: &Value, generation: Option<&[u8]>, quantization: Op
     for key in REMOVED {
         entries.remove(key);
     }
-    if let Some(Quantization { mode, bits, group_len }) = quantization {
-        let section = Map::from_iter([
-            ("group_size".to_owned(), Value::from(group_len)),
-            ("bits".to_owned(), Value::from(bits)),
-            ("mode".to_owned(), Value::from(mode)),
-        ]);
+    if let Some(section) = quantization {
         entries.insert("quantization".into(), Value::from(section.clone()));
         entries.insert("quantization_config".into(), Value::from(section));
     }
