@@ -77,7 +77,8 @@ impl Block for Nvfp4 {
         let (scales, codes) = y.split_at_mut(SUBS);
         let subs = x.chunks_exact(SUB_LEN).zip(codes.chunks_exact_mut(SUB_LEN / 2));
         for (scale, (x, codes)) in scales.iter_mut().zip(subs) {
-            let largest = x.iter().fold(0.0f32, |largest, v| if largest < v.abs() { v.abs() } else { largest });
+            let largest =
+                x.iter().fold(0.0f32, |largest, v| if largest < v.abs() { v.abs() } else { largest });
             *scale = ue4m3(largest / 6.0);
             let values = DOUBLED.map(|value| value * half_scale(*scale));
             for (i, code) in codes.iter_mut().enumerate() {
