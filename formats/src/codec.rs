@@ -13,6 +13,7 @@ mod block32;
 mod fp4;
 pub mod fp8;
 mod iq4;
+mod iq4_lanes;
 mod iq4_nl;
 mod iq4_xs;
 mod mlx_fp;
