@@ -26,6 +26,7 @@ mod nvfp4;
 mod plain;
 mod q2_k;
 mod q3_k;
+mod q3_k_lanes;
 mod q4_0;
 mod q4_1;
 mod q4_k;
