@@ -8,6 +8,7 @@
 use std::ops::Range;
 
 use requant_formats::Codec;
+use requant_formats::layout::{Layout, Matrix, Runs, StoredTensor};
 
 use crate::arch::{ExpertChoice, Scoring};
 use crate::checkpoint::Checkpoint;
@@ -19,7 +20,7 @@ mod mlx;
 mod schedule;
 mod summary;
 
-pub use jobs::{Job, destinations, jobs, output_rows};
+pub use jobs::{Job, jobs, output_rows, whole_bands};
 pub use schedule::{Schedule, Step, schedule};
 pub use summary::{DroppedTotals, Summary, TypeTotals, files_read, summary};
 
@@ -46,6 +47,8 @@ pub struct Piece {
     pub rows: Range<usize>,
     /// Whether the block `[rows, cols]` is written as `[cols, rows]`.
     pub transposed: bool,
+    /// Whether stored numbers are taken without their scales: for results that keep both.
+    pub unscaled: bool,
 }
 
 /// One part of an output tensor, placed: where in which file its rows begin.
@@ -62,7 +65,7 @@ pub struct Placement {
 /// One tensor of the result.
 #[derive(Clone)]
 pub struct OutputTensor {
-    /// Name of each part in the artifact, in the order of the codec's parts.
+    /// Name of each stored tensor, in the order of [`OutputTensor::stored`].
     pub names: Vec<String>,
     /// Logical shape, outermost dimension first (before packing).
     pub shape: Vec<usize>,
@@ -70,11 +73,16 @@ pub struct OutputTensor {
     pub type_name: String,
     /// What encodes it.
     pub codec: &'static dyn Codec,
+    /// How the codec's parts are arranged in stored tensors.
+    pub layout: &'static dyn Layout,
     /// Precision before encoding.
     pub rounding: Rounding,
     /// Source pieces; their rows one after the other are the rows of this tensor.
     pub pieces: Vec<Piece>,
-    /// Where each part goes, in the order of the codec's parts.
+    /// Source tensors whose largest magnitude sets [`Codec::tensor_scale`]: the tensor's own and those it
+    /// shares the factor with. Empty for codecs without one.
+    pub scale_sources: Vec<usize>,
+    /// Where each stored tensor goes, in the order of [`OutputTensor::stored`].
     pub placements: Vec<Placement>,
 }
 
@@ -87,6 +95,28 @@ impl OutputTensor {
     /// Length of a row: the innermost dimension.
     pub fn row_len_elems(&self) -> usize {
         self.shape.last().copied().unwrap_or(1)
+    }
+
+    /// What its layout works on.
+    pub fn matrix(&self, tensor_scale: f32) -> Matrix<'_> {
+        Matrix { shape: &self.shape, codec: self.codec, tensor_scale }
+    }
+
+    /// The tensors of the container that hold it.
+    ///
+    /// # Errors
+    /// When its layout cannot store such a matrix.
+    pub fn stored(&self) -> Result<Vec<StoredTensor>> {
+        let name = self.names.first().map_or("", String::as_str);
+        self.layout.tensors(self.matrix(1.0)).map_err(Error::format(name))
+    }
+
+    /// Where `rows` output rows lie: for each stored tensor its place and the runs within.
+    pub fn runs(&self, rows: Range<usize>) -> impl Iterator<Item = (Placement, Runs)> {
+        let matrix = self.matrix(1.0);
+        let placements = self.placements.iter().enumerate();
+        placements
+            .map(move |(number, &placement)| (placement, self.layout.runs(matrix, number, rows.clone())))
     }
 }
 

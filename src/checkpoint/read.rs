@@ -37,6 +37,35 @@ impl TileReader {
         self.read_into(checkpoint, id, rows, tile)
     }
 
+    /// As [`TileReader::read`], but numbers of a scaled tensor as they are stored, not multiplied by
+    /// their scales.
+    ///
+    /// # Errors
+    /// As [`TileReader::read`].
+    pub fn read_unscaled(
+        &mut self,
+        checkpoint: &Checkpoint,
+        id: usize,
+        rows: Range<usize>,
+        tile: &mut Vec<f32>,
+    ) -> Result<u64> {
+        let tensor = &checkpoint.tensors()[id];
+        let (_, cols) = tensor.matrix();
+        tile.resize(rows.len() * cols, 0.0);
+        self.read_bytes(checkpoint, id, &rows)?;
+        stored_codec(tensor)?.decode(&[&self.bytes], tile);
+        check_finite(&tensor.name, &checkpoint.source().files()[tensor.file].name, rows.start, cols, tile)?;
+        Ok(self.bytes.len() as u64)
+    }
+
+    fn read_bytes(&mut self, checkpoint: &Checkpoint, id: usize, rows: &Range<usize>) -> Result<()> {
+        let tensor = &checkpoint.tensors()[id];
+        let row_bytes = tensor.matrix().1 * tensor.dtype.size_bytes();
+        self.bytes.resize(rows.len() * row_bytes, 0);
+        let offset = tensor.offset_bytes + (rows.start * row_bytes) as u64;
+        checkpoint.source().read_at(tensor.file, offset, &mut self.bytes)
+    }
+
     /// As [`TileReader::read`], into a slice of exactly `rows.len()` rows.
     ///
     /// # Errors
@@ -50,11 +79,7 @@ impl TileReader {
     ) -> Result<u64> {
         let tensor = &checkpoint.tensors()[id];
         let (_, cols) = tensor.matrix();
-        let row_bytes = cols * tensor.dtype.size_bytes();
-        self.bytes.resize(rows.len() * row_bytes, 0);
-        let offset = tensor.offset_bytes + (rows.start * row_bytes) as u64;
-        checkpoint.source().read_at(tensor.file, offset, &mut self.bytes)?;
-
+        self.read_bytes(checkpoint, id, &rows)?;
         let mut total = self.bytes.len();
         if let Some(scale) = tensor.scale {
             total += self.decode_scaled(checkpoint, tensor, scale, &rows, tile)?;
@@ -119,6 +144,14 @@ fn plain_codec(tensor: &SourceTensor) -> Result<&'static dyn Codec> {
     .ok_or_else(|| Error::Unsupported {
         what: format!("tensor {}: dtype {}", tensor.name, tensor.dtype),
         hint: "unscaled weights may be F32, F16 or BF16".into(),
+    })
+}
+
+/// The codec of the stored numbers of a tensor, scaled or not.
+fn stored_codec(tensor: &SourceTensor) -> Result<&'static dyn Codec> {
+    codec::find(tensor.dtype.name()).ok_or_else(|| Error::Unsupported {
+        what: format!("tensor {}: dtype {}", tensor.name, tensor.dtype),
+        hint: "numbers to be carried over may be F32, F16, BF16, F8_E4M3 or F8_E5M2".into(),
     })
 }
 

@@ -16,6 +16,7 @@
 //! A format is one row of [`FORMATS`].
 
 use requant_formats::codec::{self, Codec};
+use requant_formats::layout::ROW_MAJOR;
 
 use super::{Blueprint, Dropped, Format, Options, OutputTensor, Target};
 use crate::arch::Role;
@@ -155,8 +156,10 @@ fn output_tensor(
         shape: parameter.shape,
         type_name: codec.name().to_owned(),
         codec,
+        layout: ROW_MAJOR,
         rounding: plan.rounding,
         pieces: parameter.pieces,
+        scale_sources: Vec::new(),
         placements: Vec::new(),
     })
 }
