@@ -253,7 +253,7 @@ fn account(source: &Checkpoint, blueprint: &mut Blueprint) -> Result<()> {
         let scales: Vec<usize> = dropped
             .tensors
             .iter()
-            .filter_map(|&id| source.tensors()[id].scale.map(|scale| scale.tensor))
+            .flat_map(|&id| source.tensors()[id].companions().iter().copied())
             .collect();
         dropped.tensors.extend(scales);
         dropped.tensors.sort_unstable();

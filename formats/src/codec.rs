@@ -32,7 +32,7 @@ mod scale_min_search;
 mod scale_search;
 mod two_bits;
 
-pub use plain::round_to_bf16;
+pub use plain::{round_to_bf16, round_to_f16};
 
 use crate::dtype::Dtype;
 

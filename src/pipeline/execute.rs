@@ -141,8 +141,8 @@ impl Run<'_> {
     pub(super) fn report_done(&self) {
         for (job, _) in self.jobs.iter().zip(self.done).filter(|(_, done)| **done) {
             let tensor = &self.source.tensors()[self.blueprint.tensors[job.tensor].pieces[job.piece].source];
-            let row_bytes = tensor.matrix().1 * tensor.dtype.size_bytes();
-            self.progress.advance((job.source_rows.len() * row_bytes) as u64);
+            let rows = tensor.matrix().0.max(1) as u64;
+            self.progress.advance(tensor.len_bytes * job.source_rows.len() as u64 / rows);
         }
     }
 
@@ -247,7 +247,7 @@ impl Run<'_> {
             }
             let end = job.source_rows.end.min(start + tile_rows);
             let bytes = worker.read(self.source, piece, start..end)?;
-            worker.round(output.rounding)?;
+            worker.round(output.rounding);
             slab.encode(&worker.tile, &mut worker.parts);
             if slab.is_full() || end == job.source_rows.end {
                 slab.write(self.files, &shared.dirty, &mut worker.parts)?;

@@ -39,7 +39,7 @@ impl Maxima {
         }
         // Rounding keeps order: the largest of rounded weights is the largest, rounded.
         let mut largest = [largest];
-        slab::round(output.rounding, &mut largest)?;
+        slab::round(output.rounding, &mut largest);
         Ok(output.codec.tensor_scale(largest[0]).unwrap_or(1.0))
     }
 

@@ -42,24 +42,18 @@ impl Worker {
     }
 
     /// Gives the tile the precision that the encoder is to see.
-    pub(super) fn round(&mut self, rounding: Rounding) -> Result<()> {
-        round(rounding, &mut self.tile)
+    pub(super) fn round(&mut self, rounding: Rounding) {
+        round(rounding, &mut self.tile);
     }
 }
 
 /// Gives weights the precision that the encoder is to see.
-pub(super) fn round(rounding: Rounding, weights: &mut [f32]) -> Result<()> {
+pub(super) fn round(rounding: Rounding, weights: &mut [f32]) {
     match rounding {
         Rounding::Exact => {}
         Rounding::Bf16 => codec::round_to_bf16(weights),
-        Rounding::F16 => {
-            let half = codec::find("F16").ok_or_else(|| Error::Request("codec F16 is missing".into()))?;
-            let mut bytes = vec![0; 2 * weights.len()];
-            half.encode(weights, &mut [&mut bytes]);
-            half.decode(&[&bytes], weights);
-        }
+        Rounding::F16 => codec::round_to_f16(weights),
     }
-    Ok(())
 }
 
 /// Encoded rows on their way to the file. The bytes are in [`Worker::parts`].

@@ -69,7 +69,7 @@ struct Fp8Block {
 
 impl Fp8Block {
     fn of(source: &Checkpoint) -> Result<Self> {
-        match source.tensors().iter().find_map(|tensor| tensor.scale) {
+        match source.tensors().iter().find_map(SourceTensor::scale) {
             Some(scale) => Ok(Self { block: [scale.block_rows, scale.block_cols] }),
             None => Err(Error::Unsupported {
                 what: format!("compressed-tensors-fp8-block of {}", source.source().location()),

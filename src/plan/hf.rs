@@ -273,7 +273,7 @@ fn carried_over(source: &Checkpoint, id: usize, scale_name: &str) -> Result<Vec<
     let tensor = &source.tensors()[id];
     let mut weight = plain(tensor.name.clone(), tensor, id, tensor.dtype.name(), Rounding::Exact)?;
     weight.pieces[0].unscaled = true;
-    let Some(scale) = tensor.scale else { return Ok(vec![weight]) };
+    let Some(scale) = tensor.scale() else { return Ok(vec![weight]) };
     let stored = &source.tensors()[scale.tensor];
     let codec_name = match stored.dtype {
         Dtype::BF16 | Dtype::F16 => stored.dtype.name(),
