@@ -14,9 +14,13 @@ use crate::arch::{ExpertChoice, Scoring};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 
+mod carried;
+mod compressed_tensors;
 mod gguf;
+mod hf;
 mod jobs;
 mod mlx;
+mod python_json;
 mod schedule;
 mod summary;
 
@@ -193,7 +197,7 @@ pub struct Options {
     pub split_max_bytes: Option<u64>,
 }
 
-/// A family of output formats: GGUF, MLX.
+/// A family of output formats: GGUF, MLX, compressed-tensors.
 pub trait Target: Sync {
     /// Its formats.
     fn formats(&self) -> &'static [Format];
@@ -206,7 +210,8 @@ pub trait Target: Sync {
 }
 
 /// Every family. `--help` and error messages iterate it.
-pub const TARGETS: &[&dyn Target] = &[&gguf::GgufTarget, &mlx::MlxTarget];
+pub const TARGETS: &[&dyn Target] =
+    &[&gguf::GgufTarget, &mlx::MlxTarget, &compressed_tensors::CompressedTensorsTarget];
 
 /// Works out the result of converting `source` to `format`.
 ///

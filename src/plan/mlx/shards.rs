@@ -2,12 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use requant_formats::container::safetensors::mlx::{TensorSpec, write_header};
+use requant_formats::container::safetensors::{TensorSpec, mlx::write_header};
 use serde_json::{Map, Value};
 
-use super::python_json;
 use crate::error::{Error, Result};
-use crate::plan::{OutputFile, OutputTensor, Placement, Sidecar};
+use crate::plan::{OutputFile, OutputTensor, Placement, Sidecar, python_json};
 
 /// A shard is closed before the array that would take it past 5 GiB of tensor bytes.
 const MAX_SHARD_BYTES: u64 = 5 << 30;
