@@ -11,6 +11,7 @@ mod affine;
 mod block;
 mod block32;
 pub mod fp8;
+mod int4;
 mod iq4;
 mod iq4_nl;
 mod iq4_xs;
@@ -32,6 +33,7 @@ mod scale_min_search;
 mod scale_search;
 mod two_bits;
 
+pub use int4::{ChannelScale, int4_channel};
 pub use plain::{round_to_bf16, round_to_f16};
 
 use crate::dtype::Dtype;
@@ -90,7 +92,8 @@ pub trait Codec: Sync {
 }
 
 /// Every codec. Help texts, benches and the conformance suite iterate this slice.
-pub const CODECS: &[&dyn Codec] = &concat::<{ SINGLE.len() + affine::AFFINE.len() }>(SINGLE, affine::AFFINE);
+pub const CODECS: &[&dyn Codec] =
+    &concat::<{ SINGLE.len() + affine::AFFINE.len() + int4::INT4.len() }>(&[SINGLE, affine::AFFINE, int4::INT4]);
 
 /// Codecs that are one entry each.
 const SINGLE: &[&dyn Codec] = &[
@@ -117,23 +120,26 @@ const SINGLE: &[&dyn Codec] = &[
     &q2_k::Q2K,
 ];
 
-/// Joins two slices.
-const fn concat<const LEN: usize>(
-    first: &[&'static dyn Codec],
-    second: &[&'static dyn Codec],
-) -> [&'static dyn Codec; LEN] {
-    let mut joined = [first[0]; LEN];
-    let mut at = 0;
+/// Joins slices.
+const fn concat<const LEN: usize>(slices: &[&[&'static dyn Codec]]) -> [&'static dyn Codec; LEN] {
+    let mut joined = [slices[0][0]; LEN];
+    let (mut at, mut slice, mut index) = (0, 0, 0);
     while at < LEN {
-        joined[at] = if at < first.len() { first[at] } else { second[at - first.len()] };
-        at += 1;
+        if index == slices[slice].len() {
+            (slice, index) = (slice + 1, 0);
+        } else {
+            joined[at] = slices[slice][index];
+            (at, index) = (at + 1, index + 1);
+        }
     }
     joined
 }
 
-/// Finds a codec by name, ignoring case.
+/// Finds a codec by name, ignoring case. The registry has one representative of formats with a group per
+/// row; this also knows `ct_int4_channel_7168` for rows of any other length.
 pub fn find(name: &str) -> Option<&'static dyn Codec> {
-    CODECS.iter().copied().find(|codec| codec.name().eq_ignore_ascii_case(name))
+    let registered = CODECS.iter().copied().find(|codec| codec.name().eq_ignore_ascii_case(name));
+    registered.or_else(|| int4::find_channel(name))
 }
 
 /// Bytes that `len_elems` weights take in part `part` of `codec`.
