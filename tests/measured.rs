@@ -207,6 +207,26 @@ fn an_mlx_repository_is_measured_too() {
 }
 
 #[test]
+fn a_streamed_conversion_is_validated_by_streaming_again() {
+    let served = Served::model();
+    let text = some_text(&served.path(""));
+    let validated = |model: &str, output: &str| {
+        let text = text.to_str().unwrap();
+        let more = ["--validate", text, "--validate-context", "128"];
+        served.json(&[&["convert", model, "--to", "q4_0", "-o", output][..], &more].concat())["validation"]
+            .clone()
+    };
+    let found = validated(ID, "streamed.gguf");
+    assert_eq!(found, validated(model().to_str().unwrap(), "local.gguf"));
+    assert_eq!(found["context"], 128);
+    // Twice each, and the prediction layer's not at all.
+    let sent = |number| served.hub.body_bytes_of(&shard_name(number));
+    assert!((2 * shard_bytes(1)..2 * shard_bytes(1) + 140_000).contains(&sent(1)), "{}", sent(1));
+    assert!(sent(4) <= 140_000, "{}", sent(4));
+    assert!(names(&served.path("")).iter().all(|name| !name.contains("spool")));
+}
+
+#[test]
 fn inspect_reads_headers_only() {
     let served = Served::model();
     let remote = served.json(&["inspect", ID]);

@@ -10,6 +10,7 @@ use super::model::{self, Connected};
 use super::size::human;
 use crate::error::{Error, Result};
 use crate::model::order_of_need;
+use crate::pipeline::Pinned;
 use crate::source::hub::HubId;
 use crate::source::{Arrival, Feed, Spool};
 use crate::weights::Model;
@@ -55,10 +56,35 @@ impl Measured {
         let directory = spool_directory(matches, &connected, &id, which);
         let share = if matches.get_one::<u64>("spool-limit").is_some() { sharing.max(1) } else { 1 };
         let limit_bytes = connected.spool_limit_bytes(matches) / share;
-        let pinned = connected.pinned(&id);
+        let keep = matches.get_flag("keep-source");
+        Self::stream(connected, keep.then_some(&id), &directory, limit_bytes, stop)
+    }
+
+    /// The source of a conversion once more, through the spool that was the conversion's.
+    pub(super) fn again(
+        matches: &ArgMatches,
+        pinned: &Pinned,
+        directory: &Path,
+        limit_bytes: u64,
+        stop: &Arc<AtomicBool>,
+    ) -> Result<Self> {
+        let id = HubId { repo: pinned.repo.clone(), revision: Some(pinned.commit.clone()) };
+        let connected = Connected::open(&id, &model::environment(matches)?, None, matches, stop)?;
+        Self::stream(connected, None, directory, limit_bytes, stop)
+    }
+
+    /// `keep`: the revision under which shards go into the cache.
+    fn stream(
+        connected: Connected,
+        keep: Option<&HubId>,
+        directory: &Path,
+        limit_bytes: u64,
+        stop: &Arc<AtomicBool>,
+    ) -> Result<Self> {
+        let pinned = keep.map(|id| connected.pinned(id));
         let Connected { repository, cache, source, .. } = connected;
-        let deposit = matches.get_flag("keep-source").then(|| model::deposit(cache, &repository, pinned));
-        let spool = Spool::open(&directory, limit_bytes)?;
+        let deposit = pinned.map(|pinned| model::deposit(cache, &repository, pinned));
+        let spool = Spool::open(directory, limit_bytes)?;
         // A measurement cannot be gone on with, so what an earlier one has left is of no use.
         spool.clear()?;
         let feed = Arc::new(Feed::new(source.with_spool(spool, deposit), Arc::clone(stop)));
