@@ -14,9 +14,11 @@ use crate::arch::{ExpertChoice, Scoring};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 
+mod awq;
 mod carried;
 mod compressed_tensors;
 mod gguf;
+mod gptq;
 mod hf;
 mod jobs;
 mod mlx;
@@ -37,6 +39,8 @@ pub enum Rounding {
     Bf16,
     /// Rounded to IEEE half first.
     F16,
+    /// Rounded to bfloat16 and then to IEEE half: a bfloat16 checkpoint that is loaded as half.
+    Bf16ThenF16,
 }
 
 /// Rows of a source tensor that become rows of an output tensor.
@@ -197,7 +201,7 @@ pub struct Options {
     pub split_max_bytes: Option<u64>,
 }
 
-/// A family of output formats: GGUF, MLX, compressed-tensors.
+/// A family of output formats: GGUF, MLX, GPTQ.
 pub trait Target: Sync {
     /// Its formats.
     fn formats(&self) -> &'static [Format];
@@ -210,8 +214,13 @@ pub trait Target: Sync {
 }
 
 /// Every family. `--help` and error messages iterate it.
-pub const TARGETS: &[&dyn Target] =
-    &[&gguf::GgufTarget, &mlx::MlxTarget, &compressed_tensors::CompressedTensorsTarget];
+pub const TARGETS: &[&dyn Target] = &[
+    &gguf::GgufTarget,
+    &mlx::MlxTarget,
+    &compressed_tensors::CompressedTensorsTarget,
+    &gptq::GptqTarget,
+    &awq::AwqTarget,
+];
 
 /// Works out the result of converting `source` to `format`.
 ///

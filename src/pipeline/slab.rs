@@ -53,6 +53,10 @@ pub(super) fn round(rounding: Rounding, weights: &mut [f32]) {
         Rounding::Exact => {}
         Rounding::Bf16 => codec::round_to_bf16(weights),
         Rounding::F16 => codec::round_to_f16(weights),
+        Rounding::Bf16ThenF16 => {
+            codec::round_to_bf16(weights);
+            codec::round_to_f16(weights);
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use requant_formats::Dtype;
 use requant_formats::codec::{self, Codec};
-use requant_formats::layout::{Layout, ROW_MAJOR};
+use requant_formats::layout::{self, Layout, ROW_MAJOR};
 use serde_json::Value;
 
 use super::{Blueprint, OutputTensor, Piece, Rounding, Sidecar, carried};
@@ -32,8 +32,6 @@ pub(super) use modules::Modules;
 /// How the weight of a linear layer is stored.
 #[derive(Clone, Copy)]
 pub(super) struct Scheme {
-    /// For people: `int4_g128`.
-    pub(super) type_name: &'static str,
     pub(super) codec: &'static dyn Codec,
     pub(super) layout: &'static dyn Layout,
     pub(super) rounding: Rounding,
@@ -68,6 +66,31 @@ pub(super) trait Packing {
         let _ = quantization_config;
         Vec::new()
     }
+}
+
+/// The scheme of `codec` in the layout of this name, if the tensor's rows are whole groups.
+///
+/// # Errors
+/// When either is not built in.
+pub(super) fn encoded_if_it_fits(
+    tensor: &SourceTensor,
+    codec: Option<&'static dyn Codec>,
+    layout: &str,
+    rounding: Rounding,
+) -> Result<Option<Stored>> {
+    let (Some(codec), Some(layout)) = (codec, layout::find(layout)) else {
+        return Err(Error::Unsupported {
+            what: format!("layout {layout}"),
+            hint: "it is not built in".into(),
+        });
+    };
+    let fits = tensor.matrix().1.is_multiple_of(codec.group_len_elems());
+    Ok(fits.then_some(Stored::Encoded(Scheme { codec, layout, rounding })))
+}
+
+/// The precision in which a 16-bit copy of the checkpoint has this tensor: what other tools quantize.
+pub(super) fn rounding_of(tensor: &SourceTensor) -> Rounding {
+    if tensor.dtype == Dtype::F16 { Rounding::Exact } else { Rounding::Bf16 }
 }
 
 /// Works out the result.
@@ -217,12 +240,12 @@ fn whole(tensor: &SourceTensor, id: usize) -> Vec<Piece> {
 }
 
 fn encoded(tensor: &SourceTensor, id: usize, scheme: Scheme, shared: Vec<usize>) -> Result<OutputTensor> {
-    let Scheme { type_name, codec, layout, rounding } = scheme;
+    let Scheme { codec, layout, rounding } = scheme;
     let stem = tensor.name.strip_suffix("weight").unwrap_or(&tensor.name);
     let mut output = OutputTensor {
         names: vec![tensor.name.clone()],
         shape: tensor.shape.clone(),
-        type_name: type_name.to_owned(),
+        type_name: codec.name().to_owned(),
         codec,
         layout,
         rounding,

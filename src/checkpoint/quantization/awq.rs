@@ -34,7 +34,7 @@ impl Method for Awq {
 fn find(module: &Module<'_>) -> Result<(&'static dyn Codec, &'static dyn Layout)> {
     let (_, shape) = module.expect("scales")?;
     let group_len = module.group_len("scales", shape.first().copied().unwrap_or(0))?;
-    match (codec::find(&format!("awq_g{group_len}")), layout::find("awq")) {
+    match (codec::find(&format!("awq_int4_g{group_len}")), layout::find("awq")) {
         (Some(codec), Some(layout)) => Ok((codec, layout)),
         _ => Err(module.unsupported(&format!("AWQ in groups of {group_len}"), "groups of 32, 64, 128")),
     }

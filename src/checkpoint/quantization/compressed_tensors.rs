@@ -3,8 +3,9 @@
 //! What a module is stored as follows from its tensors; the section is checked for formats and number widths that
 //! are not decoded. Source: compressed-tensors 0.20.0, `config/base.py`, `compressors/`.
 
+use requant_formats::codec::{self, ChannelScale};
 use requant_formats::layout::{self, Layout};
-use requant_formats::{Codec, Dtype, codec};
+use requant_formats::{Codec, Dtype};
 use serde_json::Value;
 
 use super::fp8::block_size;
@@ -88,24 +89,37 @@ impl Method for CompressedTensors {
 /// Tells the packed formats apart by their scales.
 fn find(module: &Module<'_>) -> Result<(&'static dyn Codec, &'static dyn Layout)> {
     let (scale, shape) = module.expect("weight_scale")?;
-    let groups = if shape.len() == 2 { shape[1] } else { 1 };
+    let groups = shape.get(1).copied().unwrap_or(1);
     let group_len = module.group_len("weight_scale", groups)?;
-    let has_zero = (module.tensor)("weight_zero_point").is_some();
     let (codec, layout) = match scale {
-        Dtype::F8_E4M3 => (format!("ct_nvfp4_g{group_len}"), "nvfp4-pack-quantized"),
-        Dtype::U8 | Dtype::F8_E8M0 => (format!("ct_mxfp4_g{group_len}"), "mxfp4-pack-quantized"),
-        _ => (int4_name(group_len, has_zero, scale), "pack-quantized"),
+        Dtype::F8_E4M3 => (codec::find(&format!("ct_nvfp4_g{group_len}")), "nvfp4-pack-quantized"),
+        Dtype::U8 | Dtype::F8_E8M0 => {
+            (codec::find(&format!("ct_mxfp4_g{group_len}")), "mxfp4-pack-quantized")
+        }
+        _ => (int4(module, groups, group_len, scale), "pack-quantized"),
     };
-    match (codec::find(&codec), layout::find(layout)) {
+    match (codec, layout::find(layout)) {
         (Some(codec), Some(layout)) => Ok((codec, layout)),
-        _ => Err(module.unsupported(
-            &format!("{layout} in groups of {group_len} with {scale} scales"),
-            "groups of 32, 64, 128",
-        )),
+        _ => {
+            let what = format!("{layout} with groups of {group_len} and {scale} scales");
+            Err(module.unsupported(
+                &what,
+                "groups of 32, 64, 128 or a whole row, of 16 with FP8 scales, of 32 with U8 scales",
+            ))
+        }
     }
 }
 
-fn int4_name(group_len: usize, has_zero: bool, scale: Dtype) -> String {
-    let _ = has_zero;
-    format!("int4_g{group_len}_{scale}")
+/// The codec of packed integers. One group in a row is one of the usual length only if the row is.
+fn int4(module: &Module<'_>, groups: usize, group_len: usize, scale: Dtype) -> Option<&'static dyn Codec> {
+    let symmetric = (module.tensor)("weight_zero_point").is_none();
+    let (number, suffix) = match scale {
+        Dtype::BF16 => (ChannelScale::Bf16, ""),
+        Dtype::F16 => (ChannelScale::F16, "_f16"),
+        Dtype::F32 => (ChannelScale::F32, "_f32"),
+        _ => return None,
+    };
+    let kind = if symmetric { "ct_int4" } else { "ct_int4_asym" };
+    let usual = codec::find(&format!("{kind}_g{group_len}{suffix}"));
+    usual.or_else(|| (groups == 1).then(|| codec::int4_channel(group_len, symmetric, number)))
 }

@@ -46,7 +46,7 @@ impl Method for Gptq {
 fn find(module: &Module<'_>) -> Result<(&'static dyn Codec, &'static dyn Layout)> {
     let (_, shape) = module.expect("scales")?;
     let group_len = module.group_len("scales", shape.first().copied().unwrap_or(0))?;
-    match (codec::find(&format!("gptq_g{group_len}")), layout::find("gptq")) {
+    match (codec::find(&format!("gptq_int4_g{group_len}")), layout::find("gptq")) {
         (Some(codec), Some(layout)) => Ok((codec, layout)),
         _ => Err(module.unsupported(&format!("GPTQ in groups of {group_len}"), "groups of 32, 64, 128")),
     }
