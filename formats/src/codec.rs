@@ -10,6 +10,9 @@
 mod affine;
 mod block;
 mod block32;
+mod ct_mxfp4;
+mod ct_nvfp4;
+mod e2m1;
 pub mod fp8;
 mod int4;
 mod iq4;
@@ -92,8 +95,10 @@ pub trait Codec: Sync {
 }
 
 /// Every codec. Help texts, benches and the conformance suite iterate this slice.
-pub const CODECS: &[&dyn Codec] =
-    &concat::<{ SINGLE.len() + affine::AFFINE.len() + int4::INT4.len() }>(&[SINGLE, affine::AFFINE, int4::INT4]);
+pub const CODECS: &[&dyn Codec] = &concat::<{ len(FAMILIES) }>(FAMILIES);
+
+/// The tables that make up [`CODECS`].
+const FAMILIES: &[&[&dyn Codec]] = &[SINGLE, affine::AFFINE, int4::INT4];
 
 /// Codecs that are one entry each.
 const SINGLE: &[&dyn Codec] = &[
@@ -118,19 +123,32 @@ const SINGLE: &[&dyn Codec] = &[
     &iq4_xs::Iq4Xs,
     &q3_k::Q3K,
     &q2_k::Q2K,
+    // Groups of compressed-tensors with 4-bit floats.
+    &ct_nvfp4::CtNvfp4,
+    &ct_mxfp4::CtMxfp4,
 ];
 
-/// Joins slices.
-const fn concat<const LEN: usize>(slices: &[&[&'static dyn Codec]]) -> [&'static dyn Codec; LEN] {
-    let mut joined = [slices[0][0]; LEN];
-    let (mut at, mut slice, mut index) = (0, 0, 0);
-    while at < LEN {
-        if index == slices[slice].len() {
-            (slice, index) = (slice + 1, 0);
-        } else {
-            joined[at] = slices[slice][index];
-            (at, index) = (at + 1, index + 1);
+/// Entries of all tables together.
+const fn len(tables: &[&[&'static dyn Codec]]) -> usize {
+    let (mut len, mut table) = (0, 0);
+    while table < tables.len() {
+        len += tables[table].len();
+        table += 1;
+    }
+    len
+}
+
+/// Joins tables.
+const fn concat<const LEN: usize>(tables: &[&[&'static dyn Codec]]) -> [&'static dyn Codec; LEN] {
+    let mut joined = [tables[0][0]; LEN];
+    let (mut at, mut table) = (0, 0);
+    while table < tables.len() {
+        let mut row = 0;
+        while row < tables[table].len() {
+            joined[at] = tables[table][row];
+            (at, row) = (at + 1, row + 1);
         }
+        table += 1;
     }
     joined
 }
