@@ -10,6 +10,9 @@
 mod affine;
 mod block;
 mod block32;
+mod ct_mxfp4;
+mod ct_nvfp4;
+mod e2m1;
 mod fp4;
 pub mod fp8;
 mod int4;
@@ -126,6 +129,9 @@ const SINGLE: &[&dyn Codec] = &[
     &iq4_xs::Iq4Xs,
     &q3_k::Q3K,
     &q2_k::Q2K,
+    // Groups of compressed-tensors with 4-bit floats.
+    &ct_nvfp4::CtNvfp4,
+    &ct_mxfp4::CtMxfp4,
 ];
 
 /// Entries of all tables together.
