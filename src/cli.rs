@@ -18,6 +18,7 @@ mod model;
 mod perplexity;
 mod plan;
 mod report;
+mod rules;
 mod size;
 mod validation;
 mod verify;

@@ -16,10 +16,12 @@ use crate::error::{Error, Result};
 mod gguf;
 mod jobs;
 mod mlx;
+mod rules;
 mod schedule;
 mod summary;
 
 pub use jobs::{Job, destinations, jobs, output_rows};
+pub use rules::{Choice, Pattern, Rule, Rules, numbered};
 pub use schedule::{Schedule, Step, schedule};
 pub use summary::{DroppedTotals, Summary, TypeTotals, files_read, summary};
 
@@ -76,6 +78,8 @@ pub struct OutputTensor {
     pub pieces: Vec<Piece>,
     /// Where each part goes, in the order of the codec's parts.
     pub placements: Vec<Placement>,
+    /// The rule of [`Options::rules`] that gave it its type, if one did.
+    pub rule: Option<usize>,
 }
 
 impl OutputTensor {
@@ -161,10 +165,18 @@ pub struct Options {
     pub tokenizer_pre: Option<String>,
     /// Largest split of a GGUF output.
     pub split_max_bytes: Option<u64>,
+    /// Tensors that get another type than the format gives them.
+    pub rules: Rules,
 }
 
 /// A family of output formats: GGUF, MLX.
 pub trait Target: Sync {
+    /// What it is called in messages: `"GGUF"`.
+    fn family(&self) -> &'static str;
+
+    /// Names of the types that a rule may give.
+    fn types(&self) -> Vec<&'static str>;
+
     /// Its formats.
     fn formats(&self) -> &'static [Format];
 
@@ -193,6 +205,7 @@ pub fn blueprint(source: &Checkpoint, format: &str, options: &Options) -> Result
     for target in TARGETS {
         for known in target.formats() {
             if known.name.eq_ignore_ascii_case(format) {
+                options.rules.check_format(known.name)?;
                 let mut blueprint = target.blueprint(known, source, options)?;
                 account(source, &mut blueprint)?;
                 return Ok(blueprint);
