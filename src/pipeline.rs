@@ -77,6 +77,8 @@ pub struct Settings {
     pub command: Vec<String>,
     /// The value of `--to`, for the manifest.
     pub format: String,
+    /// The rules of the plan as a recipe, for the manifest.
+    pub recipe: Option<String>,
 }
 
 /// What a conversion did.

@@ -23,10 +23,12 @@ mod hf;
 mod jobs;
 mod mlx;
 mod python_json;
+mod rules;
 mod schedule;
 mod summary;
 
 pub use jobs::{Job, jobs, output_rows, whole_bands};
+pub use rules::{Choice, Pattern, Rule, Rules, numbered};
 pub use schedule::{Schedule, Step, schedule};
 pub use summary::{DroppedTotals, Summary, TypeTotals, files_read, summary};
 
@@ -92,6 +94,8 @@ pub struct OutputTensor {
     pub scale_sources: Vec<usize>,
     /// Where each stored tensor goes, in the order of [`OutputTensor::stored`].
     pub placements: Vec<Placement>,
+    /// The rule of [`Options::rules`] that gave it its type, if one did.
+    pub rule: Option<usize>,
 }
 
 impl OutputTensor {
@@ -199,10 +203,18 @@ pub struct Options {
     pub tokenizer_pre: Option<String>,
     /// Largest split of a GGUF output.
     pub split_max_bytes: Option<u64>,
+    /// Tensors that get another type than the format gives them.
+    pub rules: Rules,
 }
 
 /// A family of output formats: GGUF, MLX, GPTQ.
 pub trait Target: Sync {
+    /// What it is called in messages: `"GGUF"`.
+    fn family(&self) -> &'static str;
+
+    /// Names of the types that a rule may give.
+    fn types(&self) -> Vec<&'static str>;
+
     /// Its formats.
     fn formats(&self) -> &'static [Format];
 
@@ -237,6 +249,7 @@ pub fn blueprint(source: &Checkpoint, format: &str, options: &Options) -> Result
     for target in TARGETS {
         for known in target.formats() {
             if known.name.eq_ignore_ascii_case(format) {
+                options.rules.check_format(known.name)?;
                 let mut blueprint = target.blueprint(known, source, options)?;
                 account(source, &mut blueprint)?;
                 return Ok(blueprint);

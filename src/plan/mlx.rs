@@ -16,7 +16,8 @@
 //!   files unchanged: they load to the same tokenizer. `*.py`, generation_config.json and the model card are
 //!   as mlx-lm's.
 //!
-//! A format is one row of [`FORMATS`].
+//! A format is one row of [`FORMATS`]. A module is quantized when it can be and its rows are whole groups;
+//! else it is skipped, unless a rule says otherwise ([`overrides`]).
 
 use requant_formats::codec::{self, Codec};
 use requant_formats::layout::ROW_MAJOR;
@@ -28,6 +29,7 @@ use crate::error::{Error, Result};
 
 mod config;
 mod element;
+mod overrides;
 mod parameters;
 mod shards;
 #[cfg(test)]
@@ -40,6 +42,9 @@ use parameters::Parameter;
 const MODEL_CARD: &str =
     "---\nlanguage: en\nlibrary_name: mlx\npipeline_tag: text-generation\ntags:\n- mlx\n---\n";
 
+/// What the family is called.
+const FAMILY: &str = "MLX";
+
 /// MLX.
 pub(super) struct MlxTarget;
 
@@ -49,6 +54,13 @@ struct Quantization {
     mode: &'static str,
     bits: usize,
     group_len: usize,
+}
+
+impl Quantization {
+    /// The codec with BF16 scales, which is also how `plan` shows the type.
+    fn codec_name(self) -> String {
+        format!("{}{}_g{}", self.mode, self.bits, self.group_len)
+    }
 }
 
 /// One `--to` format.
@@ -104,19 +116,37 @@ const NAMES: [Format; FORMATS.len()] = {
 };
 
 impl Target for MlxTarget {
+    fn family(&self) -> &'static str {
+        FAMILY
+    }
+
+    fn types(&self) -> Vec<&'static str> {
+        overrides::types()
+    }
+
     fn formats(&self) -> &'static [Format] {
         &NAMES
     }
 
-    fn blueprint(&self, format: &Format, source: &Checkpoint, _: &Options) -> Result<Blueprint> {
+    fn blueprint(&self, format: &Format, source: &Checkpoint, options: &Options) -> Result<Blueprint> {
         let Some(row) = FORMATS.iter().find(|row| row.format == *format) else {
             return Err(Error::Unsupported { what: format.name.into(), hint: "not an MLX format".into() });
         };
         config::check(source.config())?;
         let element = row.element.or_else(|| Element::of_config(source.config()));
-        let mut tensors = parameters::parameters(source)?
+        let parameters = parameters::parameters(source)?;
+        let overrides = overrides::resolve(&options.rules, row, source, element, &parameters)?;
+        let modules = overrides::modules(&parameters, &overrides);
+        let mut tensors = parameters
             .into_iter()
-            .map(|parameter| output_tensor(source, row.quantization, element, parameter))
+            .zip(overrides)
+            .map(|(parameter, found)| {
+                let by_default =
+                    || row.quantization.filter(|q| parameter.row_len().is_multiple_of(q.group_len));
+                let quantization = found.map_or_else(by_default, |found| found.quantization);
+                let rule = found.map(|found| found.rule);
+                Ok(OutputTensor { rule, ..output_tensor(source, quantization, element, parameter)? })
+            })
             .collect::<Result<Vec<_>>>()?;
         let parameter_count = tensors.iter().map(OutputTensor::len_elems).sum();
 
@@ -124,7 +154,7 @@ impl Target for MlxTarget {
         let mut sidecars = carried::sidecars(source)?;
         sidecars.push(Sidecar { name: "README.md".into(), bytes: MODEL_CARD.into() });
         sidecars.push(shards::index(&tensors, &shards, parameter_count));
-        sidecars.push(config::sidecar(source, row.quantization)?);
+        sidecars.push(config::sidecar(source, row.quantization, &modules)?);
         sidecars.sort_by(|a, b| a.name.cmp(&b.name));
         // In the order of first bytes, a file is finished from front to back.
         tensors.sort_by_key(|tensor| {
@@ -134,9 +164,7 @@ impl Target for MlxTarget {
     }
 }
 
-/// One parameter of the model, with the codec that mlx-lm's rules give it.
-///
-/// A module is quantized when it can be and its rows are whole groups; else it is skipped.
+/// One parameter of the model, quantized if it can be.
 fn output_tensor(
     source: &Checkpoint,
     quantization: Option<Quantization>,
@@ -145,11 +173,9 @@ fn output_tensor(
 ) -> Result<OutputTensor> {
     let stored = parameter.pieces.iter().map(|piece| &source.tensors()[piece.source]);
     let plan = Plan::new(stored, if parameter.is_cast { element } else { None })?;
-    let row_len = parameter.shape.last().copied().unwrap_or(1);
-    let quantization =
-        quantization.filter(|q| parameter.is_quantizable && row_len.is_multiple_of(q.group_len));
+    let quantization = quantization.filter(|_| parameter.is_quantizable);
     let codec = match quantization {
-        Some(q) => find(&format!("{}{}_g{}{}", q.mode, q.bits, q.group_len, plan.element.affine_suffix()))?,
+        Some(q) => find(&format!("{}{}", q.codec_name(), plan.element.affine_suffix()))?,
         None => find(plan.element.codec_name())?,
     };
     let base = parameter.name.strip_suffix("weight");
@@ -167,6 +193,7 @@ fn output_tensor(
         pieces: parameter.pieces,
         scale_sources: Vec::new(),
         placements: Vec::new(),
+        rule: None,
     })
 }
 
