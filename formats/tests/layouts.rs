@@ -32,9 +32,8 @@ fn encoded(matrix: Matrix<'_>, random: &mut Random) -> Vec<Vec<u8>> {
             f32::from_bits(weight.to_bits() & 0xffff_0000)
         })
         .collect();
-    let mut parts: Vec<Vec<u8>> = (0..matrix.codec.parts().len())
-        .map(|part| vec![0; matrix.rows() * matrix.row_bytes(part)])
-        .collect();
+    let mut parts: Vec<Vec<u8>> =
+        (0..matrix.codec.parts().len()).map(|part| vec![0; matrix.rows() * matrix.row_bytes(part)]).collect();
     let mut slices: Vec<&mut [u8]> = parts.iter_mut().map(Vec::as_mut_slice).collect();
     matrix.codec.encode_under(matrix.tensor_scale, &weights, &mut slices);
     parts
@@ -172,13 +171,16 @@ proptest! {
 #[test]
 fn rows_that_do_not_fill_a_word() {
     let mut random = Random(4);
-    for (layout, name) in
-        [("pack-quantized", "ct_int4_asym_g64"), ("pack-quantized", "ct_int4_g32"), ("nvfp4-pack-quantized", "ct_nvfp4")]
-    {
+    for (layout, name) in [
+        ("pack-quantized", "ct_int4_asym_g64"),
+        ("pack-quantized", "ct_int4_g32"),
+        ("nvfp4-pack-quantized", "ct_nvfp4"),
+    ] {
         let codec = find(name);
         for rows in [1, 7, 13, 27] {
             let shape = [rows, 2 * codec.group_len_elems()];
-            let matrix = Matrix { shape: &shape, codec, tensor_scale: codec.tensor_scale(0.6).unwrap_or(1.0) };
+            let matrix =
+                Matrix { shape: &shape, codec, tensor_scale: codec.tensor_scale(0.6).unwrap_or(1.0) };
             let cuts: Vec<usize> = (8..rows).step_by(8).collect();
             check(layout::find(layout).unwrap(), matrix, &cuts, &mut random);
         }
@@ -228,7 +230,8 @@ fn unpack_with(layout: &str, codec: &str, tensor: &str, damage: impl Fn(&mut [u8
 
 #[test]
 fn tensors_that_contradict_the_matrix_are_errors() {
-    let shape = unpack_with("pack-quantized", "ct_int4_g32", "weight_shape", |bytes| bytes[8] = 65).to_string();
+    let shape =
+        unpack_with("pack-quantized", "ct_int4_g32", "weight_shape", |bytes| bytes[8] = 65).to_string();
     for word in ["weight_shape", "[16, 65]", "[16, 64]"] {
         assert!(shape.contains(word), "{shape}");
     }
@@ -239,6 +242,7 @@ fn tensors_that_contradict_the_matrix_are_errors() {
     let negative = unpack_with("gptq", "gptq_int4_g32", "g_idx", |bytes| bytes.fill(0xff)).to_string();
     assert!(negative.contains("group -1"), "{negative}");
     let global =
-        unpack_with("nvfp4-pack-quantized", "ct_nvfp4", "weight_global_scale", |bytes| bytes[3] = 0x41).to_string();
+        unpack_with("nvfp4-pack-quantized", "ct_nvfp4", "weight_global_scale", |bytes| bytes[3] = 0x41)
+            .to_string();
     assert!(global.contains("weight_global_scale") && global.contains("[8.0]"), "{global}");
 }
