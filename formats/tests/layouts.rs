@@ -2,11 +2,14 @@
 //! compared with what the reference packages store, where `fixtures/goldens/layouts` has them.
 
 use std::ops::Range;
+use std::path::PathBuf;
 
 use proptest::prelude::*;
 use requant_formats::codec;
 use requant_formats::layout::{self, LAYOUTS, Layout, Matrix, StoredTensor};
 use requant_formats::{Codec, FormatError};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
 
 /// Numbers with a fixed seed: splitmix64.
 struct Random(u64);
@@ -241,4 +244,81 @@ fn tensors_that_contradict_the_matrix_are_errors() {
     let global =
         unpack_with("nvfp4-pack-quantized", "ct_nvfp4", "weight_global_scale", |bytes| bytes[3] = 0x41).to_string();
     assert!(global.contains("weight_global_scale") && global.contains("[8.0]"), "{global}");
+}
+
+fn read(name: &str) -> Vec<u8> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../fixtures/goldens/layouts").join(name);
+    std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The weights of an input as a checkpoint of the codec's dtype holds them; see the generating script.
+fn input(name: &str, codec: &dyn Codec) -> Vec<f32> {
+    let bf16 = read(&format!("{name}.bf16"));
+    let values: Vec<f32> =
+        bf16.as_chunks().0.iter().map(|bytes| f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16)).collect();
+    if codec.name().ends_with("_f32") {
+        return values.iter().map(|value| value * 1.1).collect();
+    }
+    if codec.name().ends_with("_f16") || codec.name().starts_with("awq") {
+        let (half, mut bytes, mut rounded) = (find("F16"), vec![0; bf16.len()], vec![0.0; values.len()]);
+        half.encode(&values, &mut [&mut bytes]);
+        half.decode(&[&bytes], &mut rounded);
+        return rounded;
+    }
+    values
+}
+
+#[test]
+fn stored_tensors_and_decoded_values_are_the_reference_packages() {
+    let index: Value = serde_json::from_slice(&read("index.json")).unwrap();
+    let (mut layouts, mut wrong) = (std::collections::BTreeMap::new(), vec![]);
+    for case in index["cases"].as_array().unwrap() {
+        let text = |key: &str| case[key].as_str().unwrap();
+        let (layout, codec) = (layout::find(text("layout")).unwrap(), find(text("codec")));
+        let about = &index["inputs"][text("input")];
+        assert_eq!(sha256(&read(&format!("{}.bf16", text("input")))), about["sha256"].as_str().unwrap());
+        let shape: Vec<usize> =
+            about["shape"].as_array().unwrap().iter().map(|len| len.as_u64().unwrap() as usize).collect();
+        let weights = input(text("input"), codec);
+        let max_abs = weights.iter().fold(0.0f32, |most, weight| most.max(weight.abs()));
+        let tensor_scale = codec.tensor_scale(max_abs);
+        assert_eq!(tensor_scale.map(f64::from), case["tensor_scale"].as_f64(), "{case}");
+        let matrix = Matrix { shape: &shape, codec, tensor_scale: tensor_scale.unwrap_or(1.0) };
+
+        let mut parts: Vec<Vec<u8>> = (0..codec.parts().len())
+            .map(|part| vec![0; matrix.rows() * matrix.row_bytes(part)])
+            .collect();
+        let mut slices: Vec<&mut [u8]> = parts.iter_mut().map(Vec::as_mut_slice).collect();
+        codec.encode_under(matrix.tensor_scale, &weights, &mut slices);
+        let packed = layout.pack(matrix, 0..matrix.rows(), &band(matrix, &parts, &(0..matrix.rows())));
+        let stored = layout.tensors(matrix).unwrap();
+        assert_eq!(stored.len(), case["tensors"].as_object().unwrap().len(), "{case}");
+        for (stored, bytes) in stored.iter().zip(&packed) {
+            let golden = &case["tensors"][stored.suffix];
+            assert_eq!(stored.dtype.name(), golden["dtype"].as_str().unwrap(), "{} of {case}", stored.suffix);
+            assert_eq!(serde_json::json!(stored.shape), golden["shape"], "{} of {case}", stored.suffix);
+            if sha256(bytes) != golden["sha256"].as_str().unwrap() {
+                wrong.push(format!("{} {}: {}", text("input"), codec.name(), stored.suffix));
+            }
+        }
+
+        let tensors: Vec<&[u8]> = packed.iter().map(|bytes| &**bytes).collect();
+        let mut unpacked: Vec<Vec<u8>> = parts.iter().map(|part| vec![0xa5; part.len()]).collect();
+        let mut slices: Vec<&mut [u8]> = unpacked.iter_mut().map(Vec::as_mut_slice).collect();
+        layout.unpack(matrix, 0..matrix.rows(), &tensors, &mut slices).unwrap();
+        let slices: Vec<&[u8]> = unpacked.iter().map(Vec::as_slice).collect();
+        let mut values = vec![0.0; weights.len()];
+        codec.decode_under(matrix.tensor_scale, &slices, &mut values);
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        if sha256(&bytes) != text("decoded_sha256") {
+            wrong.push(format!("{} {}: decoded", text("input"), codec.name()));
+        }
+        *layouts.entry(layout.name()).or_insert(0) += 1;
+    }
+    assert!(wrong.is_empty(), "not the reference's: {wrong:#?}");
+    assert!(LAYOUTS[1..].iter().all(|layout| layouts[layout.name()] > 3), "{layouts:?}");
 }
