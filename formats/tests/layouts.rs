@@ -1,13 +1,14 @@
 //! What every layout must hold to: the suite iterates `LAYOUTS` with their example codecs. Exact bytes are
 //! compared with what the reference packages store, where `fixtures/goldens/layouts` has them.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::path::PathBuf;
 
 use proptest::prelude::*;
+use requant_formats::Codec;
 use requant_formats::codec;
 use requant_formats::layout::{self, LAYOUTS, Layout, Matrix, StoredTensor};
-use requant_formats::{Codec, FormatError};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -27,6 +28,10 @@ fn find(name: &str) -> &'static dyn Codec {
     codec::find(name).unwrap_or_else(|| panic!("no codec {name}"))
 }
 
+fn find_layout(name: &str) -> &'static dyn Layout {
+    layout::find(name).unwrap_or_else(|| panic!("no layout {name}"))
+}
+
 /// Encoded rows of random weights, one buffer per part.
 fn encoded(matrix: Matrix<'_>, random: &mut Random) -> Vec<Vec<u8>> {
     let weights: Vec<f32> = (0..matrix.rows() * matrix.cols())
@@ -35,9 +40,8 @@ fn encoded(matrix: Matrix<'_>, random: &mut Random) -> Vec<Vec<u8>> {
             f32::from_bits(weight.to_bits() & 0xffff_0000)
         })
         .collect();
-    let mut parts: Vec<Vec<u8>> = (0..matrix.codec.parts().len())
-        .map(|part| vec![0; matrix.rows() * matrix.row_bytes(part)])
-        .collect();
+    let mut parts: Vec<Vec<u8>> =
+        (0..matrix.codec.parts().len()).map(|part| vec![0; matrix.rows() * matrix.row_bytes(part)]).collect();
     let mut slices: Vec<&mut [u8]> = parts.iter_mut().map(Vec::as_mut_slice).collect();
     matrix.codec.encode_under(matrix.tensor_scale, &weights, &mut slices);
     parts
@@ -72,7 +76,7 @@ fn check(layout: &dyn Layout, matrix: Matrix<'_>, cuts: &[usize], random: &mut R
     let parts = encoded(matrix, random);
     let whole = layout.pack(matrix, 0..matrix.rows(), &band(matrix, &parts, &(0..matrix.rows())));
     let lengths = |tensors: &[StoredTensor]| tensors.iter().map(StoredTensor::len_bytes).collect::<Vec<_>>();
-    let whole: Vec<Vec<u8>> = whole.into_iter().map(|bytes| bytes.into_owned()).collect();
+    let whole: Vec<Vec<u8>> = whole.into_iter().map(Cow::into_owned).collect();
 
     // Bands, written where `runs` says, cover every byte once and make the same tensors.
     let mut written: Vec<Vec<u8>> = lengths(&stored).iter().map(|&len| vec![0; len as usize]).collect();
@@ -175,22 +179,28 @@ proptest! {
 #[test]
 fn rows_that_do_not_fill_a_word() {
     let mut random = Random(4);
-    for (layout, name) in
-        [("pack-quantized", "ct_int4_asym_g64"), ("pack-quantized", "ct_int4_g32"), ("nvfp4-pack-quantized", "ct_nvfp4")]
-    {
+    for (layout, name) in [
+        ("pack-quantized", "ct_int4_asym_g64"),
+        ("pack-quantized", "ct_int4_g32"),
+        ("nvfp4-pack-quantized", "ct_nvfp4"),
+    ] {
         let codec = find(name);
         for rows in [1, 7, 13, 27] {
             let shape = [rows, 2 * codec.group_len_elems()];
-            let matrix = Matrix { shape: &shape, codec, tensor_scale: codec.tensor_scale(0.6).unwrap_or(1.0) };
+            let matrix =
+                Matrix { shape: &shape, codec, tensor_scale: codec.tensor_scale(0.6).unwrap_or(1.0) };
             let cuts: Vec<usize> = (8..rows).step_by(8).collect();
-            check(layout::find(layout).unwrap(), matrix, &cuts, &mut random);
+            check(find_layout(layout), matrix, &cuts, &mut random);
         }
     }
 }
 
 fn refusal(layout: &str, codec: &str, shape: &[usize]) -> String {
     let matrix = Matrix { shape, codec: find(codec), tensor_scale: 1.0 };
-    layout::find(layout).unwrap().tensors(matrix).unwrap_err().to_string()
+    match find_layout(layout).tensors(matrix) {
+        Ok(tensors) => panic!("{layout} stores {codec} {shape:?}: {tensors:?}"),
+        Err(error) => error.to_string(),
+    }
 }
 
 #[test]
@@ -213,36 +223,38 @@ fn matrices_that_do_not_pack_are_named() {
     }
 }
 
-/// Stored tensors of a matrix of zeros, with one of them changed.
-fn unpack_with(layout: &str, codec: &str, tensor: &str, damage: impl Fn(&mut [u8])) -> FormatError {
-    let (layout, codec) = (layout::find(layout).unwrap(), find(codec));
+/// What is said about the stored tensors of a random matrix, one of them changed.
+fn unpack_with(layout: &str, codec: &str, tensor: &str, damage: impl Fn(&mut [u8])) -> String {
+    let (layout, codec) = (find_layout(layout), find(codec));
     let shape = [16, 2 * codec.group_len_elems()];
     let matrix = Matrix { shape: &shape, codec, tensor_scale: 2.0 };
-    let parts = encoded(matrix, &mut Random(5));
+    let mut parts = encoded(matrix, &mut Random(5));
     let tensors = layout.pack(matrix, 0..16, &band(matrix, &parts, &(0..16)));
-    let mut tensors: Vec<Vec<u8>> = tensors.into_iter().map(|bytes| bytes.into_owned()).collect();
-    let at = layout.tensors(matrix).unwrap().iter().position(|stored| stored.suffix == tensor).unwrap();
-    damage(&mut tensors[at]);
+    let mut tensors: Vec<Vec<u8>> = tensors.into_iter().map(Cow::into_owned).collect();
+    let stored = layout.tensors(matrix).unwrap_or_else(|error| panic!("{error}"));
+    stored.iter().zip(&mut tensors).filter(|pair| pair.0.suffix == tensor).for_each(|pair| damage(pair.1));
     let tensors: Vec<&[u8]> = tensors.iter().map(Vec::as_slice).collect();
-    let mut parts = parts;
     let mut slices: Vec<&mut [u8]> = parts.iter_mut().map(Vec::as_mut_slice).collect();
-    layout.unpack(matrix, 0..16, &tensors, &mut slices).unwrap_err()
+    match layout.unpack(matrix, 0..16, &tensors, &mut slices) {
+        Ok(()) => panic!("{} takes a changed {tensor}", layout.name()),
+        Err(error) => error.to_string(),
+    }
 }
 
 #[test]
 fn tensors_that_contradict_the_matrix_are_errors() {
-    let shape = unpack_with("pack-quantized", "ct_int4_g32", "weight_shape", |bytes| bytes[8] = 65).to_string();
+    let shape = unpack_with("pack-quantized", "ct_int4_g32", "weight_shape", |bytes| bytes[8] = 65);
     for word in ["weight_shape", "[16, 65]", "[16, 64]"] {
         assert!(shape.contains(word), "{shape}");
     }
-    let order = unpack_with("gptq", "gptq_int4_g32", "g_idx", |bytes| bytes[4 * 33] = 0).to_string();
+    let order = unpack_with("gptq", "gptq_int4_g32", "g_idx", |bytes| bytes[4 * 33] = 0);
     for word in ["g_idx", "column 33", "group 0", "desc_act", "group 1"] {
         assert!(order.contains(word), "{order}");
     }
-    let negative = unpack_with("gptq", "gptq_int4_g32", "g_idx", |bytes| bytes.fill(0xff)).to_string();
+    let negative = unpack_with("gptq", "gptq_int4_g32", "g_idx", |bytes| bytes.fill(0xff));
     assert!(negative.contains("group -1"), "{negative}");
     let global =
-        unpack_with("nvfp4-pack-quantized", "ct_nvfp4", "weight_global_scale", |bytes| bytes[3] = 0x41).to_string();
+        unpack_with("nvfp4-pack-quantized", "ct_nvfp4", "weight_global_scale", |bytes| bytes[3] = 0x41);
     assert!(global.contains("weight_global_scale") && global.contains("[8.0]"), "{global}");
 }
 
@@ -258,8 +270,12 @@ fn sha256(bytes: &[u8]) -> String {
 /// The weights of an input as a checkpoint of the codec's dtype holds them; see the generating script.
 fn input(name: &str, codec: &dyn Codec) -> Vec<f32> {
     let bf16 = read(&format!("{name}.bf16"));
-    let values: Vec<f32> =
-        bf16.as_chunks().0.iter().map(|bytes| f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16)).collect();
+    let values: Vec<f32> = bf16
+        .as_chunks()
+        .0
+        .iter()
+        .map(|bytes| f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16))
+        .collect();
     if codec.name().ends_with("_f32") {
         return values.iter().map(|value| value * 1.1).collect();
     }
@@ -278,7 +294,7 @@ fn stored_tensors_and_decoded_values_are_the_reference_packages() {
     let (mut layouts, mut wrong) = (std::collections::BTreeMap::new(), vec![]);
     for case in index["cases"].as_array().unwrap() {
         let text = |key: &str| case[key].as_str().unwrap();
-        let (layout, codec) = (layout::find(text("layout")).unwrap(), find(text("codec")));
+        let (layout, codec) = (find_layout(text("layout")), find(text("codec")));
         let about = &index["inputs"][text("input")];
         assert_eq!(sha256(&read(&format!("{}.bf16", text("input")))), about["sha256"].as_str().unwrap());
         let shape: Vec<usize> =
@@ -289,9 +305,8 @@ fn stored_tensors_and_decoded_values_are_the_reference_packages() {
         assert_eq!(tensor_scale.map(f64::from), case["tensor_scale"].as_f64(), "{case}");
         let matrix = Matrix { shape: &shape, codec, tensor_scale: tensor_scale.unwrap_or(1.0) };
 
-        let mut parts: Vec<Vec<u8>> = (0..codec.parts().len())
-            .map(|part| vec![0; matrix.rows() * matrix.row_bytes(part)])
-            .collect();
+        let mut parts: Vec<Vec<u8>> =
+            (0..codec.parts().len()).map(|part| vec![0; matrix.rows() * matrix.row_bytes(part)]).collect();
         let mut slices: Vec<&mut [u8]> = parts.iter_mut().map(Vec::as_mut_slice).collect();
         codec.encode_under(matrix.tensor_scale, &weights, &mut slices);
         let packed = layout.pack(matrix, 0..matrix.rows(), &band(matrix, &parts, &(0..matrix.rows())));

@@ -19,7 +19,7 @@ pub(super) fn encode(x: f32) -> u8 {
     let magnitude = if magnitude < 6.0 { magnitude } else { 6.0 };
     let bits = magnitude.to_bits();
     // From 1 on a code is exponent and first bit of the mantissa.
-    let normal = (bits + 0x1f_ffff + (bits >> 22 & 1) >> 22).wrapping_sub(252);
+    let normal = ((bits + 0x1f_ffff + (bits >> 22 & 1)) >> 22).wrapping_sub(252);
     let subnormal = (magnitude + HALVES).to_bits();
     let index = if magnitude < 1.0 { subnormal } else { normal };
     (index & 7) as u8 | if x < 0.0 { 8 } else { 0 }
@@ -29,7 +29,7 @@ pub(super) fn encode(x: f32) -> u8 {
 #[inline(always)]
 pub(super) fn decode(code: u8) -> f32 {
     let index = u32::from(code & 7);
-    let normal = index + 252 << 22;
+    let normal = (index + 252) << 22;
     let subnormal = if index == 1 { 0.5f32.to_bits() } else { 0 };
     f32::from_bits(if index < 2 { subnormal } else { normal } | u32::from(code & 8) << 28)
 }
@@ -101,7 +101,8 @@ mod tests {
 
     #[test]
     fn fast_equals_the_definition_on_every_bf16_and_around_every_middle() {
-        let mut numbers: Vec<f32> = (0..=u16::MAX).map(|high| f32::from_bits(u32::from(high) << 16)).collect();
+        let mut numbers: Vec<f32> =
+            (0..=u16::MAX).map(|high| f32::from_bits(u32::from(high) << 16)).collect();
         for middle in [0.25f32, 0.75, 1.0, 1.25, 1.75, 2.5, 3.5, 5.0, 6.0] {
             numbers.extend([middle, middle.next_up(), middle.next_down()].map(|x| [x, -x]).as_flattened());
         }

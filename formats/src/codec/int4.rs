@@ -30,8 +30,8 @@ mod scalar;
 mod tests;
 
 use awq::Awq;
-pub use channel::{ChannelScale, int4_channel};
 pub(super) use channel::find as find_channel;
+pub use channel::{ChannelScale, int4_channel};
 use compressed::{Asymmetric, Symmetric};
 use gptq::Gptq;
 use number::{Bf16, F16, F32, Number};

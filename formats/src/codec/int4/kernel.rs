@@ -66,9 +66,7 @@ impl<S: Scheme, const GROUP: usize> Kernel for Encode<'_, S, GROUP> {
         let group_len = if GROUP == 0 { self.group_len } else { GROUP };
         let codes = codes.chunks_exact_mut(group_len.div_ceil(WORD) * 4);
         let scales = scales.chunks_exact_mut(S::Scale::LEN);
-        for (at, ((group, codes), scale)) in
-            src.chunks_exact(group_len).zip(codes).zip(scales).enumerate()
-        {
+        for (at, ((group, codes), scale)) in src.chunks_exact(group_len).zip(codes).zip(scales).enumerate() {
             let (low, high) = extremes(group);
             let parameters = S::parameters(low, high);
             S::Scale::store(parameters.scale, scale);
