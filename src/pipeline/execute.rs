@@ -249,6 +249,7 @@ impl Run<'_> {
             let bytes = worker.read(self.source, piece, start..end)?;
             worker.round(output.rounding);
             slab.encode(&worker.tile, &mut worker.parts);
+            slab.keep_grids(self.source, piece, start..end, worker);
             if slab.is_full() || end == job.source_rows.end {
                 slab.write(self.files, &shared.dirty, &mut worker.parts)?;
             }

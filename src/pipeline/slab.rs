@@ -4,11 +4,11 @@
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
-use requant_formats::codec;
+use requant_formats::codec::{self, Grid};
 
 use super::staging::StagedFile;
 use super::writeback::Dirty;
-use crate::checkpoint::{Checkpoint, TileReader};
+use crate::checkpoint::{Checkpoint, Encoding, TileReader};
 use crate::error::{Error, Result};
 use crate::plan::{OutputTensor, Piece, Rounding};
 
@@ -94,6 +94,44 @@ impl<'a> Slab<'a> {
         }
         codec.encode_under(self.tensor_scale, tile, &mut ends);
         self.rows += tile.len() / self.output.row_len_elems();
+    }
+
+    /// Writes groups anew that the source has as multiples of a step, where the codec can hold them exactly:
+    /// the rows of `piece` that were encoded last.
+    pub(super) fn keep_grids(
+        &self,
+        source: &Checkpoint,
+        piece: &Piece,
+        rows: Range<usize>,
+        worker: &mut Worker,
+    ) {
+        let Encoding::Packed(packed) = &source.tensors()[piece.source].encoding else { return };
+        let (codec, own_len) = (self.output.codec, packed.codec.group_len_elems());
+        let group_len = codec.group_len_elems();
+        if piece.transposed || !own_len.is_multiple_of(group_len) {
+            return;
+        }
+        let groups_per_row = self.output.row_len_elems() / group_len;
+        let first = self.rows - rows.len();
+        let mut codes = vec![0; own_len];
+        for (at, row) in rows.enumerate() {
+            for own in 0..groups_per_row * group_len / own_len {
+                let Some(grid) = worker.reader.grid(source, piece.source, row, own, &mut codes) else {
+                    return;
+                };
+                for (number, codes) in grid.codes.chunks_exact(group_len).enumerate() {
+                    let group = (first + at) * groups_per_row + own * (own_len / group_len) + number;
+                    let parts = worker.parts.iter_mut().zip(codec.parts());
+                    let mut places: Vec<&mut [u8]> = parts
+                        .map(|(bytes, part)| {
+                            &mut bytes[group * part.bytes_per_group..(group + 1) * part.bytes_per_group]
+                        })
+                        .collect();
+                    // Where it cannot, what was encoded before stays.
+                    codec.encode_grid(Grid { codes, ..grid }, &mut places);
+                }
+            }
+        }
     }
 
     /// Writes what was encoded and starts afresh.
