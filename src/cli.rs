@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 mod convert;
 mod fetch;
 mod inspect;
+mod measured;
 mod model;
 mod perplexity;
 mod plan;

@@ -79,10 +79,7 @@ pub fn check_comparable(model: &dyn WeightStore, original: &dyn WeightStore) -> 
 /// # Errors
 /// As [`model::forward`]; when the models cannot be compared, or one window needs more memory than allowed.
 pub fn measure(request: &Request, observer: &mut dyn Observer) -> Result<Report> {
-    if let Some(original) = request.original {
-        check_comparable(request.model, original)?;
-    }
-    check_tokens(request)?;
+    check(request)?;
     let batches = batches(request)?;
     let mut losses = Vec::new();
     let mut prediction = None;
@@ -121,6 +118,17 @@ pub fn measure(request: &Request, observer: &mut dyn Observer) -> Result<Report>
     });
     let prediction = prediction.and_then(|sum| sum.finish());
     Ok(Report { perplexity: measured, prediction, against, passes: batches.len() })
+}
+
+/// Refuses, before a weight is read, what cannot be measured.
+///
+/// # Errors
+/// When the models cannot be compared, or a token is not in the vocabulary.
+pub fn check(request: &Request) -> Result<()> {
+    if let Some(original) = request.original {
+        check_comparable(request.model, original)?;
+    }
+    check_tokens(request)
 }
 
 /// Every token must be one of the vocabulary: the tokenizer may be another model's.

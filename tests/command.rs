@@ -110,10 +110,10 @@ fn exit_codes_and_streams() {
     assert_eq!(missing.status.code(), Some(1));
     assert!(text(&missing.stderr).contains("no/such/place"));
 
-    for arguments in [&["inspect", "org/name"][..], &["perplexity", "org/name", "--text", "x"]] {
-        let elsewhere = requant(arguments);
-        assert_eq!(elsewhere.status.code(), Some(1));
-        assert!(text(&elsewhere.stderr).contains("requant fetch org/name"), "{}", text(&elsewhere.stderr));
+    for arguments in [&["inspect", "no/such/place"][..], &["perplexity", "no/such/place", "--text", "x"]] {
+        let nowhere = requant(arguments);
+        assert_eq!(nowhere.status.code(), Some(1));
+        assert!(text(&nowhere.stderr).contains("no/such/place"), "{}", text(&nowhere.stderr));
     }
 
     let tight = requant(&["convert", path(&model), "--to", "q4_0", "-o", output, "--memory", "1M"]);

@@ -14,6 +14,8 @@
 //! - `fetch`: downloads whole repositories, with faults on the way.
 //! - `checksums`: directories against the hub, records of downloads, caches and lists.
 //! - `perplexity`: the forward pass on the fixtures, against transformers and llama-perplexity.
+//! - `measured`: models measured straight from a hub.
+//! - `deepseek_v2`: GGUF files of DeepSeek-V2, against transformers and llama.cpp.
 //! - `results`: finished GGUF and MLX results, read back and measured.
 //! - `comparison`: two models side by side.
 //! - `command`: the command line as scripts see it: exit codes, streams, JSON keys.
@@ -29,6 +31,8 @@ mod conversion;
 #[cfg(test)]
 mod crashes;
 #[cfg(test)]
+mod deepseek_v2;
+#[cfg(test)]
 mod faults;
 #[cfg(test)]
 mod fetch;
@@ -38,6 +42,8 @@ mod gguf;
 mod hostile;
 #[cfg(test)]
 mod maker;
+#[cfg(test)]
+mod measured;
 #[cfg(test)]
 mod mlx;
 #[cfg(test)]

@@ -11,24 +11,26 @@
 //! - It keeps 32 x 32 blocks with `ue8m0` scales packed (mxfp8); we quantize them like any other.
 //! - It has no tied output head for this family; we write the embedding a second time.
 //! - It decodes the two NaNs of E4M3 as 480; here they are an error when the tensor is read.
-//! - Tokenizer files: see [`carried`].
+//! - It loads the tokenizer with `transformers` and saves it again, which rewrites tokenizer.json and
+//!   tokenizer_config.json and moves a chat template into `chat_template.jinja`. We carry the source's own
+//!   files unchanged: they load to the same tokenizer. `*.py`, generation_config.json and the model card are
+//!   as mlx-lm's.
 //!
 //! A format is one row of [`FORMATS`]. A module is quantized when it can be and its rows are whole groups;
 //! else it is skipped, unless a rule says otherwise ([`overrides`]).
 
 use requant_formats::codec::{self, Codec};
+use requant_formats::layout::ROW_MAJOR;
 
-use super::{Blueprint, Dropped, Format, Options, OutputTensor, Target};
+use super::{Blueprint, Dropped, Format, Options, OutputTensor, Sidecar, Target, carried};
 use crate::arch::Role;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 
-mod carried;
 mod config;
 mod element;
 mod overrides;
 mod parameters;
-mod python_json;
 mod shards;
 #[cfg(test)]
 mod tests;
@@ -38,6 +40,10 @@ use parameters::Parameter;
 
 /// What the family is called.
 const FAMILY: &str = "MLX";
+
+/// `README.md` of a conversion from a local directory.
+const MODEL_CARD: &str =
+    "---\nlanguage: en\nlibrary_name: mlx\npipeline_tag: text-generation\ntags:\n- mlx\n---\n";
 
 /// MLX.
 pub(super) struct MlxTarget;
@@ -145,6 +151,7 @@ impl Target for MlxTarget {
 
         let shards = shards::lay_out(&mut tensors)?;
         let mut sidecars = carried::sidecars(source)?;
+        sidecars.push(Sidecar { name: "README.md".into(), bytes: MODEL_CARD.into() });
         sidecars.push(shards::index(&tensors, &shards, parameter_count));
         sidecars.push(config::sidecar(source, row.quantization, &modules)?);
         sidecars.sort_by(|a, b| a.name.cmp(&b.name));
@@ -180,8 +187,10 @@ fn output_tensor(
         shape: parameter.shape,
         type_name: codec.name().to_owned(),
         codec,
+        layout: ROW_MAJOR,
         rounding: plan.rounding,
         pieces: parameter.pieces,
+        scale_sources: Vec::new(),
         placements: Vec::new(),
         rule: None,
     })

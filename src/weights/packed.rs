@@ -13,7 +13,7 @@ use requant_formats::codec::Codec;
 use crate::arch::{ArchSpec, Expected, Role};
 use crate::checkpoint::{Weight, WeightStore, check_finite};
 use crate::error::{Error, Result};
-use crate::source::Source;
+use crate::source::{Extent, Source};
 
 /// Where one byte stream of a tensor lies.
 #[derive(Debug, Clone, Copy)]
@@ -259,5 +259,22 @@ impl WeightStore for PackedStore {
             }
             Rows::KeyValue { keys, values } => self.decode_key_value(keys, values, rows, tile),
         }
+    }
+
+    fn extents(&self, role: Role) -> Result<Vec<Extent>> {
+        let of = |tensor: usize, rows: Range<usize>| {
+            let Stored { shape, places, .. } = &self.tensors[tensor];
+            places.iter().map(move |place| {
+                let at = |row: usize| place.offset_bytes + (row * place.row_bytes) as u64;
+                Extent { file: place.file, range: at(rows.start)..at(rows.end), is_small: shape.len() < 2 }
+            })
+        };
+        Ok(match self.rows_of(role)? {
+            Rows::From { tensor, first, rows, .. } => of(tensor, first..first + rows).collect(),
+            Rows::KeyValue { keys, values } => {
+                let whole = |tensor: usize| of(tensor, 0..self.tensors[tensor].matrix().0);
+                whole(keys).chain(whole(values)).collect()
+            }
+        })
     }
 }

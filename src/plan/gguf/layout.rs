@@ -4,6 +4,7 @@
 //! the output's name without `.gguf`. Source: llama.cpp `tools/gguf-split/gguf-split.cpp`.
 
 use requant_formats::container::gguf::{GgmlType, Metadata, TensorSpec, split, write_header};
+use requant_formats::layout::ROW_MAJOR;
 
 use super::names::Planned;
 use crate::error::{Error, Result};
@@ -64,8 +65,10 @@ pub(super) fn place(
             shape: planned.shape,
             type_name: ggml_type.to_string(),
             codec,
+            layout: ROW_MAJOR,
             rounding: Rounding::Exact,
             pieces: planned.pieces,
+            scale_sources: Vec::new(),
             placements: vec![placement],
             rule,
         })

@@ -8,10 +8,10 @@
 
 use serde_json::{Map, Value};
 
-use super::{Quantization, python_json};
+use super::Quantization;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
-use crate::plan::Sidecar;
+use crate::plan::{Sidecar, python_json};
 
 const NAME: &str = "config.json";
 const GENERATION: &str = "generation_config.json";
