@@ -43,20 +43,7 @@ impl Worker {
 
     /// Gives the tile the precision that the encoder is to see.
     pub(super) fn round(&mut self, rounding: Rounding) {
-        round(rounding, &mut self.tile);
-    }
-}
-
-/// Gives weights the precision that the encoder is to see.
-pub(super) fn round(rounding: Rounding, weights: &mut [f32]) {
-    match rounding {
-        Rounding::Exact => {}
-        Rounding::Bf16 => codec::round_to_bf16(weights),
-        Rounding::F16 => codec::round_to_f16(weights),
-        Rounding::Bf16ThenF16 => {
-            codec::round_to_bf16(weights);
-            codec::round_to_f16(weights);
-        }
+        rounding.apply(&mut self.tile);
     }
 }
 
