@@ -71,12 +71,11 @@ impl Target for GgufTarget {
         let named: Vec<(&str, &[u64])> =
             planned.iter().zip(&extents).map(|(tensor, ne)| (tensor.name.as_str(), ne.as_slice())).collect();
         let overrides = overrides::resolve(&options.rules, file_type, source, &planned)?;
-        let forced: Vec<Option<GgmlType>> = overrides.iter().map(|found| found.map(|found| found.1)).collect();
+        let forced: Vec<Option<GgmlType>> =
+            overrides.iter().map(|found| found.map(|found| found.1)).collect();
         let types = mix::types(file_type, model, &named, &forced);
-        let typed = planned.into_iter().zip(types).zip(overrides).map(|((planned, ggml_type), found)| Typed {
-            planned,
-            ggml_type,
-            rule: found.map(|found| found.0),
+        let typed = planned.into_iter().zip(types).zip(overrides).map(|((planned, ggml_type), found)| {
+            Typed { planned, ggml_type, rule: found.map(|found| found.0) }
         });
         let typed = typed.collect();
 

@@ -38,12 +38,12 @@ mod tests;
 use element::{Element, Plan};
 use parameters::Parameter;
 
-/// What the family is called.
-const FAMILY: &str = "MLX";
-
 /// `README.md` of a conversion from a local directory.
 const MODEL_CARD: &str =
     "---\nlanguage: en\nlibrary_name: mlx\npipeline_tag: text-generation\ntags:\n- mlx\n---\n";
+
+/// What the family is called.
+const FAMILY: &str = "MLX";
 
 /// MLX.
 pub(super) struct MlxTarget;
@@ -149,7 +149,8 @@ impl Target for MlxTarget {
             .into_iter()
             .zip(overrides)
             .map(|(parameter, found)| {
-                let by_default = || row.quantization.filter(|q| parameter.row_len().is_multiple_of(q.group_len));
+                let by_default =
+                    || row.quantization.filter(|q| parameter.row_len().is_multiple_of(q.group_len));
                 let quantization = found.map_or_else(by_default, |found| found.quantization);
                 let rule = found.map(|found| found.rule);
                 Ok(OutputTensor { rule, ..output_tensor(source, quantization, element, parameter)? })

@@ -86,7 +86,12 @@ impl Rule {
             Some(target) => format!("is a type of {}, not of {family}", target.family()),
             None => format!("is no type of {family}"),
         };
-        Error::Request(format!("{}: {:?} {is}; known: {}", self.origin, self.choice.to_string(), known.join(", ")))
+        Error::Request(format!(
+            "{}: {:?} {is}; known: {}",
+            self.origin,
+            self.choice.to_string(),
+            known.join(", ")
+        ))
     }
 }
 
@@ -228,7 +233,8 @@ impl Rule {
 
     /// Those of `matched` that can be quantized; not empty.
     fn quantizable(&self, matched: &[usize], candidates: &[Candidate<'_>]) -> Result<Vec<usize>> {
-        let kept: Vec<usize> = matched.iter().copied().filter(|&at| candidates[at].can_be_quantized).collect();
+        let kept: Vec<usize> =
+            matched.iter().copied().filter(|&at| candidates[at].can_be_quantized).collect();
         if kept.is_empty() {
             return Err(Error::Request(format!(
                 "{}: matches only tensors that are never quantized: {}",

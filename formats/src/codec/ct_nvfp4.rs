@@ -119,7 +119,8 @@ fn encode_scalar(global: f32, src: &[f32], codes: &mut [u8], scales: &mut [u8]) 
         }
         let divisor = F8E4M3::to_f32(scales[at]) / global;
         for (i, pair) in group.chunks_exact(2).enumerate() {
-            let (low, high) = (e2m1::encode_scalar(pair[0] / divisor), e2m1::encode_scalar(pair[1] / divisor));
+            let (low, high) =
+                (e2m1::encode_scalar(pair[0] / divisor), e2m1::encode_scalar(pair[1] / divisor));
             codes[at * CODES + i] = low | high << 4;
         }
     }

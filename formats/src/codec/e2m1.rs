@@ -101,7 +101,8 @@ mod tests {
 
     #[test]
     fn fast_equals_the_definition_on_every_bf16_and_around_every_middle() {
-        let mut numbers: Vec<f32> = (0..=u16::MAX).map(|high| f32::from_bits(u32::from(high) << 16)).collect();
+        let mut numbers: Vec<f32> =
+            (0..=u16::MAX).map(|high| f32::from_bits(u32::from(high) << 16)).collect();
         for middle in [0.25f32, 0.75, 1.0, 1.25, 1.75, 2.5, 3.5, 5.0, 6.0] {
             numbers.extend([middle, middle.next_up(), middle.next_down()].map(|x| [x, -x]).as_flattened());
         }

@@ -76,6 +76,9 @@ fn compressed<'a>(codes: &TensorEntry, part: &dyn Fn(&str) -> Option<&'a TensorE
         Dtype::F32 => "_f32",
         _ => "",
     };
+    if kind.ends_with("fp4") {
+        return Some((kind.to_owned(), [rows, cols]));
+    }
     let group = if groups == 1 { format!("channel_{cols}") } else { format!("g{}", cols / groups) };
     Some((format!("{kind}_{group}{suffix}"), [rows, cols]))
 }

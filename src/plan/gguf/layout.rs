@@ -55,23 +55,24 @@ pub(super) fn place(
         files.push(OutputFile { name, header, len_bytes: gguf.file_len_bytes() });
     }
 
-    let outputs = tensors.into_iter().zip(placements).map(|(Typed { planned, ggml_type, rule }, placement)| {
-        let codec = ggml_type.codec().ok_or_else(|| Error::Unsupported {
-            what: format!("tensor {}: type {ggml_type}", planned.name),
-            hint: "this version has no encoder for it".into(),
-        })?;
-        Ok(OutputTensor {
-            names: vec![planned.name],
-            shape: planned.shape,
-            type_name: ggml_type.to_string(),
-            codec,
-            layout: ROW_MAJOR,
-            rounding: Rounding::Exact,
-            pieces: planned.pieces,
-            scale_sources: Vec::new(),
-            placements: vec![placement],
-            rule,
-        })
-    });
+    let outputs =
+        tensors.into_iter().zip(placements).map(|(Typed { planned, ggml_type, rule }, placement)| {
+            let codec = ggml_type.codec().ok_or_else(|| Error::Unsupported {
+                what: format!("tensor {}: type {ggml_type}", planned.name),
+                hint: "this version has no encoder for it".into(),
+            })?;
+            Ok(OutputTensor {
+                names: vec![planned.name],
+                shape: planned.shape,
+                type_name: ggml_type.to_string(),
+                codec,
+                layout: ROW_MAJOR,
+                rounding: Rounding::Exact,
+                pieces: planned.pieces,
+                scale_sources: Vec::new(),
+                placements: vec![placement],
+                rule,
+            })
+        });
     Ok((outputs.collect::<Result<_>>()?, files))
 }

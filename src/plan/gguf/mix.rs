@@ -83,8 +83,7 @@ pub(super) fn types(
             if file_type.base.block_len_elems() == 1 {
                 return file_type.base;
             }
-            let wanted =
-                forced.unwrap_or_else(|| choose(file_type, model, attention_v, &mut seen, name, ne));
+            let wanted = forced.unwrap_or_else(|| choose(file_type, model, attention_v, &mut seen, name, ne));
             fit(wanted, row_len_elems(ne))
         })
         .collect()

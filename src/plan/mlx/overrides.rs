@@ -72,7 +72,8 @@ pub(super) fn resolve(
         let Some((number, rule)) = number.and_then(|number| Some((number, rules.get(number)?))) else {
             return Ok(None);
         };
-        let refuse = |message: String| Err(Error::Request(format!("{}: {}: {message}", rule.origin, parameter.name)));
+        let refuse =
+            |message: String| Err(Error::Request(format!("{}: {}: {message}", rule.origin, parameter.name)));
         let quantization = match meanings[number] {
             Meaning::Ignored => None,
             Meaning::Float(float) => {
@@ -155,9 +156,11 @@ fn meaning(rule: &Rule) -> Result<Meaning> {
     match (found, float, group_size) {
         (Some(found), _, None) => Ok(Meaning::Quantized(found)),
         (Some(found), _, Some(len)) => {
-            let is_regrouped = |q: &Quantization| q.mode == found.mode && q.bits == found.bits && q.group_len == *len;
+            let is_regrouped =
+                |q: &Quantization| q.mode == found.mode && q.bits == found.bits && q.group_len == *len;
             // A name that says its group already has the last word on it.
-            let is_free = short(quantized().find(|(_, q)| *q == found).map_or("", |(name, _)| name)) == wanted
+            let is_free = short(quantized().find(|(_, q)| *q == found).map_or("", |(name, _)| name))
+                == wanted
                 && !wanted.contains("-g");
             let regrouped = quantized().map(|(_, q)| q).find(is_regrouped).filter(|q| is_free || *q == found);
             regrouped.map(Meaning::Quantized).ok_or_else(|| {

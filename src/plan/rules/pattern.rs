@@ -118,9 +118,13 @@ mod tests {
     #[test]
     fn numbered_names_match_themselves_only() {
         let pattern = Pattern::numbered("blk.", &[3, 14], ".a+b").unwrap();
-        for (name, expected) in
-            [("blk.3.a+b", true), ("blk.14.a+b", true), ("blk.1.a+b", false), ("blk.3.aab", false), ("xblk.3.a+b", false)]
-        {
+        for (name, expected) in [
+            ("blk.3.a+b", true),
+            ("blk.14.a+b", true),
+            ("blk.1.a+b", false),
+            ("blk.3.aab", false),
+            ("xblk.3.a+b", false),
+        ] {
             assert_eq!(pattern.is_match(name).unwrap(), expected, "{name}");
         }
         assert!(Pattern::numbered("output.weight", &[], "").unwrap().is_match("output.weight").unwrap());

@@ -56,7 +56,8 @@ impl Rules {
             Some(at) => format!("{}, line {}", path.display(), line_number(text, at.start)),
             None => path.display().to_string(),
         };
-        let refuse = |at: Range<usize>, message: String| Error::Request(format!("{}: {message}", place(Some(at))));
+        let refuse =
+            |at: Range<usize>, message: String| Error::Request(format!("{}: {message}", place(Some(at))));
         let file: File = toml::from_str(text).map_err(|error| {
             let line = error.span().map(|at| text.lines().nth(line_number(text, at.start) - 1).unwrap_or(""));
             let line = line.map_or(String::new(), |line| format!(" ({})", line.trim()));
@@ -71,7 +72,10 @@ impl Rules {
             let Entry { target, type_name, group_size, ignore } = rule.into_inner();
             let choice = match (type_name, ignore) {
                 (Some(_), Some(ignore)) if *ignore.get_ref() => {
-                    return Err(refuse(ignore.span(), "ignore = true and a type contradict each other".into()));
+                    return Err(refuse(
+                        ignore.span(),
+                        "ignore = true and a type contradict each other".into(),
+                    ));
                 }
                 (Some(name), _) => {
                     if let Some(zero) = group_size.as_ref().filter(|len| *len.get_ref() == 0) {
@@ -86,7 +90,8 @@ impl Rules {
                     None => Choice::Ignore,
                 },
                 (None, _) => {
-                    let message = format!("rule for {:?}: expected type = \"...\" or ignore = true", target.get_ref());
+                    let message =
+                        format!("rule for {:?}: expected type = \"...\" or ignore = true", target.get_ref());
                     return Err(refuse(whole, message));
                 }
             };
