@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 
 use requant_formats::codec;
 
+use super::errors::Sums;
 use super::staging::StagedFile;
 use super::writeback::Dirty;
 use crate::checkpoint::{Checkpoint, TileReader};
@@ -23,6 +24,10 @@ pub(super) struct Worker {
     transposed: Vec<f32>,
     /// Encoded bytes of the slab, by part.
     pub(super) parts: Vec<Vec<u8>>,
+    /// The tile as the source has it, for an error report.
+    source: Vec<f32>,
+    /// What was encoded, decoded.
+    decoded: Vec<f32>,
 }
 
 impl Worker {
@@ -42,8 +47,23 @@ impl Worker {
     }
 
     /// Gives the tile the precision that the encoder is to see.
-    pub(super) fn round(&mut self, rounding: Rounding) {
+    fn round(&mut self, rounding: Rounding) {
         rounding.apply(&mut self.tile);
+    }
+
+    /// As [`Worker::round`], then encodes the tile at the end of `slab`. With `sums`, decodes it again and adds
+    /// how far that is from the source.
+    pub(super) fn encode(&mut self, slab: &mut Slab<'_>, sums: Option<&mut Sums>) {
+        let rounding = slab.output.rounding;
+        if sums.is_some() && rounding != Rounding::Exact {
+            self.source.clone_from(&self.tile);
+        }
+        self.round(rounding);
+        slab.encode(&self.tile, &mut self.parts);
+        let Some(sums) = sums else { return };
+        self.decoded.resize(self.tile.len(), 0.0);
+        slab.decode_last(&self.parts, &mut self.decoded);
+        sums.add(if rounding == Rounding::Exact { &self.tile } else { &self.source }, &self.decoded);
     }
 }
 
@@ -67,7 +87,7 @@ impl<'a> Slab<'a> {
     }
 
     /// Encodes whole rows at the end of the slab.
-    pub(super) fn encode(&mut self, tile: &[f32], parts: &mut Vec<Vec<u8>>) {
+    fn encode(&mut self, tile: &[f32], parts: &mut Vec<Vec<u8>>) {
         let codec = self.output.codec;
         parts.resize_with(codec.parts().len().max(parts.len()), Vec::new);
         if self.rows == 0 {
@@ -81,6 +101,21 @@ impl<'a> Slab<'a> {
         }
         codec.encode_under(self.tensor_scale, tile, &mut ends);
         self.rows += tile.len() / self.output.row_len_elems();
+    }
+
+    /// Decodes the rows that were encoded last.
+    fn decode_last(&self, parts: &[Vec<u8>], decoded: &mut [f32]) {
+        let codec = self.output.codec;
+        let ends: Vec<&[u8]> = parts
+            .iter()
+            .take(codec.parts().len())
+            .enumerate()
+            .map(|(number, part)| {
+                let len = codec::part_len_bytes(codec, number, decoded.len() as u64) as usize;
+                &part[part.len() - len..]
+            })
+            .collect();
+        codec.decode_under(self.tensor_scale, &ends, decoded);
     }
 
     /// Writes what was encoded and starts afresh.
