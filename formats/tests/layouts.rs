@@ -1,12 +1,16 @@
 //! What every layout must hold to: the suite iterates `LAYOUTS` with their example codecs. Exact bytes are
 //! compared with what the reference packages store, where `fixtures/goldens/layouts` has them.
 
+use std::borrow::Cow;
 use std::ops::Range;
+use std::path::PathBuf;
 
 use proptest::prelude::*;
+use requant_formats::Codec;
 use requant_formats::codec;
 use requant_formats::layout::{self, LAYOUTS, Layout, Matrix, StoredTensor};
-use requant_formats::{Codec, FormatError};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
 
 /// Numbers with a fixed seed: splitmix64.
 struct Random(u64);
@@ -24,6 +28,10 @@ fn find(name: &str) -> &'static dyn Codec {
     codec::find(name).unwrap_or_else(|| panic!("no codec {name}"))
 }
 
+fn find_layout(name: &str) -> &'static dyn Layout {
+    layout::find(name).unwrap_or_else(|| panic!("no layout {name}"))
+}
+
 /// Encoded rows of random weights, one buffer per part.
 fn encoded(matrix: Matrix<'_>, random: &mut Random) -> Vec<Vec<u8>> {
     let weights: Vec<f32> = (0..matrix.rows() * matrix.cols())
@@ -32,9 +40,8 @@ fn encoded(matrix: Matrix<'_>, random: &mut Random) -> Vec<Vec<u8>> {
             f32::from_bits(weight.to_bits() & 0xffff_0000)
         })
         .collect();
-    let mut parts: Vec<Vec<u8>> = (0..matrix.codec.parts().len())
-        .map(|part| vec![0; matrix.rows() * matrix.row_bytes(part)])
-        .collect();
+    let mut parts: Vec<Vec<u8>> =
+        (0..matrix.codec.parts().len()).map(|part| vec![0; matrix.rows() * matrix.row_bytes(part)]).collect();
     let mut slices: Vec<&mut [u8]> = parts.iter_mut().map(Vec::as_mut_slice).collect();
     matrix.codec.encode_under(matrix.tensor_scale, &weights, &mut slices);
     parts
@@ -69,7 +76,7 @@ fn check(layout: &dyn Layout, matrix: Matrix<'_>, cuts: &[usize], random: &mut R
     let parts = encoded(matrix, random);
     let whole = layout.pack(matrix, 0..matrix.rows(), &band(matrix, &parts, &(0..matrix.rows())));
     let lengths = |tensors: &[StoredTensor]| tensors.iter().map(StoredTensor::len_bytes).collect::<Vec<_>>();
-    let whole: Vec<Vec<u8>> = whole.into_iter().map(|bytes| bytes.into_owned()).collect();
+    let whole: Vec<Vec<u8>> = whole.into_iter().map(Cow::into_owned).collect();
 
     // Bands, written where `runs` says, cover every byte once and make the same tensors.
     let mut written: Vec<Vec<u8>> = lengths(&stored).iter().map(|&len| vec![0; len as usize]).collect();
@@ -172,22 +179,28 @@ proptest! {
 #[test]
 fn rows_that_do_not_fill_a_word() {
     let mut random = Random(4);
-    for (layout, name) in
-        [("pack-quantized", "ct_int4_asym_g64"), ("pack-quantized", "ct_int4_g32"), ("nvfp4-pack-quantized", "ct_nvfp4")]
-    {
+    for (layout, name) in [
+        ("pack-quantized", "ct_int4_asym_g64"),
+        ("pack-quantized", "ct_int4_g32"),
+        ("nvfp4-pack-quantized", "ct_nvfp4"),
+    ] {
         let codec = find(name);
         for rows in [1, 7, 13, 27] {
             let shape = [rows, 2 * codec.group_len_elems()];
-            let matrix = Matrix { shape: &shape, codec, tensor_scale: codec.tensor_scale(0.6).unwrap_or(1.0) };
+            let matrix =
+                Matrix { shape: &shape, codec, tensor_scale: codec.tensor_scale(0.6).unwrap_or(1.0) };
             let cuts: Vec<usize> = (8..rows).step_by(8).collect();
-            check(layout::find(layout).unwrap(), matrix, &cuts, &mut random);
+            check(find_layout(layout), matrix, &cuts, &mut random);
         }
     }
 }
 
 fn refusal(layout: &str, codec: &str, shape: &[usize]) -> String {
     let matrix = Matrix { shape, codec: find(codec), tensor_scale: 1.0 };
-    layout::find(layout).unwrap().tensors(matrix).unwrap_err().to_string()
+    match find_layout(layout).tensors(matrix) {
+        Ok(tensors) => panic!("{layout} stores {codec} {shape:?}: {tensors:?}"),
+        Err(error) => error.to_string(),
+    }
 }
 
 #[test]
@@ -210,35 +223,117 @@ fn matrices_that_do_not_pack_are_named() {
     }
 }
 
-/// Stored tensors of a matrix of zeros, with one of them changed.
-fn unpack_with(layout: &str, codec: &str, tensor: &str, damage: impl Fn(&mut [u8])) -> FormatError {
-    let (layout, codec) = (layout::find(layout).unwrap(), find(codec));
+/// What is said about the stored tensors of a random matrix, one of them changed.
+fn unpack_with(layout: &str, codec: &str, tensor: &str, damage: impl Fn(&mut [u8])) -> String {
+    let (layout, codec) = (find_layout(layout), find(codec));
     let shape = [16, 2 * codec.group_len_elems()];
     let matrix = Matrix { shape: &shape, codec, tensor_scale: 2.0 };
-    let parts = encoded(matrix, &mut Random(5));
+    let mut parts = encoded(matrix, &mut Random(5));
     let tensors = layout.pack(matrix, 0..16, &band(matrix, &parts, &(0..16)));
-    let mut tensors: Vec<Vec<u8>> = tensors.into_iter().map(|bytes| bytes.into_owned()).collect();
-    let at = layout.tensors(matrix).unwrap().iter().position(|stored| stored.suffix == tensor).unwrap();
-    damage(&mut tensors[at]);
+    let mut tensors: Vec<Vec<u8>> = tensors.into_iter().map(Cow::into_owned).collect();
+    let stored = layout.tensors(matrix).unwrap_or_else(|error| panic!("{error}"));
+    stored.iter().zip(&mut tensors).filter(|pair| pair.0.suffix == tensor).for_each(|pair| damage(pair.1));
     let tensors: Vec<&[u8]> = tensors.iter().map(Vec::as_slice).collect();
-    let mut parts = parts;
     let mut slices: Vec<&mut [u8]> = parts.iter_mut().map(Vec::as_mut_slice).collect();
-    layout.unpack(matrix, 0..16, &tensors, &mut slices).unwrap_err()
+    match layout.unpack(matrix, 0..16, &tensors, &mut slices) {
+        Ok(()) => panic!("{} takes a changed {tensor}", layout.name()),
+        Err(error) => error.to_string(),
+    }
 }
 
 #[test]
 fn tensors_that_contradict_the_matrix_are_errors() {
-    let shape = unpack_with("pack-quantized", "ct_int4_g32", "weight_shape", |bytes| bytes[8] = 65).to_string();
+    let shape = unpack_with("pack-quantized", "ct_int4_g32", "weight_shape", |bytes| bytes[8] = 65);
     for word in ["weight_shape", "[16, 65]", "[16, 64]"] {
         assert!(shape.contains(word), "{shape}");
     }
-    let order = unpack_with("gptq", "gptq_int4_g32", "g_idx", |bytes| bytes[4 * 33] = 0).to_string();
+    let order = unpack_with("gptq", "gptq_int4_g32", "g_idx", |bytes| bytes[4 * 33] = 0);
     for word in ["g_idx", "column 33", "group 0", "desc_act", "group 1"] {
         assert!(order.contains(word), "{order}");
     }
-    let negative = unpack_with("gptq", "gptq_int4_g32", "g_idx", |bytes| bytes.fill(0xff)).to_string();
+    let negative = unpack_with("gptq", "gptq_int4_g32", "g_idx", |bytes| bytes.fill(0xff));
     assert!(negative.contains("group -1"), "{negative}");
     let global =
-        unpack_with("nvfp4-pack-quantized", "ct_nvfp4", "weight_global_scale", |bytes| bytes[3] = 0x41).to_string();
+        unpack_with("nvfp4-pack-quantized", "ct_nvfp4", "weight_global_scale", |bytes| bytes[3] = 0x41);
     assert!(global.contains("weight_global_scale") && global.contains("[8.0]"), "{global}");
+}
+
+fn read(name: &str) -> Vec<u8> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../fixtures/goldens/layouts").join(name);
+    std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The weights of an input as a checkpoint of the codec's dtype holds them; see the generating script.
+fn input(name: &str, codec: &dyn Codec) -> Vec<f32> {
+    let bf16 = read(&format!("{name}.bf16"));
+    let values: Vec<f32> = bf16
+        .as_chunks()
+        .0
+        .iter()
+        .map(|bytes| f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16))
+        .collect();
+    if codec.name().ends_with("_f32") {
+        return values.iter().map(|value| value * 1.1).collect();
+    }
+    if codec.name().ends_with("_f16") || codec.name().starts_with("awq") {
+        let (half, mut bytes, mut rounded) = (find("F16"), vec![0; bf16.len()], vec![0.0; values.len()]);
+        half.encode(&values, &mut [&mut bytes]);
+        half.decode(&[&bytes], &mut rounded);
+        return rounded;
+    }
+    values
+}
+
+#[test]
+fn stored_tensors_and_decoded_values_are_the_reference_packages() {
+    let index: Value = serde_json::from_slice(&read("index.json")).unwrap();
+    let (mut layouts, mut wrong) = (std::collections::BTreeMap::new(), vec![]);
+    for case in index["cases"].as_array().unwrap() {
+        let text = |key: &str| case[key].as_str().unwrap();
+        let (layout, codec) = (find_layout(text("layout")), find(text("codec")));
+        let about = &index["inputs"][text("input")];
+        assert_eq!(sha256(&read(&format!("{}.bf16", text("input")))), about["sha256"].as_str().unwrap());
+        let shape: Vec<usize> =
+            about["shape"].as_array().unwrap().iter().map(|len| len.as_u64().unwrap() as usize).collect();
+        let weights = input(text("input"), codec);
+        let max_abs = weights.iter().fold(0.0f32, |most, weight| most.max(weight.abs()));
+        let tensor_scale = codec.tensor_scale(max_abs);
+        assert_eq!(tensor_scale.map(f64::from), case["tensor_scale"].as_f64(), "{case}");
+        let matrix = Matrix { shape: &shape, codec, tensor_scale: tensor_scale.unwrap_or(1.0) };
+
+        let mut parts: Vec<Vec<u8>> =
+            (0..codec.parts().len()).map(|part| vec![0; matrix.rows() * matrix.row_bytes(part)]).collect();
+        let mut slices: Vec<&mut [u8]> = parts.iter_mut().map(Vec::as_mut_slice).collect();
+        codec.encode_under(matrix.tensor_scale, &weights, &mut slices);
+        let packed = layout.pack(matrix, 0..matrix.rows(), &band(matrix, &parts, &(0..matrix.rows())));
+        let stored = layout.tensors(matrix).unwrap();
+        assert_eq!(stored.len(), case["tensors"].as_object().unwrap().len(), "{case}");
+        for (stored, bytes) in stored.iter().zip(&packed) {
+            let golden = &case["tensors"][stored.suffix];
+            assert_eq!(stored.dtype.name(), golden["dtype"].as_str().unwrap(), "{} of {case}", stored.suffix);
+            assert_eq!(serde_json::json!(stored.shape), golden["shape"], "{} of {case}", stored.suffix);
+            if sha256(bytes) != golden["sha256"].as_str().unwrap() {
+                wrong.push(format!("{} {}: {}", text("input"), codec.name(), stored.suffix));
+            }
+        }
+
+        let tensors: Vec<&[u8]> = packed.iter().map(|bytes| &**bytes).collect();
+        let mut unpacked: Vec<Vec<u8>> = parts.iter().map(|part| vec![0xa5; part.len()]).collect();
+        let mut slices: Vec<&mut [u8]> = unpacked.iter_mut().map(Vec::as_mut_slice).collect();
+        layout.unpack(matrix, 0..matrix.rows(), &tensors, &mut slices).unwrap();
+        let slices: Vec<&[u8]> = unpacked.iter().map(Vec::as_slice).collect();
+        let mut values = vec![0.0; weights.len()];
+        codec.decode_under(matrix.tensor_scale, &slices, &mut values);
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        if sha256(&bytes) != text("decoded_sha256") {
+            wrong.push(format!("{} {}: decoded", text("input"), codec.name()));
+        }
+        *layouts.entry(layout.name()).or_insert(0) += 1;
+    }
+    assert!(wrong.is_empty(), "not the reference's: {wrong:#?}");
+    assert!(LAYOUTS[1..].iter().all(|layout| layouts[layout.name()] > 3), "{layouts:?}");
 }

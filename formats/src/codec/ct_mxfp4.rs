@@ -34,13 +34,13 @@ pub(super) struct CtMxfp4;
 /// The code of a group's scale.
 #[inline(always)]
 fn scale(max_abs: f32) -> u8 {
-    (max_abs.to_bits() + 0x0020_0000 >> 23).saturating_sub(2) as u8
+    ((max_abs.to_bits() + 0x0020_0000) >> 23).saturating_sub(2) as u8
 }
 
 /// `2^(127 - e)` for a scale that `scale` gave.
 #[inline(always)]
 fn inverse(scale: u8) -> f32 {
-    f32::from_bits(254 - u32::from(scale) << 23)
+    f32::from_bits((254 - u32::from(scale)) << 23)
 }
 
 /// `2^(e - 127)`.

@@ -19,7 +19,7 @@ pub(super) fn encode(x: f32) -> u8 {
     let magnitude = if magnitude < 6.0 { magnitude } else { 6.0 };
     let bits = magnitude.to_bits();
     // From 1 on a code is exponent and first bit of the mantissa.
-    let normal = (bits + 0x1f_ffff + (bits >> 22 & 1) >> 22).wrapping_sub(252);
+    let normal = ((bits + 0x1f_ffff + (bits >> 22 & 1)) >> 22).wrapping_sub(252);
     let subnormal = (magnitude + HALVES).to_bits();
     let index = if magnitude < 1.0 { subnormal } else { normal };
     (index & 7) as u8 | if x < 0.0 { 8 } else { 0 }
@@ -29,7 +29,7 @@ pub(super) fn encode(x: f32) -> u8 {
 #[inline(always)]
 pub(super) fn decode(code: u8) -> f32 {
     let index = u32::from(code & 7);
-    let normal = index + 252 << 22;
+    let normal = (index + 252) << 22;
     let subnormal = if index == 1 { 0.5f32.to_bits() } else { 0 };
     f32::from_bits(if index < 2 { subnormal } else { normal } | u32::from(code & 8) << 28)
 }

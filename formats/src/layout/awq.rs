@@ -11,6 +11,7 @@
 //! Eight words, one of each row, are eight columns: exchanging nibbles between them makes the stored words. That is
 //! done for sixteen times eight rows side by side, which are a cache line of the result.
 
+use std::array::from_fn;
 use std::borrow::Cow;
 use std::ops::Range;
 
@@ -104,11 +105,9 @@ fn exchange(words: &mut [[u32; LANES]; WORD]) {
     for (bits, mask) in [(4, 0x0f0f_0f0f), (8, 0x00ff_00ff), (16, 0x0000_ffff)] {
         let distance = bits / 4;
         for first in (0..WORD).filter(|word| word & distance == 0) {
-            for lane in 0..LANES {
-                let (low, high) = (words[first][lane], words[first + distance][lane]);
-                words[first][lane] = low & mask | (high & mask) << bits;
-                words[first + distance][lane] = low >> bits & mask | high & !mask;
-            }
+            let (lows, highs) = (words[first], words[first + distance]);
+            words[first] = from_fn(|lane| lows[lane] & mask | (highs[lane] & mask) << bits);
+            words[first + distance] = from_fn(|lane| lows[lane] >> bits & mask | highs[lane] & !mask);
         }
     }
 }
@@ -124,6 +123,7 @@ struct Pack<'a> {
 impl Kernel for Pack<'_> {
     type Output = ();
 
+    #[expect(clippy::needless_range_loop, reason = "one word of every line of the tile")]
     #[inline(always)]
     fn run(self) {
         let row_words = self.cols / WORD;
@@ -169,6 +169,7 @@ struct Unpack<'a> {
 impl Kernel for Unpack<'_> {
     type Output = ();
 
+    #[expect(clippy::needless_range_loop, reason = "one word of every line of the tile")]
     #[inline(always)]
     fn run(self) {
         let row_words = self.cols / WORD;

@@ -68,12 +68,20 @@ impl Layout for Fp4PackQuantized {
         let [rows, cols] = check::rows_and_cols(matrix, self.name, 1)?;
         let mut tensors = vec![
             StoredTensor { suffix: "weight_packed", dtype: Dtype::U8, shape: vec![rows, cols / 2] },
-            StoredTensor { suffix: "weight_scale", dtype: self.scale, shape: vec![rows, matrix.groups_per_row()] },
+            StoredTensor {
+                suffix: "weight_scale",
+                dtype: self.scale,
+                shape: vec![rows, matrix.groups_per_row()],
+            },
         ];
         if self.has_global_scale {
             tensors.push(StoredTensor { suffix: "weight_global_scale", dtype: Dtype::F32, shape: vec![1] });
         }
         Ok(tensors)
+    }
+
+    fn tensor_scale_in(&self) -> Option<usize> {
+        self.has_global_scale.then_some(GLOBAL_SCALE)
     }
 
     fn runs(&self, matrix: Matrix<'_>, tensor: usize, rows: Range<usize>) -> Runs {

@@ -82,7 +82,8 @@ impl Layout for Gptq {
         transpose::<2>(scales, rows.len(), groups, &mut stored_scales);
         let group_len = matrix.codec.group_len_elems();
         let columns = if rows.start == 0 { matrix.cols() } else { 0 };
-        let g_idx: Vec<u8> = (0..columns).flat_map(|column| ((column / group_len) as i32).to_le_bytes()).collect();
+        let g_idx: Vec<u8> =
+            (0..columns).flat_map(|column| ((column / group_len) as i32).to_le_bytes()).collect();
         vec![qweight.into(), qzeros.into(), stored_scales.into(), g_idx.into()]
     }
 

@@ -59,7 +59,11 @@ impl Layout for PackQuantized {
         let groups = matrix.groups_per_row();
         let parts = matrix.codec.parts();
         let mut tensors = vec![
-            StoredTensor { suffix: "weight_packed", dtype: Dtype::I32, shape: vec![rows, matrix.row_bytes(0) / 4] },
+            StoredTensor {
+                suffix: "weight_packed",
+                dtype: Dtype::I32,
+                shape: vec![rows, matrix.row_bytes(0) / 4],
+            },
             StoredTensor { suffix: "weight_scale", dtype: parts[1].dtype, shape: vec![rows, groups] },
         ];
         if has_zero_point(matrix) {
@@ -91,7 +95,8 @@ impl Layout for PackQuantized {
         if has_zero_point(matrix) {
             tensors.push(join_rows(parts[ZERO_POINT], matrix.groups_per_row(), IN_ORDER).into());
         }
-        let shape = if rows.start == 0 { weight_shape(matrix).map(i64::to_le_bytes).concat() } else { vec![] };
+        let shape =
+            if rows.start == 0 { weight_shape(matrix).map(i64::to_le_bytes).concat() } else { vec![] };
         tensors.push(shape.into());
         tensors
     }
@@ -109,7 +114,8 @@ impl Layout for PackQuantized {
             split_rows(tensors[ZERO_POINT], matrix.groups_per_row(), IN_ORDER, parts[ZERO_POINT]);
         }
         if rows.start == 0 {
-            let stored = tensors[tensors.len() - 1].as_chunks().0.iter().map(|bytes| i64::from_le_bytes(*bytes));
+            let stored =
+                tensors[tensors.len() - 1].as_chunks().0.iter().map(|bytes| i64::from_le_bytes(*bytes));
             check::says("weight_shape", &stored.collect::<Vec<_>>(), &weight_shape(matrix))?;
         }
         Ok(())

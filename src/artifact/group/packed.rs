@@ -35,7 +35,7 @@ pub(super) fn find(
             let members: Vec<usize> = parts.iter().filter_map(|suffix| part(suffix)).collect();
             let entry = |suffix: &str| part(suffix).map(|id| &stored[id].1);
             let described = match *mark {
-                "weight_packed" => compressed(codes, &entry),
+                "weight_packed" => compressed(codes, &entry, has_channels(config)),
                 _ => columns(codes, &entry, config),
             };
             let Some((type_name, shape)) = described else { continue };
@@ -60,7 +60,12 @@ pub(super) fn find(
 type Described = Option<(String, [usize; 2])>;
 
 /// compressed-tensors: rows are rows; the scales tell the formats apart.
-fn compressed<'a>(codes: &TensorEntry, part: &dyn Fn(&str) -> Option<&'a TensorEntry>) -> Described {
+/// `has_channels`: a row that is one group is no group of a fixed length.
+fn compressed<'a>(
+    codes: &TensorEntry,
+    part: &dyn Fn(&str) -> Option<&'a TensorEntry>,
+    has_channels: bool,
+) -> Described {
     let &[rows, words] = codes.shape.as_slice() else { return None };
     let cols = if codes.dtype == Dtype::U8 { 2 * words } else { 8 * words };
     let scale = part("weight_scale")?;
@@ -79,8 +84,19 @@ fn compressed<'a>(codes: &TensorEntry, part: &dyn Fn(&str) -> Option<&'a TensorE
     if kind.ends_with("fp4") {
         return Some((kind.to_owned(), [rows, cols]));
     }
-    let group = if groups == 1 { format!("channel_{cols}") } else { format!("g{}", cols / groups) };
+    let group =
+        if groups == 1 && has_channels { format!("channel_{cols}") } else { format!("g{}", cols / groups) };
     Some((format!("{kind}_{group}{suffix}"), [rows, cols]))
+}
+
+/// Whether some modules of compressed-tensors have one group per row.
+fn has_channels(config: Option<&Value>) -> bool {
+    let groups = config.and_then(|config| config.pointer("/quantization_config/config_groups"));
+    groups.and_then(Value::as_object).is_some_and(|groups| {
+        groups
+            .values()
+            .any(|group| group.pointer("/weights/strategy").and_then(Value::as_str) == Some("channel"))
+    })
 }
 
 /// GPTQ and AWQ: columns of the weight are rows of the codes.
