@@ -124,14 +124,8 @@ pub fn convert(
     let jobs = plan::jobs(blueprint, source.tensors());
     let conversion = Conversion { source, blueprint, output, settings, progress, stop, jobs: &jobs };
     let pinned = settings.pinned.clone();
-    let request = RequestRecord::new(
-        source,
-        blueprint,
-        &settings.format,
-        pinned,
-        jobs.len(),
-        settings.error_report,
-    );
+    let request =
+        RequestRecord::new(source, blueprint, &settings.format, pinned, jobs.len(), settings.error_report);
     let (mut stage, begun) =
         staging::Stage::open(blueprint, output, &request, settings.force, settings.restart)?;
     let result = conversion.run(&mut stage, begun);

@@ -7,8 +7,8 @@
 
 use std::ops::Range;
 
-use requant_formats::{Codec, codec};
 use requant_formats::layout::{Layout, Matrix, Runs, StoredTensor};
+use requant_formats::{Codec, codec};
 
 use crate::arch::{ExpertChoice, Scoring};
 use crate::checkpoint::Checkpoint;

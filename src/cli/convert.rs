@@ -46,10 +46,9 @@ impl Subcommand for Convert {
                     .help("Throw away what an unfinished run has left instead of going on with it"),
             )
             .arg(
-                Arg::new("error-report")
-                    .long("error-report")
-                    .action(ArgAction::SetTrue)
-                    .help("Decode what is written and list how far each tensor is from its source, worst first"),
+                Arg::new("error-report").long("error-report").action(ArgAction::SetTrue).help(
+                    "Decode what is written and list how far each tensor is from its source, worst first",
+                ),
             )
             .args(validation::arguments())
             .arg(super::threads_argument())

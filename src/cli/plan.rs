@@ -64,8 +64,7 @@ impl Request {
         let threads =
             fit(&source, &blueprint, super::threads(matches), matches.get_one::<u64>("memory").copied())?;
         let (streaming, remote_files) = (model.streaming, model.remote_files);
-        let request =
-            Self { source, format, blueprint, rules, mean_error, threads, streaming, remote_files };
+        let request = Self { source, format, blueprint, rules, mean_error, threads, streaming, remote_files };
         rules::save(matches, request.recipe().as_deref())?;
         model::spool_limit(matches, request.largest_shard_bytes())?;
         Ok(request)
@@ -106,10 +105,8 @@ fn fitted(
     stop: &AtomicBool,
 ) -> Result<Fitted> {
     let progress = report::progress(matches.get_flag("quiet"));
-    let watch = Watch {
-        begin: &|bytes| progress.stage("measure", bytes),
-        advance: &|bytes| progress.advance(bytes),
-    };
+    let watch =
+        Watch { begin: &|bytes| progress.stage("measure", bytes), advance: &|bytes| progress.advance(bytes) };
     plan::budget::fit(source, format, options, budget, super::threads(matches), &watch, stop)
 }
 
@@ -232,7 +229,10 @@ fn print_human(request: &Request, summary: &Summary) {
         request.threads
     );
     if let Some(error) = request.mean_error {
-        println!("relative error of the chosen types, root mean square on sampled rows: {:.4} %", 100.0 * error.sqrt());
+        println!(
+            "relative error of the chosen types, root mean square on sampled rows: {:.4} %",
+            100.0 * error.sqrt()
+        );
         println!("recipe:\n{}", request.recipe().unwrap_or_default());
     }
 }

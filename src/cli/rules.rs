@@ -81,7 +81,8 @@ fn bits(text: &str) -> std::result::Result<f64, String> {
 pub(super) fn save(matches: &ArgMatches, recipe: Option<&str>) -> Result<()> {
     let Some(path) = matches.get_one::<PathBuf>("save-recipe") else { return Ok(()) };
     let Some(recipe) = recipe else {
-        let message = "there are no rules to write: add --target-size, --target-bpw, --tensor-type or --recipe";
+        let message =
+            "there are no rules to write: add --target-size, --target-bpw, --tensor-type or --recipe";
         return Err(Error::Request(format!("--save-recipe {}: {message}", path.display())));
     };
     if std::fs::read(path).is_ok_and(|there| there == recipe.as_bytes()) {

@@ -16,8 +16,8 @@ use rayon::ThreadPoolBuilder;
 
 use super::Progress;
 use super::digest::{self, Digests};
-use super::intake::Intake;
 use super::errors::{ErrorReport, Sums};
+use super::intake::Intake;
 use super::journal::{Done, Journal};
 use super::maxima::Maxima;
 use super::queue::Queue;

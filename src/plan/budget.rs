@@ -127,7 +127,8 @@ pub fn fit(
         )));
     }
     let errors = measure::errors(source, &base, &choices, threads, watch, stop)?;
-    Fit { source, format: format.name, options, budget, base: &base, choices: &choices, errors: &errors }.run()
+    Fit { source, format: format.name, options, budget, base: &base, choices: &choices, errors: &errors }
+        .run()
 }
 
 /// Everything that the choice depends on.
@@ -200,8 +201,9 @@ impl Fit<'_> {
     fn group(&self, members: Vec<usize>) -> Group {
         let candidates = |member: usize| &self.choices[member].candidates;
         let types = candidates(members[0]).iter().filter_map(|candidate| {
-            let in_member =
-                |&member: &usize| candidates(member).iter().position(|other| other.choice == candidate.choice);
+            let in_member = |&member: &usize| {
+                candidates(member).iter().position(|other| other.choice == candidate.choice)
+            };
             members.iter().map(in_member).collect()
         });
         let types = types.collect();

@@ -36,7 +36,8 @@ struct Step {
 pub(super) fn solve(items: &[Item], budget: u64) -> Option<Vec<usize>> {
     let mut taken = cheapest(items);
     let mut left = budget.checked_sub(cost(items, &taken))?;
-    let mut steps: Vec<Step> = items.iter().enumerate().flat_map(|(item, offers)| steps(item, offers)).collect();
+    let mut steps: Vec<Step> =
+        items.iter().enumerate().flat_map(|(item, offers)| steps(item, offers)).collect();
     // Stable: of equal rates, those of an item stay in their order.
     steps.sort_by(|a, b| b.rate.total_cmp(&a.rate).then(a.item.cmp(&b.item)));
     for step in steps {
@@ -81,7 +82,8 @@ fn steps(number: usize, item: &Item) -> Vec<Step> {
             continue;
         }
         while let [.., before, last] = hull[..]
-            && rate(item.offers[before], item.offers[last]).total_cmp(&rate(item.offers[last], offer)) == Ordering::Less
+            && rate(item.offers[before], item.offers[last]).total_cmp(&rate(item.offers[last], offer))
+                == Ordering::Less
         {
             hull.pop();
         }

@@ -45,7 +45,8 @@ pub(super) fn errors(
         .map_err(|error| Error::Request(format!("cannot start {threads} threads: {error}")))?;
     let tensor = |choices: &Choices| &blueprint.tensors[choices.tensor];
     let sampled = |tensor: &OutputTensor| {
-        let stored = tensor.pieces.first().map_or(1, |piece| source.tensors()[piece.source].dtype.size_bytes());
+        let stored =
+            tensor.pieces.first().map_or(1, |piece| source.tensors()[piece.source].dtype.size_bytes());
         (rows(tensor).len() * tensor.row_len_elems() * stored) as u64
     };
     (watch.begin)(choices.iter().map(|choices| sampled(tensor(choices))).sum());

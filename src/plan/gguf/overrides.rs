@@ -18,9 +18,9 @@ use super::mix;
 use super::names::Planned;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
+use crate::plan::OutputTensor;
 use crate::plan::budget::{Candidate, Choices};
 use crate::plan::rules::{self, Choice, Rule, Rules};
-use crate::plan::OutputTensor;
 
 /// Types that a rule may give: those that can be encoded.
 pub(super) fn types() -> impl Iterator<Item = GgmlType> {

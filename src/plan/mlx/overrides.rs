@@ -13,9 +13,9 @@ use super::parameters::Parameter;
 use super::{AFFINE, FAMILY, FORMATS, MlxFormat, Quantization};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
+use crate::plan::OutputTensor;
 use crate::plan::budget::{self, Choices};
 use crate::plan::rules::{Candidate, Choice, Rule, Rules};
-use crate::plan::OutputTensor;
 
 /// What a rule says about a parameter.
 #[derive(Debug, Clone, Copy)]
