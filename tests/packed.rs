@@ -254,7 +254,7 @@ fn integers_become_integers_without_loss() {
     let work = tempfile::tempdir().unwrap();
     for (from, to) in [
         ("compressed-tensors-w4a16-g32", "gptq-4bit-32g"),
-        ("gptq-4bit-64g", "compressed-tensors-w4a16-asym-g32"),
+        ("gptq-4bit-64g", "awq-4bit-32g"),
         ("gptq-4bit-32g-asym", "awq-4bit-32g"),
         ("awq-4bit-32g", "gptq-4bit-32g-asym"),
         ("compressed-tensors-w4a16-asym-g32", "awq-4bit-32g"),
@@ -298,7 +298,13 @@ fn integers_become_gguf_and_mlx_blocks_without_loss() {
             let weight = result.store().weight(tensor.role.unwrap()).unwrap();
             let mut after = vec![0.0; weight.rows * weight.cols];
             result.store().read_rows(&weight, 0..weight.rows, &mut after).unwrap();
-            let close = read(&source, id).iter().zip(&after).all(|(a, b)| (a - b).abs() <= a.abs() / 128.0);
+            // MLX rounds the product of code and scale, which is as large as the group's largest weight, to BF16
+            // before it adds the bias; a step is an eighth of that weight.
+            let groups = read(&source, id);
+            let close = groups.chunks(32).zip(after.chunks(32)).all(|(before, after)| {
+                let largest = before.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+                before.iter().zip(after).all(|(a, b)| (a - b).abs() <= largest / 100.0)
+            });
             assert!(close, "{to}: {}", tensor.name);
             compared += 1;
         }
