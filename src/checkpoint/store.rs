@@ -24,6 +24,8 @@ pub struct Weight {
     pub rows: usize,
     /// Columns.
     pub cols: usize,
+    /// Rows that are decoded together: reading a part of them costs as much as reading all.
+    pub unit_rows: usize,
 }
 
 /// A model's weights as f32.
@@ -73,7 +75,7 @@ impl WeightStore for Checkpoint {
         let tensor = &self.tensors()[self.serving(role)?];
         let (rows, cols) = tensor.matrix();
         let file = self.source().files()[tensor.file].name.clone();
-        Ok(Weight { role, name: tensor.name.clone(), file, rows, cols })
+        Ok(Weight { role, name: tensor.name.clone(), file, rows, cols, unit_rows: 1 })
     }
 
     fn read_rows(&self, weight: &Weight, rows: Range<usize>, tile: &mut [f32]) -> Result<()> {
