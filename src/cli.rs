@@ -19,6 +19,7 @@ mod model;
 mod perplexity;
 mod plan;
 mod report;
+mod rules;
 mod size;
 mod validation;
 mod verify;

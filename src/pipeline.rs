@@ -21,7 +21,9 @@ mod execute;
 mod intake;
 mod journal;
 mod manifest;
+mod maxima;
 mod queue;
+mod slab;
 mod space;
 mod staging;
 mod verify;
@@ -75,6 +77,8 @@ pub struct Settings {
     pub command: Vec<String>,
     /// The value of `--to`, for the manifest.
     pub format: String,
+    /// The rules of the plan as a recipe, for the manifest.
+    pub recipe: Option<String>,
 }
 
 /// What a conversion did.
@@ -193,8 +197,8 @@ fn bytes_read(source: &Checkpoint, blueprint: &Blueprint) -> u64 {
     let mut used = vec![false; source.tensors().len()];
     for piece in blueprint.tensors.iter().flat_map(|tensor| &tensor.pieces) {
         used[piece.source] = true;
-        if let Some(scale) = &source.tensors()[piece.source].scale {
-            used[scale.tensor] = true;
+        for &other in source.tensors()[piece.source].companions() {
+            used[other] = true;
         }
     }
     let tensors = source.tensors().iter().zip(used);

@@ -9,6 +9,7 @@
 //! - `streaming`: conversions straight from a hub that misbehaves (crate `test-hub`).
 //! - `crashes`: `kill -9` at many points of a streamed conversion.
 //! - `sources`: the same weights stored in other ways.
+//! - `packed`: compressed-tensors, GPTQ and AWQ results, read by their definitions.
 //! - `verify`: damage to finished results is found and named.
 //! - `served`: runs the binary against a local hub. No tests.
 //! - `fetch`: downloads whole repositories, with faults on the way.
@@ -49,6 +50,8 @@ mod maker;
 mod measured;
 #[cfg(test)]
 mod mlx;
+#[cfg(test)]
+mod packed;
 #[cfg(test)]
 mod perplexity;
 #[cfg(test)]

@@ -10,10 +10,19 @@
 mod affine;
 mod block;
 mod block32;
+mod ct_mxfp4;
+mod ct_nvfp4;
+mod e2m1;
+mod fp4;
 pub mod fp8;
+mod int4;
 mod iq4;
 mod iq4_nl;
 mod iq4_xs;
+mod mlx_fp;
+mod mlx_mxfp4;
+mod mlx_mxfp8;
+mod mlx_nvfp4;
 mod mxfp4;
 mod plain;
 mod q2_k;
@@ -32,7 +41,8 @@ mod scale_min_search;
 mod scale_search;
 mod two_bits;
 
-pub use plain::round_to_bf16;
+pub use int4::{ChannelScale, int4_channel};
+pub use plain::{round_to_bf16, round_to_f16};
 
 use crate::dtype::Dtype;
 
@@ -67,6 +77,22 @@ pub trait Codec: Sync {
     fn encode(&self, src: &[f32], dst: &mut [&mut [u8]]);
     /// Decodes one slice per part into whole groups of `dst`.
     fn decode(&self, src: &[&[u8]], dst: &mut [f32]);
+    /// The factor on all scales of a tensor, for formats that have one (NVFP4), from the tensor's
+    /// largest magnitude. `encode` and `decode` take it to be 1.
+    fn tensor_scale(&self, max_abs: f32) -> Option<f32> {
+        let _ = max_abs;
+        None
+    }
+    /// As `encode`, under a factor from [`Codec::tensor_scale`].
+    fn encode_under(&self, tensor_scale: f32, src: &[f32], dst: &mut [&mut [u8]]) {
+        let _ = tensor_scale;
+        self.encode(src, dst);
+    }
+    /// As `decode`, under the factor with which the tensor was encoded.
+    fn decode_under(&self, tensor_scale: f32, src: &[&[u8]], dst: &mut [f32]) {
+        let _ = tensor_scale;
+        self.decode(src, dst);
+    }
     /// The naive encoder: same bytes as `encode`, written to be read.
     fn encode_scalar(&self, src: &[f32], dst: &mut [&mut [u8]]);
     /// The naive decoder: same values as `decode`, written to be read.
@@ -74,7 +100,11 @@ pub trait Codec: Sync {
 }
 
 /// Every codec. Help texts, benches and the conformance suite iterate this slice.
-pub const CODECS: &[&dyn Codec] = &concat::<{ SINGLE.len() + affine::AFFINE.len() }>(SINGLE, affine::AFFINE);
+pub const CODECS: &[&dyn Codec] = &concat::<{ len(FAMILIES) }>(FAMILIES);
+
+/// The tables that make up [`CODECS`].
+const FAMILIES: &[&[&dyn Codec]] =
+    &[SINGLE, affine::AFFINE, mlx_mxfp4::CODECS, mlx_nvfp4::CODECS, mlx_mxfp8::CODECS, int4::INT4];
 
 /// Codecs that are one entry each.
 const SINGLE: &[&dyn Codec] = &[
@@ -99,25 +129,41 @@ const SINGLE: &[&dyn Codec] = &[
     &iq4_xs::Iq4Xs,
     &q3_k::Q3K,
     &q2_k::Q2K,
+    // Groups of compressed-tensors with 4-bit floats.
+    &ct_nvfp4::CtNvfp4,
+    &ct_mxfp4::CtMxfp4,
 ];
 
-/// Joins two slices.
-const fn concat<const LEN: usize>(
-    first: &[&'static dyn Codec],
-    second: &[&'static dyn Codec],
-) -> [&'static dyn Codec; LEN] {
-    let mut joined = [first[0]; LEN];
-    let mut at = 0;
-    while at < LEN {
-        joined[at] = if at < first.len() { first[at] } else { second[at - first.len()] };
-        at += 1;
+/// Entries of all tables together.
+const fn len(tables: &[&[&'static dyn Codec]]) -> usize {
+    let (mut len, mut table) = (0, 0);
+    while table < tables.len() {
+        len += tables[table].len();
+        table += 1;
+    }
+    len
+}
+
+/// Joins tables.
+const fn concat<const LEN: usize>(tables: &[&[&'static dyn Codec]]) -> [&'static dyn Codec; LEN] {
+    let mut joined = [tables[0][0]; LEN];
+    let (mut at, mut table) = (0, 0);
+    while table < tables.len() {
+        let mut row = 0;
+        while row < tables[table].len() {
+            joined[at] = tables[table][row];
+            (at, row) = (at + 1, row + 1);
+        }
+        table += 1;
     }
     joined
 }
 
-/// Finds a codec by name, ignoring case.
+/// Finds a codec by name, ignoring case. The registry has one representative of formats with a group per
+/// row; this also knows `ct_int4_channel_7168` for rows of any other length.
 pub fn find(name: &str) -> Option<&'static dyn Codec> {
-    CODECS.iter().copied().find(|codec| codec.name().eq_ignore_ascii_case(name))
+    let registered = CODECS.iter().copied().find(|codec| codec.name().eq_ignore_ascii_case(name));
+    registered.or_else(|| int4::find_channel(name))
 }
 
 /// Bytes that `len_elems` weights take in part `part` of `codec`.

@@ -6,6 +6,7 @@
 //! - [`rounding`]: `f32` to integers and 16-bit floats, as the reference rounds.
 //! - [`dispatch`]: the one place that selects a CPU feature set at run time.
 //! - [`codec`]: one file per block format, and [`codec::CODECS`], the registry.
+//! - [`layout`]: how a codec's byte streams become the tensors of a container.
 //! - [`container`]: file formats: headers, metadata, tensor tables.
 
 pub mod codec;
@@ -13,6 +14,7 @@ pub mod container;
 pub mod dispatch;
 pub mod dtype;
 pub mod error;
+pub mod layout;
 pub mod rounding;
 
 pub use codec::{CODECS, Codec, Part};

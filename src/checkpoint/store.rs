@@ -90,7 +90,7 @@ impl WeightStore for Checkpoint {
             range: tensor.offset_bytes..tensor.offset_bytes + tensor.len_bytes,
             is_small,
         };
-        let scale = tensor.scale.map(|scale| extent(&self.tensors()[scale.tensor], true));
-        Ok([extent(tensor, tensor.shape.len() < 2)].into_iter().chain(scale).collect())
+        let companions = tensor.companions().iter().map(|&other| extent(&self.tensors()[other], true));
+        Ok([extent(tensor, tensor.shape.len() < 2)].into_iter().chain(companions).collect())
     }
 }

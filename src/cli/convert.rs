@@ -70,6 +70,7 @@ impl Subcommand for Convert {
             pinned: request.streaming.as_ref().map(|streaming| streaming.pinned.clone()),
             command: std::env::args().collect(),
             format: request.format.clone(),
+            recipe: request.recipe(),
         };
         let progress = report::progress(matches.get_flag("quiet"));
         let (source, blueprint) = (&request.source, &request.blueprint);

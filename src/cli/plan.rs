@@ -8,11 +8,11 @@ use clap::{Arg, ArgMatches, Command};
 
 use super::model::{self, Streaming};
 use super::size::{self, human};
-use super::{MODEL_HELP, Subcommand};
+use super::{MODEL_HELP, Subcommand, rules};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::pipeline;
-use crate::plan::{self, Blueprint, Options, Summary, TARGETS, summary};
+use crate::plan::{self, Blueprint, Options, Rules, Summary, TARGETS, summary};
 
 /// The subcommand.
 pub(super) struct Plan;
@@ -22,6 +22,8 @@ pub(super) struct Request {
     pub(super) source: Checkpoint,
     pub(super) format: String,
     pub(super) blueprint: Blueprint,
+    /// Rules in force.
+    pub(super) rules: Rules,
     pub(super) threads: usize,
     /// Set when weights are streamed from the hub.
     pub(super) streaming: Option<Streaming>,
@@ -42,6 +44,7 @@ impl Request {
             output_name: file_name.unwrap_or_else(|| format!("model-{}.gguf", format.to_uppercase())),
             tokenizer_pre: matches.get_one::<String>("tokenizer-pre").cloned(),
             split_max_bytes: matches.get_one::<u64>("split-max-size").copied(),
+            rules: rules::from_matches(matches)?,
         };
         // A revision that an unfinished run has pinned stays pinned.
         let unfinished = output.filter(|_| !restart(matches)).and_then(pipeline::unfinished);
@@ -52,9 +55,15 @@ impl Request {
         let threads =
             fit(&source, &blueprint, super::threads(matches), matches.get_one::<u64>("memory").copied())?;
         let (streaming, remote_files) = (model.streaming, model.remote_files);
-        let request = Self { source, format, blueprint, threads, streaming, remote_files };
+        let rules = options.rules;
+        let request = Self { source, format, blueprint, rules, threads, streaming, remote_files };
         model::spool_limit(matches, request.largest_shard_bytes())?;
         Ok(request)
+    }
+
+    /// The recipe that gives this plan, if there are rules.
+    pub(super) fn recipe(&self) -> Option<String> {
+        (!self.rules.is_empty()).then(|| self.rules.to_toml(&self.format.to_lowercase()))
     }
 
     /// Shards that a conversion would download: their number and bytes.
@@ -121,6 +130,7 @@ pub(super) fn request_arguments() -> Vec<Arg> {
             .value_parser(size::parse)
             .help("Most memory to use: fewer threads when they would need more"),
     ];
+    arguments.extend(rules::arguments());
     arguments.extend(model::arguments());
     arguments.extend(model::spool_arguments());
     arguments
@@ -145,8 +155,9 @@ impl Subcommand for Plan {
         summary.peak_disk_bytes +=
             if matches.get_flag("keep-source") { summary.download_bytes } else { request.spool_bytes(limit) };
         if matches.get_flag("json") {
-            let value = serde_json::to_value(&summary)
+            let mut value = serde_json::to_value(&summary)
                 .map_err(|error| Error::Request(format!("cannot write JSON: {error}")))?;
+            value["rules"] = rules::to_json(&request.rules, &request.blueprint);
             super::print_json(&value);
         } else {
             print_human(&request, &summary);
@@ -171,6 +182,7 @@ fn print_human(request: &Request, summary: &Summary) {
     for (name, totals) in &summary.types {
         println!("{name:<14} {:>8} {:>16} {:>18}", totals.tensors, totals.parameters, totals.bytes);
     }
+    rules::print(&request.rules, &request.blueprint);
     for file in &request.blueprint.files {
         let name = if file.name.is_empty() { "(output)" } else { &file.name };
         println!("file {name}: {} bytes", file.len_bytes);

@@ -8,31 +8,28 @@
 //! Beside the workers, one thread hashes the files, one syncs and keeps the journal, and for a
 //! streamed source one brings the shards.
 
-use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Mutex, OnceLock};
 
 use rayon::ThreadPoolBuilder;
-use requant_formats::codec;
 
 use super::Progress;
 use super::digest::{self, Digests};
 use super::intake::Intake;
 use super::journal::Journal;
+use super::maxima::Maxima;
 use super::queue::Queue;
+use super::slab::{self, Slab, Worker};
 use super::staging::StagedFile;
 use super::writeback::{self, Dirty};
-use crate::checkpoint::{Checkpoint, TileReader};
+use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::frontier::Frontier;
-use crate::plan::{self, Blueprint, Job, OutputTensor, Rounding};
+use crate::plan::{self, Blueprint, Job};
 
 /// Weights in a tile, at most (a single longer row makes a longer tile): 1 MiB of f32.
 const TILE_ELEMS: usize = 1 << 18;
-
-/// Weights in a slab: 2.4 MB in a 4-bit format.
-const SLAB_ELEMS: usize = 1 << 22;
 
 /// Memory beside the tiles: headers, catalogue, code, allocator.
 const BASE_RAM_BYTES: u64 = 64 << 20;
@@ -44,7 +41,7 @@ pub fn peak_ram_bytes(source: &Checkpoint, blueprint: &Blueprint, threads: usize
     let widest = source.tensors().iter().map(|tensor| tensor.matrix().1).max().unwrap_or(0);
     // f32 tile, its transposed copy and source bytes: at most 4 bytes a weight each.
     let tiles = 12 * widest.max(TILE_ELEMS) as u64;
-    let slab = blueprint.tensors.iter().map(slab_bytes).max().unwrap_or(0);
+    let slab = blueprint.tensors.iter().map(|tensor| slab::most_bytes(tensor, TILE_ELEMS)).max().unwrap_or(0);
     BASE_RAM_BYTES + 3 * headers + catalogue + threads as u64 * (tiles + slab)
 }
 
@@ -73,6 +70,8 @@ struct Shared {
     parts: Vec<OnceLock<Vec<String>>>,
     frontiers: Vec<Frontier>,
     dirty: Dirty,
+    /// Largest magnitudes, for codecs with a factor on a whole tensor.
+    maxima: Maxima,
     /// The first error; set once.
     failure: Mutex<Option<Error>>,
     failed: AtomicBool,
@@ -142,8 +141,8 @@ impl Run<'_> {
     pub(super) fn report_done(&self) {
         for (job, _) in self.jobs.iter().zip(self.done).filter(|(_, done)| **done) {
             let tensor = &self.source.tensors()[self.blueprint.tensors[job.tensor].pieces[job.piece].source];
-            let row_bytes = tensor.matrix().1 * tensor.dtype.size_bytes();
-            self.progress.advance((job.source_rows.len() * row_bytes) as u64);
+            let rows = tensor.matrix().0.max(1) as u64;
+            self.progress.advance(tensor.len_bytes * job.source_rows.len() as u64 / rows);
         }
     }
 
@@ -161,6 +160,7 @@ impl Run<'_> {
             parts: self.blueprint.tensors.iter().map(|_| OnceLock::new()).collect(),
             frontiers: self.blueprint.files.iter().map(|_| Frontier::new()).collect(),
             dirty: Dirty::new(self.blueprint.files.len()),
+            maxima: Maxima::new(self.source.tensors().len()),
             failure: Mutex::new(None),
             failed: AtomicBool::new(false),
         };
@@ -178,8 +178,11 @@ impl Run<'_> {
         let output = &self.blueprint.tensors[job.tensor];
         let (_, cols) = self.source.tensors()[output.pieces[job.piece].source].matrix();
         let rows = plan::output_rows(&output.pieces[job.piece], job.source_rows.len(), cols);
-        for (file, offset, len) in plan::destinations(output, job.first_row, rows) {
-            shared.frontiers[file].add(offset, offset + len);
+        for (placement, runs) in output.runs(job.first_row..job.first_row + rows) {
+            for (offset, range) in runs.pieces() {
+                let start = placement.offset_bytes + offset;
+                shared.frontiers[placement.file].add(start, start + range.len() as u64);
+            }
         }
     }
 
@@ -230,21 +233,21 @@ impl Run<'_> {
         let output = &self.blueprint.tensors[job.tensor];
         let piece = &output.pieces[job.piece];
         let (_, cols) = self.source.tensors()[piece.source].matrix();
-        let tile_rows =
-            if piece.transposed { job.source_rows.len() } else { (TILE_ELEMS / cols.max(1)).max(1) };
-        let mut slab = Slab::new(output, job.first_row);
+        let tile_rows = if piece.transposed {
+            job.source_rows.len()
+        } else {
+            plan::whole_bands(TILE_ELEMS / cols.max(1), output.layout.band_rows())
+        };
+        let tensor_scale = shared.maxima.tensor_scale(self.source, output, &mut worker.reader)?;
+        let mut slab = Slab::new(output, job.first_row, tensor_scale);
         let mut start = job.source_rows.start;
         while start < job.source_rows.end {
             if self.stop.load(Ordering::Relaxed) {
                 return Err(Error::Interrupted);
             }
             let end = job.source_rows.end.min(start + tile_rows);
-            let bytes = worker.reader.read(self.source, piece.source, start..end, &mut worker.tile)?;
-            if piece.transposed {
-                transpose(&worker.tile, end - start, cols, &mut worker.transposed);
-                std::mem::swap(&mut worker.tile, &mut worker.transposed);
-            }
-            worker.round(output.rounding)?;
+            let bytes = worker.read(self.source, piece, start..end)?;
+            worker.round(output.rounding);
             slab.encode(&worker.tile, &mut worker.parts);
             if slab.is_full() || end == job.source_rows.end {
                 slab.write(self.files, &shared.dirty, &mut worker.parts)?;
@@ -271,89 +274,6 @@ impl Run<'_> {
     }
 }
 
-/// Buffers of one worker, reused from tile to tile.
-#[derive(Default)]
-struct Worker {
-    reader: TileReader,
-    tile: Vec<f32>,
-    transposed: Vec<f32>,
-    /// Encoded bytes of the slab, by part.
-    parts: Vec<Vec<u8>>,
-}
-
-impl Worker {
-    /// Gives the tile the precision that the encoder is to see.
-    fn round(&mut self, rounding: Rounding) -> Result<()> {
-        match rounding {
-            Rounding::Exact => {}
-            Rounding::Bf16 => codec::round_to_bf16(&mut self.tile),
-            Rounding::F16 => {
-                let half = codec::find("F16").ok_or_else(|| Error::Request("codec F16 is missing".into()))?;
-                let mut bytes = vec![0; 2 * self.tile.len()];
-                half.encode(&self.tile, &mut [&mut bytes]);
-                half.decode(&[&bytes], &mut self.tile);
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Encoded rows on their way to the file. The bytes are in [`Worker::parts`].
-struct Slab<'a> {
-    output: &'a OutputTensor,
-    /// First row that is not yet written.
-    first_row: u64,
-    /// Rows encoded since.
-    rows: u64,
-}
-
-impl<'a> Slab<'a> {
-    fn new(output: &'a OutputTensor, first_row: u64) -> Self {
-        Self { output, first_row, rows: 0 }
-    }
-
-    fn is_full(&self) -> bool {
-        self.rows * self.output.row_len_elems() as u64 >= SLAB_ELEMS as u64
-    }
-
-    /// Encodes whole rows at the end of the slab.
-    fn encode(&mut self, tile: &[f32], parts: &mut Vec<Vec<u8>>) {
-        let codec = self.output.codec;
-        parts.resize_with(codec.parts().len().max(parts.len()), Vec::new);
-        if self.rows == 0 {
-            parts.iter_mut().for_each(Vec::clear);
-        }
-        let mut ends = Vec::with_capacity(codec.parts().len());
-        for (number, part) in parts.iter_mut().take(codec.parts().len()).enumerate() {
-            let start = part.len();
-            part.resize(start + codec::part_len_bytes(codec, number, tile.len() as u64) as usize, 0);
-            ends.push(&mut part[start..]);
-        }
-        codec.encode(tile, &mut ends);
-        self.rows += (tile.len() / self.output.row_len_elems()) as u64;
-    }
-
-    /// Writes what was encoded and starts afresh.
-    fn write(&mut self, files: &[StagedFile], dirty: &Dirty, parts: &mut [Vec<u8>]) -> Result<()> {
-        let destinations = plan::destinations(self.output, self.first_row, self.rows);
-        for ((file, offset, _), part) in destinations.into_iter().zip(parts) {
-            let staged = &files[file];
-            staged.file.write_all_at(part, offset).map_err(Error::io(&staged.path, "write"))?;
-            dirty.mark(file);
-            part.clear();
-        }
-        self.first_row += self.rows;
-        self.rows = 0;
-        Ok(())
-    }
-}
-
-/// Most bytes that a slab of `output` holds: a tile may go past [`SLAB_ELEMS`].
-fn slab_bytes(output: &OutputTensor) -> u64 {
-    let elems = (SLAB_ELEMS + TILE_ELEMS.max(output.row_len_elems())) as u64;
-    (0..output.codec.parts().len()).map(|part| codec::part_len_bytes(output.codec, part, elems)).sum()
-}
-
 /// Bytes of each file that no tensor covers (header, padding): file, start, end.
 fn gaps(blueprint: &Blueprint) -> Vec<(usize, u64, u64)> {
     let mut covered: Vec<(usize, u64, u64)> = blueprint
@@ -376,15 +296,4 @@ fn gaps(blueprint: &Blueprint) -> Vec<(usize, u64, u64)> {
         gaps.push((file, position, description.len_bytes));
     }
     gaps
-}
-
-/// `[rows, cols]` to `[cols, rows]`.
-fn transpose(matrix: &[f32], rows: usize, cols: usize, transposed: &mut Vec<f32>) {
-    transposed.clear();
-    transposed.resize(rows * cols, 0.0);
-    for (row, values) in matrix.chunks_exact(cols).enumerate() {
-        for (col, &value) in values.iter().enumerate() {
-            transposed[col * rows + row] = value;
-        }
-    }
 }

@@ -78,8 +78,9 @@ impl RequestRecord {
             result.update(&sidecar.bytes);
         }
         for tensor in &blueprint.tensors {
-            let codec = tensor.codec.name();
-            result.update(format!("{:?}\n", (codec, tensor.rounding, &tensor.pieces, &tensor.placements)));
+            let how = (tensor.codec.name(), tensor.layout.name(), tensor.rounding);
+            let what = (&tensor.pieces, &tensor.scale_sources, &tensor.placements);
+            result.update(format!("{how:?} {what:?}\n"));
         }
         Self {
             requant_version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -26,6 +26,9 @@ pub struct Manifest {
     pub command: Vec<String>,
     /// The format asked for.
     pub format: String,
+    /// The rules that changed types of tensors, as a recipe that can be used again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recipe: Option<String>,
     /// Where the source was.
     pub source: String,
     /// Source files that were read.
@@ -137,6 +140,7 @@ impl Manifest {
             requant_version: env!("CARGO_PKG_VERSION").to_owned(),
             command: settings.command.clone(),
             format: settings.format.clone(),
+            recipe: settings.recipe.clone(),
             source: source.source().location(),
             source_files: source_files.collect(),
             is_directory: blueprint.is_directory,

@@ -11,28 +11,39 @@
 //! - It keeps 32 x 32 blocks with `ue8m0` scales packed (mxfp8); we quantize them like any other.
 //! - It has no tied output head for this family; we write the embedding a second time.
 //! - It decodes the two NaNs of E4M3 as 480; here they are an error when the tensor is read.
-//! - Tokenizer files: see [`carried`].
+//! - It loads the tokenizer with `transformers` and saves it again, which rewrites tokenizer.json and
+//!   tokenizer_config.json and moves a chat template into `chat_template.jinja`. We carry the source's own
+//!   files unchanged: they load to the same tokenizer. `*.py`, generation_config.json and the model card are
+//!   as mlx-lm's.
 //!
-//! A format is one row of [`FORMATS`].
+//! A format is one row of [`FORMATS`]. A module is quantized when it can be and its rows are whole groups;
+//! else it is skipped, unless a rule says otherwise ([`overrides`]).
 
 use requant_formats::codec::{self, Codec};
+use requant_formats::layout::ROW_MAJOR;
 
-use super::{Blueprint, Dropped, Format, Options, OutputTensor, Target};
+use super::{Blueprint, Dropped, Format, Options, OutputTensor, Sidecar, Target, carried};
 use crate::arch::Role;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 
-mod carried;
 mod config;
 mod element;
+mod overrides;
 mod parameters;
-mod python_json;
 mod shards;
 #[cfg(test)]
 mod tests;
 
 use element::{Element, Plan};
 use parameters::Parameter;
+
+/// `README.md` of a conversion from a local directory.
+const MODEL_CARD: &str =
+    "---\nlanguage: en\nlibrary_name: mlx\npipeline_tag: text-generation\ntags:\n- mlx\n---\n";
+
+/// What the family is called.
+const FAMILY: &str = "MLX";
 
 /// MLX.
 pub(super) struct MlxTarget;
@@ -43,6 +54,13 @@ struct Quantization {
     mode: &'static str,
     bits: usize,
     group_len: usize,
+}
+
+impl Quantization {
+    /// The codec with BF16 scales, which is also how `plan` shows the type.
+    fn codec_name(self) -> String {
+        format!("{}{}_g{}", self.mode, self.bits, self.group_len)
+    }
 }
 
 /// One `--to` format.
@@ -98,26 +116,45 @@ const NAMES: [Format; FORMATS.len()] = {
 };
 
 impl Target for MlxTarget {
+    fn family(&self) -> &'static str {
+        FAMILY
+    }
+
+    fn types(&self) -> Vec<&'static str> {
+        overrides::types()
+    }
+
     fn formats(&self) -> &'static [Format] {
         &NAMES
     }
 
-    fn blueprint(&self, format: &Format, source: &Checkpoint, _: &Options) -> Result<Blueprint> {
+    fn blueprint(&self, format: &Format, source: &Checkpoint, options: &Options) -> Result<Blueprint> {
         let Some(row) = FORMATS.iter().find(|row| row.format == *format) else {
             return Err(Error::Unsupported { what: format.name.into(), hint: "not an MLX format".into() });
         };
         config::check(source.config())?;
         let element = row.element.or_else(|| Element::of_config(source.config()));
-        let mut tensors = parameters::parameters(source)?
+        let parameters = parameters::parameters(source)?;
+        let overrides = overrides::resolve(&options.rules, row, source, element, &parameters)?;
+        let modules = overrides::modules(&parameters, &overrides);
+        let mut tensors = parameters
             .into_iter()
-            .map(|parameter| output_tensor(source, row.quantization, element, parameter))
+            .zip(overrides)
+            .map(|(parameter, found)| {
+                let by_default =
+                    || row.quantization.filter(|q| parameter.row_len().is_multiple_of(q.group_len));
+                let quantization = found.map_or_else(by_default, |found| found.quantization);
+                let rule = found.map(|found| found.rule);
+                Ok(OutputTensor { rule, ..output_tensor(source, quantization, element, parameter)? })
+            })
             .collect::<Result<Vec<_>>>()?;
         let parameter_count = tensors.iter().map(OutputTensor::len_elems).sum();
 
         let shards = shards::lay_out(&mut tensors)?;
         let mut sidecars = carried::sidecars(source)?;
+        sidecars.push(Sidecar { name: "README.md".into(), bytes: MODEL_CARD.into() });
         sidecars.push(shards::index(&tensors, &shards, parameter_count));
-        sidecars.push(config::sidecar(source, row.quantization)?);
+        sidecars.push(config::sidecar(source, row.quantization, &modules)?);
         sidecars.sort_by(|a, b| a.name.cmp(&b.name));
         // In the order of first bytes, a file is finished from front to back.
         tensors.sort_by_key(|tensor| {
@@ -127,9 +164,7 @@ impl Target for MlxTarget {
     }
 }
 
-/// One parameter of the model, with the codec that mlx-lm's rules give it.
-///
-/// A module is quantized when it can be and its rows are whole groups; else it is skipped.
+/// One parameter of the model, quantized if it can be.
 fn output_tensor(
     source: &Checkpoint,
     quantization: Option<Quantization>,
@@ -138,11 +173,9 @@ fn output_tensor(
 ) -> Result<OutputTensor> {
     let stored = parameter.pieces.iter().map(|piece| &source.tensors()[piece.source]);
     let plan = Plan::new(stored, if parameter.is_cast { element } else { None })?;
-    let row_len = parameter.shape.last().copied().unwrap_or(1);
-    let quantization =
-        quantization.filter(|q| parameter.is_quantizable && row_len.is_multiple_of(q.group_len));
+    let quantization = quantization.filter(|_| parameter.is_quantizable);
     let codec = match quantization {
-        Some(q) => find(&format!("{}{}_g{}{}", q.mode, q.bits, q.group_len, plan.element.affine_suffix()))?,
+        Some(q) => find(&format!("{}{}", q.codec_name(), plan.element.affine_suffix()))?,
         None => find(plan.element.codec_name())?,
     };
     let base = parameter.name.strip_suffix("weight");
@@ -155,9 +188,12 @@ fn output_tensor(
         shape: parameter.shape,
         type_name: codec.name().to_owned(),
         codec,
+        layout: ROW_MAJOR,
         rounding: plan.rounding,
         pieces: parameter.pieces,
+        scale_sources: Vec::new(),
         placements: Vec::new(),
+        rule: None,
     })
 }
 
