@@ -44,9 +44,12 @@ fn every_weight_is_read_once() {
     std::fs::create_dir(&source).unwrap();
     maker::checkpoint(maker::Size::default(), maker::Storage::Fp8(Dtype::F8_E4M3)).write(&source);
     maker::copy_tokenizer(&source);
-    let mlx = directory.path().join("mlx");
-    convert(&source, "mlx-4bit-g32", 2, &mlx).unwrap();
-    for path in [source, mlx] {
+    let mut paths = vec![source.clone()];
+    for format in ["mlx-4bit-g32", "awq-4bit-32g", "gptq-4bit-32g"] {
+        paths.push(directory.path().join(format));
+        convert(&source, format, 2, &paths[paths.len() - 1]).unwrap();
+    }
+    for path in paths {
         let inner = LocalDirectory::open(&path).unwrap();
         let source = Arc::new(Counting { inner, reads: Mutex::default() });
         let model = Model::from_source(Box::new(Arc::clone(&source))).unwrap();
@@ -72,11 +75,14 @@ fn every_weight_is_read_once() {
                     _ => 1..=1,
                 };
                 let len = extent.range.end - extent.range.start;
-                assert!(times.contains(&(read / len)) && read % len == 0, "{role:?}: {read} bytes of {len}");
+                assert!(
+                    times.contains(&(read / len)) && read.is_multiple_of(len),
+                    "{path:?} {role:?}: {read} bytes of {len}"
+                );
                 bytes += read;
             }
         }
-        assert!(bytes > 500_000, "{bytes}");
+        assert!(bytes > 200_000, "{bytes}");
     }
 }
 
