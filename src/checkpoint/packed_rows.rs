@@ -122,6 +122,11 @@ impl PackedRows {
     }
 }
 
+/// Rows that are unpacked together when the first of them is wanted.
+pub(super) fn unit_rows(checkpoint: &Checkpoint, id: usize, packed: &Packed) -> usize {
+    band(checkpoint, id, packed, &(0..1)).len()
+}
+
 /// The rows to unpack when `rows` are wanted: whole bands of the layout, and enough of them where the
 /// codes of a row lie in many places.
 fn band(checkpoint: &Checkpoint, id: usize, packed: &Packed, rows: &Range<usize>) -> Range<usize> {
