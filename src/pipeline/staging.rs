@@ -333,7 +333,8 @@ mod tests {
         let output = directory.path().join("m.gguf");
         let open = |format: &str| Stage::open(&blueprint(), &output, &request(format), false, false);
         let (mut stage, mut begun) = open("q4_0").unwrap();
-        begun.journal.append(&[0, 1, 2]).unwrap();
+        let done = [0, 1, 2].map(|job| super::super::journal::Done { job, sums: Default::default() });
+        begun.journal.append(&done).unwrap();
         begun.journal.seal().unwrap();
         let (temporary, final_path) = stage.renames[0].clone();
         std::fs::rename(temporary, final_path).unwrap();
