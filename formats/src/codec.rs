@@ -10,8 +10,13 @@
 mod affine;
 mod block;
 mod block32;
+mod ct_mxfp4;
+mod ct_nvfp4;
+mod e2m1;
 mod fp4;
 pub mod fp8;
+mod grid;
+mod int4;
 mod iq4;
 mod iq4_lanes;
 mod iq4_nl;
@@ -41,8 +46,10 @@ mod scale_min_search;
 mod scale_search;
 mod two_bits;
 
+pub use grid::Grid;
+pub use int4::{ChannelScale, int4_channel};
 pub use mlx_mode::MlxMode;
-pub use plain::round_to_bf16;
+pub use plain::{round_to_bf16, round_to_f16};
 
 use crate::dtype::Dtype;
 
@@ -93,6 +100,17 @@ pub trait Codec: Sync {
         let _ = tensor_scale;
         self.decode(src, dst);
     }
+    /// Group number `group` of encoded `src` as multiples of a step, for formats whose groups are; its codes go
+    /// to `codes`, which has the length of a group.
+    fn grid<'a>(&self, src: &[&[u8]], group: usize, codes: &'a mut [u8]) -> Option<Grid<'a>> {
+        let _ = (src, group, codes);
+        None
+    }
+    /// Encodes one group exactly; says no, and leaves `dst` alone, when the format cannot hold it.
+    fn encode_grid(&self, grid: Grid<'_>, dst: &mut [&mut [u8]]) -> bool {
+        let _ = (grid, dst);
+        false
+    }
     /// The naive encoder: same bytes as `encode`, written to be read.
     fn encode_scalar(&self, src: &[f32], dst: &mut [&mut [u8]]);
     /// The naive decoder: same values as `decode`, written to be read.
@@ -104,7 +122,7 @@ pub const CODECS: &[&dyn Codec] = &concat::<{ len(FAMILIES) }>(FAMILIES);
 
 /// The tables that make up [`CODECS`].
 const FAMILIES: &[&[&dyn Codec]] =
-    &[SINGLE, affine::AFFINE, mlx_mxfp4::CODECS, mlx_nvfp4::CODECS, mlx_mxfp8::CODECS];
+    &[SINGLE, affine::AFFINE, mlx_mxfp4::CODECS, mlx_nvfp4::CODECS, mlx_mxfp8::CODECS, int4::INT4];
 
 /// Codecs that are one entry each.
 const SINGLE: &[&dyn Codec] = &[
@@ -130,6 +148,9 @@ const SINGLE: &[&dyn Codec] = &[
     &iq4_xs::Iq4Xs,
     &q3_k::Q3K,
     &q2_k::Q2K,
+    // Groups of compressed-tensors with 4-bit floats.
+    &ct_nvfp4::CtNvfp4,
+    &ct_mxfp4::CtMxfp4,
 ];
 
 /// Entries of all tables together.
@@ -157,9 +178,11 @@ const fn concat<const LEN: usize>(tables: &[&[&'static dyn Codec]]) -> [&'static
     joined
 }
 
-/// Finds a codec by name, ignoring case.
+/// Finds a codec by name, ignoring case. The registry has one representative of formats with a group per
+/// row; this also knows `ct_int4_channel_7168` for rows of any other length.
 pub fn find(name: &str) -> Option<&'static dyn Codec> {
-    CODECS.iter().copied().find(|codec| codec.name().eq_ignore_ascii_case(name))
+    let registered = CODECS.iter().copied().find(|codec| codec.name().eq_ignore_ascii_case(name));
+    registered.or_else(|| int4::find_channel(name))
 }
 
 /// Bytes that `len_elems` weights take in part `part` of `codec`.

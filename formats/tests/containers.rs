@@ -32,8 +32,8 @@ fn specs(gguf: &gguf::Gguf) -> Vec<gguf::TensorSpec> {
     gguf.tensors.iter().map(spec).collect()
 }
 
-fn mlx_spec(name: &str, dtype: Dtype, shape: &[usize]) -> safetensors::mlx::TensorSpec {
-    safetensors::mlx::TensorSpec { name: name.into(), dtype, shape: shape.into() }
+fn mlx_spec(name: &str, dtype: Dtype, shape: &[usize]) -> safetensors::TensorSpec {
+    safetensors::TensorSpec { name: name.into(), dtype, shape: shape.into() }
 }
 
 #[test]
@@ -214,7 +214,7 @@ fn any_gguf_tensors() -> impl Strategy<Value = Vec<gguf::TensorSpec>> {
     })
 }
 
-fn any_mlx_tensors() -> impl Strategy<Value = Vec<safetensors::mlx::TensorSpec>> {
+fn any_mlx_tensors() -> impl Strategy<Value = Vec<safetensors::TensorSpec>> {
     let dtypes = vec![Dtype::F32, Dtype::BF16, Dtype::U32, Dtype::U8, Dtype::F8_E4M3];
     let tensor = (prop::sample::select(dtypes), prop::collection::vec(1usize..6, 0..4));
     prop::collection::btree_map(".{0,15}", tensor, 0..40).prop_map(|tensors| {

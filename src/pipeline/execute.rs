@@ -8,31 +8,29 @@
 //! Beside the workers, one thread hashes the files, one syncs and keeps the journal, and for a
 //! streamed source one brings the shards.
 
-use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Mutex, OnceLock};
 
 use rayon::ThreadPoolBuilder;
-use requant_formats::codec;
 
 use super::Progress;
 use super::digest::{self, Digests};
+use super::errors::{ErrorReport, Sums};
 use super::intake::Intake;
-use super::journal::Journal;
+use super::journal::{Done, Journal};
+use super::maxima::Maxima;
 use super::queue::Queue;
+use super::slab::{self, Slab, Tile, Worker};
 use super::staging::StagedFile;
 use super::writeback::{self, Dirty};
-use crate::checkpoint::{Checkpoint, TileReader};
+use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::frontier::Frontier;
-use crate::plan::{self, Blueprint, Job, OutputTensor, Rounding};
+use crate::plan::{self, Blueprint, Job};
 
 /// Weights in a tile, at most (a single longer row makes a longer tile): 1 MiB of f32.
 const TILE_ELEMS: usize = 1 << 18;
-
-/// Weights in a slab: 2.4 MB in a 4-bit format.
-const SLAB_ELEMS: usize = 1 << 22;
 
 /// Memory beside the tiles: headers, catalogue, code, allocator.
 const BASE_RAM_BYTES: u64 = 64 << 20;
@@ -42,9 +40,10 @@ pub fn peak_ram_bytes(source: &Checkpoint, blueprint: &Blueprint, threads: usize
     let headers: u64 = blueprint.files.iter().map(|file| file.header.len() as u64).sum();
     let catalogue = 1024 * (source.tensors().len() + blueprint.tensors.len()) as u64;
     let widest = source.tensors().iter().map(|tensor| tensor.matrix().1).max().unwrap_or(0);
-    // f32 tile, its transposed copy and source bytes: at most 4 bytes a weight each.
-    let tiles = 12 * widest.max(TILE_ELEMS) as u64;
-    let slab = blueprint.tensors.iter().map(slab_bytes).max().unwrap_or(0);
+    // f32 tile, its transposed copy, source bytes, and for an error report the tile before rounding and after
+    // decoding: at most 4 bytes a weight each.
+    let tiles = 20 * widest.max(TILE_ELEMS) as u64;
+    let slab = blueprint.tensors.iter().map(|tensor| slab::most_bytes(tensor, TILE_ELEMS)).max().unwrap_or(0);
     BASE_RAM_BYTES + 3 * headers + catalogue + threads as u64 * (tiles + slab)
 }
 
@@ -55,6 +54,8 @@ pub(super) struct Run<'a> {
     pub(super) jobs: &'a [Job],
     /// For each job whether an earlier run has done it.
     pub(super) done: &'a [bool],
+    /// For each job that an earlier run has done its part of the error report; `None` when there is none to be.
+    pub(super) sums: Option<&'a [Sums]>,
     /// Brings the source's files, if they have to be brought.
     pub(super) intake: Option<&'a Intake<'a>>,
     pub(super) files: &'a [StagedFile],
@@ -71,8 +72,12 @@ struct Shared {
     finished: Mutex<Vec<usize>>,
     /// Digests of parts, by tensor.
     parts: Vec<OnceLock<Vec<String>>>,
+    /// Parts of the error report, by job; empty when there is none to be.
+    sums: Vec<OnceLock<Sums>>,
     frontiers: Vec<Frontier>,
     dirty: Dirty,
+    /// Largest magnitudes, for codecs with a factor on a whole tensor.
+    maxima: Maxima,
     /// The first error; set once.
     failure: Mutex<Option<Error>>,
     failed: AtomicBool,
@@ -94,8 +99,14 @@ impl Shared {
 }
 
 impl Run<'_> {
-    /// Runs every job of `queue` that is not done and returns the digests of the result.
-    pub(super) fn execute(&self, threads: usize, queue: Queue, journal: &mut Journal) -> Result<Digests> {
+    /// Runs every job of `queue` that is not done and returns the digests of the result, and the error report if
+    /// there is to be one.
+    pub(super) fn execute(
+        &self,
+        threads: usize,
+        queue: Queue,
+        journal: &mut Journal,
+    ) -> Result<(Digests, Option<ErrorReport>)> {
         let shared = self.share(queue);
         let pool = ThreadPoolBuilder::new()
             .num_threads(threads)
@@ -135,15 +146,20 @@ impl Run<'_> {
         }
         let files = files?.ok_or(Error::Interrupted)?;
         let parts = shared.parts.into_iter().map(|digests| digests.into_inner().unwrap_or_default());
-        Ok(Digests { files, parts: parts.collect() })
+        let digests = Digests { files, parts: parts.collect() };
+        let report = self.sums.map(|_| {
+            let sums = shared.sums.into_iter().map(|sums| sums.into_inner().unwrap_or_default());
+            ErrorReport::new(self.blueprint, self.jobs, &sums.collect::<Vec<_>>())
+        });
+        Ok((digests, report))
     }
 
     /// Counts what an earlier run has done as progress.
     pub(super) fn report_done(&self) {
         for (job, _) in self.jobs.iter().zip(self.done).filter(|(_, done)| **done) {
             let tensor = &self.source.tensors()[self.blueprint.tensors[job.tensor].pieces[job.piece].source];
-            let row_bytes = tensor.matrix().1 * tensor.dtype.size_bytes();
-            self.progress.advance((job.source_rows.len() * row_bytes) as u64);
+            let rows = tensor.matrix().0.max(1) as u64;
+            self.progress.advance(tensor.len_bytes * job.source_rows.len() as u64 / rows);
         }
     }
 
@@ -159,8 +175,13 @@ impl Run<'_> {
             finished: Mutex::new(finished.collect()),
             remaining,
             parts: self.blueprint.tensors.iter().map(|_| OnceLock::new()).collect(),
+            sums: self.sums.map_or(Vec::new(), |sums| {
+                let known = sums.iter().zip(self.done).map(|(sums, done)| done.then_some(*sums));
+                known.map(|sums| sums.map_or_else(OnceLock::new, OnceLock::from)).collect()
+            }),
             frontiers: self.blueprint.files.iter().map(|_| Frontier::new()).collect(),
             dirty: Dirty::new(self.blueprint.files.len()),
+            maxima: Maxima::new(self.source.tensors().len()),
             failure: Mutex::new(None),
             failed: AtomicBool::new(false),
         };
@@ -178,8 +199,11 @@ impl Run<'_> {
         let output = &self.blueprint.tensors[job.tensor];
         let (_, cols) = self.source.tensors()[output.pieces[job.piece].source].matrix();
         let rows = plan::output_rows(&output.pieces[job.piece], job.source_rows.len(), cols);
-        for (file, offset, len) in plan::destinations(output, job.first_row, rows) {
-            shared.frontiers[file].add(offset, offset + len);
+        for (placement, runs) in output.runs(job.first_row..job.first_row + rows) {
+            for (offset, range) in runs.pieces() {
+                let start = placement.offset_bytes + offset;
+                shared.frontiers[placement.file].add(start, start + range.len() as u64);
+            }
         }
     }
 
@@ -201,7 +225,7 @@ impl Run<'_> {
     }
 
     /// One worker: jobs until there are none.
-    fn work(&self, shared: &Shared, finished: &Sender<usize>) {
+    fn work(&self, shared: &Shared, finished: &Sender<Done>) {
         let patient = || !self.stop.load(Ordering::Relaxed) && !shared.failed.load(Ordering::Relaxed);
         let take_finished =
             || shared.finished.lock().unwrap_or_else(std::sync::PoisonError::into_inner).pop();
@@ -215,37 +239,44 @@ impl Run<'_> {
         }
         let mut worker = Worker::default();
         while let Some(number) = shared.queue.next(patient) {
-            if let Err(error) = self.run_job(shared, &self.jobs[number], &mut worker) {
-                return shared.fail(error);
+            let sums = match self.run_job(shared, &self.jobs[number], &mut worker) {
+                Ok(sums) => sums,
+                Err(error) => return shared.fail(error),
+            };
+            if let Some(slot) = shared.sums.get(number) {
+                // A job runs once, so nobody else sets this cell.
+                let _ = slot.set(sums);
             }
             // Only closed when recording has failed, which ends the run anyway.
-            let _ = finished.send(number);
+            let _ = finished.send(Done { job: number, sums });
         }
         if !patient() {
             shared.halt();
         }
     }
 
-    fn run_job(&self, shared: &Shared, job: &Job, worker: &mut Worker) -> Result<()> {
+    /// Returns the job's part of the error report, if there is to be one.
+    fn run_job(&self, shared: &Shared, job: &Job, worker: &mut Worker) -> Result<Sums> {
         let output = &self.blueprint.tensors[job.tensor];
         let piece = &output.pieces[job.piece];
         let (_, cols) = self.source.tensors()[piece.source].matrix();
-        let tile_rows =
-            if piece.transposed { job.source_rows.len() } else { (TILE_ELEMS / cols.max(1)).max(1) };
-        let mut slab = Slab::new(output, job.first_row);
+        let tile_rows = if piece.transposed {
+            job.source_rows.len()
+        } else {
+            plan::whole_bands(TILE_ELEMS / cols.max(1), output.layout.band_rows())
+        };
+        let tensor_scale = shared.maxima.tensor_scale(self.source, output, &mut worker.reader)?;
+        let mut slab = Slab::new(output, job.first_row, tensor_scale);
+        let mut sums = Sums::default();
         let mut start = job.source_rows.start;
         while start < job.source_rows.end {
             if self.stop.load(Ordering::Relaxed) {
                 return Err(Error::Interrupted);
             }
             let end = job.source_rows.end.min(start + tile_rows);
-            let bytes = worker.reader.read(self.source, piece.source, start..end, &mut worker.tile)?;
-            if piece.transposed {
-                transpose(&worker.tile, end - start, cols, &mut worker.transposed);
-                std::mem::swap(&mut worker.tile, &mut worker.transposed);
-            }
-            worker.round(output.rounding)?;
-            slab.encode(&worker.tile, &mut worker.parts);
+            let tile = Tile { source: self.source, piece, rows: start..end };
+            let bytes = worker.read(&tile)?;
+            worker.encode(&mut slab, &tile, self.sums.is_some().then_some(&mut sums));
             if slab.is_full() || end == job.source_rows.end {
                 slab.write(self.files, &shared.dirty, &mut worker.parts)?;
             }
@@ -256,7 +287,7 @@ impl Run<'_> {
         if shared.remaining[job.tensor].fetch_sub(1, Ordering::AcqRel) == 1 {
             self.digest_parts(shared, job.tensor)?;
         }
-        Ok(())
+        Ok(sums)
     }
 
     fn digest_parts(&self, shared: &Shared, tensor: usize) -> Result<()> {
@@ -269,89 +300,6 @@ impl Run<'_> {
         let _ = shared.parts[tensor].set(digests);
         Ok(())
     }
-}
-
-/// Buffers of one worker, reused from tile to tile.
-#[derive(Default)]
-struct Worker {
-    reader: TileReader,
-    tile: Vec<f32>,
-    transposed: Vec<f32>,
-    /// Encoded bytes of the slab, by part.
-    parts: Vec<Vec<u8>>,
-}
-
-impl Worker {
-    /// Gives the tile the precision that the encoder is to see.
-    fn round(&mut self, rounding: Rounding) -> Result<()> {
-        match rounding {
-            Rounding::Exact => {}
-            Rounding::Bf16 => codec::round_to_bf16(&mut self.tile),
-            Rounding::F16 => {
-                let half = codec::find("F16").ok_or_else(|| Error::Request("codec F16 is missing".into()))?;
-                let mut bytes = vec![0; 2 * self.tile.len()];
-                half.encode(&self.tile, &mut [&mut bytes]);
-                half.decode(&[&bytes], &mut self.tile);
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Encoded rows on their way to the file. The bytes are in [`Worker::parts`].
-struct Slab<'a> {
-    output: &'a OutputTensor,
-    /// First row that is not yet written.
-    first_row: u64,
-    /// Rows encoded since.
-    rows: u64,
-}
-
-impl<'a> Slab<'a> {
-    fn new(output: &'a OutputTensor, first_row: u64) -> Self {
-        Self { output, first_row, rows: 0 }
-    }
-
-    fn is_full(&self) -> bool {
-        self.rows * self.output.row_len_elems() as u64 >= SLAB_ELEMS as u64
-    }
-
-    /// Encodes whole rows at the end of the slab.
-    fn encode(&mut self, tile: &[f32], parts: &mut Vec<Vec<u8>>) {
-        let codec = self.output.codec;
-        parts.resize_with(codec.parts().len().max(parts.len()), Vec::new);
-        if self.rows == 0 {
-            parts.iter_mut().for_each(Vec::clear);
-        }
-        let mut ends = Vec::with_capacity(codec.parts().len());
-        for (number, part) in parts.iter_mut().take(codec.parts().len()).enumerate() {
-            let start = part.len();
-            part.resize(start + codec::part_len_bytes(codec, number, tile.len() as u64) as usize, 0);
-            ends.push(&mut part[start..]);
-        }
-        codec.encode(tile, &mut ends);
-        self.rows += (tile.len() / self.output.row_len_elems()) as u64;
-    }
-
-    /// Writes what was encoded and starts afresh.
-    fn write(&mut self, files: &[StagedFile], dirty: &Dirty, parts: &mut [Vec<u8>]) -> Result<()> {
-        let destinations = plan::destinations(self.output, self.first_row, self.rows);
-        for ((file, offset, _), part) in destinations.into_iter().zip(parts) {
-            let staged = &files[file];
-            staged.file.write_all_at(part, offset).map_err(Error::io(&staged.path, "write"))?;
-            dirty.mark(file);
-            part.clear();
-        }
-        self.first_row += self.rows;
-        self.rows = 0;
-        Ok(())
-    }
-}
-
-/// Most bytes that a slab of `output` holds: a tile may go past [`SLAB_ELEMS`].
-fn slab_bytes(output: &OutputTensor) -> u64 {
-    let elems = (SLAB_ELEMS + TILE_ELEMS.max(output.row_len_elems())) as u64;
-    (0..output.codec.parts().len()).map(|part| codec::part_len_bytes(output.codec, part, elems)).sum()
 }
 
 /// Bytes of each file that no tensor covers (header, padding): file, start, end.
@@ -376,15 +324,4 @@ fn gaps(blueprint: &Blueprint) -> Vec<(usize, u64, u64)> {
         gaps.push((file, position, description.len_bytes));
     }
     gaps
-}
-
-/// `[rows, cols]` to `[cols, rows]`.
-fn transpose(matrix: &[f32], rows: usize, cols: usize, transposed: &mut Vec<f32>) {
-    transposed.clear();
-    transposed.resize(rows * cols, 0.0);
-    for (row, values) in matrix.chunks_exact(cols).enumerate() {
-        for (col, &value) in values.iter().enumerate() {
-            transposed[col * rows + row] = value;
-        }
-    }
 }

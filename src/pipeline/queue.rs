@@ -18,7 +18,7 @@ struct State {
     ready: BinaryHeap<Reverse<usize>>,
     /// Jobs that are neither ready nor handed out.
     to_come: usize,
-    /// Jobs by the file they wait for; a job that waits for two is in both lists.
+    /// Jobs by the file they wait for; a job that waits for several is in each list.
     waiting: BTreeMap<usize, Vec<usize>>,
     /// For how many files a job waits.
     waits: BTreeMap<usize, usize>,
@@ -27,15 +27,14 @@ struct State {
 
 impl Queue {
     /// `ready` can run now; the others wait for the files named with them.
-    pub(super) fn new(ready: Vec<usize>, needs: &BTreeMap<usize, (usize, Option<usize>)>) -> Self {
+    pub(super) fn new(ready: Vec<usize>, needs: &BTreeMap<usize, (usize, Vec<usize>)>) -> Self {
         let mut waiting: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         let mut waits = BTreeMap::new();
-        for (&job, &(file, other)) in needs {
-            waiting.entry(file).or_default().push(job);
-            if let Some(other) = other {
-                waiting.entry(other).or_default().push(job);
+        for (&job, (file, others)) in needs {
+            for &needed in [file].into_iter().chain(others) {
+                waiting.entry(needed).or_default().push(job);
             }
-            waits.insert(job, 1 + usize::from(other.is_some()));
+            waits.insert(job, 1 + others.len());
         }
         let state = State {
             ready: ready.into_iter().map(Reverse).collect(),

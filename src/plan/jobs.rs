@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use super::{Blueprint, OutputTensor, Piece};
+use super::{Blueprint, Piece};
 use crate::checkpoint::SourceTensor;
 
 /// Weights in a job, at most (a single longer row makes a longer job). One routed expert matrix
@@ -22,7 +22,7 @@ pub struct Job {
     /// Source rows: a part of the piece's rows, or all of them when it is transposed.
     pub source_rows: Range<usize>,
     /// First row written, counted from the start of the output tensor.
-    pub first_row: u64,
+    pub first_row: usize,
 }
 
 /// Every job of `blueprint`, in the order of the output's bytes.
@@ -31,10 +31,14 @@ pub struct Job {
 pub fn jobs(blueprint: &Blueprint, sources: &[SourceTensor]) -> Vec<Job> {
     let mut jobs = Vec::new();
     for (tensor, output) in blueprint.tensors.iter().enumerate() {
-        let mut first_row = 0u64;
+        let mut first_row = 0;
         for (number, piece) in output.pieces.iter().enumerate() {
             let (_, cols) = sources[piece.source].matrix();
-            let step = if piece.transposed { piece.rows.len() } else { (MAX_JOB_ELEMS / cols.max(1)).max(1) };
+            let step = if piece.transposed {
+                piece.rows.len()
+            } else {
+                whole_bands(MAX_JOB_ELEMS / cols.max(1), output.layout.band_rows())
+            };
             let mut start = piece.rows.start;
             while start < piece.rows.end {
                 let end = piece.rows.end.min(start + step);
@@ -44,24 +48,17 @@ pub fn jobs(blueprint: &Blueprint, sources: &[SourceTensor]) -> Vec<Job> {
                 start = end;
             }
         }
-        debug_assert_eq!(first_row * output.row_len_elems() as u64, output.len_elems());
+        debug_assert_eq!((first_row * output.row_len_elems()) as u64, output.len_elems());
     }
     jobs
 }
 
 /// Output rows that `rows` source rows of `piece` become.
-pub fn output_rows(piece: &Piece, rows: usize, cols: usize) -> u64 {
-    if piece.transposed { cols as u64 } else { rows as u64 }
+pub fn output_rows(piece: &Piece, rows: usize, cols: usize) -> usize {
+    if piece.transposed { cols } else { rows }
 }
 
-/// Byte ranges (file, offset, length), one per part, that `rows` output rows from `first_row` take.
-pub fn destinations(tensor: &OutputTensor, first_row: u64, rows: u64) -> Vec<(usize, u64, u64)> {
-    let groups_per_row = (tensor.row_len_elems() / tensor.codec.group_len_elems()) as u64;
-    let parts = tensor.codec.parts().iter().zip(&tensor.placements);
-    parts
-        .map(|(part, placement)| {
-            let row_bytes = groups_per_row * part.bytes_per_group as u64;
-            (placement.file, placement.offset_bytes + first_row * row_bytes, rows * row_bytes)
-        })
-        .collect()
+/// The most rows, not above `rows`, that are whole bands; at least one band.
+pub fn whole_bands(rows: usize, band_rows: usize) -> usize {
+    (rows / band_rows).max(1) * band_rows
 }

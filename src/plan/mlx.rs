@@ -11,22 +11,26 @@
 //! - It keeps 32 x 32 blocks with `ue8m0` scales packed (mxfp8); we quantize them like any other.
 //! - It has no tied output head for this family; we write the embedding a second time.
 //! - It decodes the two NaNs of E4M3 as 480; here they are an error when the tensor is read.
-//! - Tokenizer files: see [`carried`].
+//! - It loads the tokenizer with `transformers` and saves it again, which rewrites tokenizer.json and
+//!   tokenizer_config.json and moves a chat template into `chat_template.jinja`. We carry the source's own
+//!   files unchanged: they load to the same tokenizer. `*.py`, generation_config.json and the model card are
+//!   as mlx-lm's.
 //!
-//! A format is one row of [`FORMATS`].
+//! A format is one row of [`FORMATS`]. A module is quantized when it can be and its rows are whole groups;
+//! else it is skipped, unless a rule says otherwise ([`overrides`]).
 
 use requant_formats::codec::{self, MlxMode};
+use requant_formats::layout::ROW_MAJOR;
 
-use super::{Blueprint, Dropped, Format, Options, OutputTensor, Target};
+use super::{Blueprint, Choices, Dropped, Format, Options, OutputTensor, Sidecar, Target, carried};
 use crate::arch::Role;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 
-mod carried;
 mod config;
 mod element;
+mod overrides;
 mod parameters;
-mod python_json;
 mod recipe;
 mod shards;
 #[cfg(test)]
@@ -34,7 +38,14 @@ mod tests;
 
 use element::{Element, Plan};
 use parameters::Parameter;
-use recipe::{Quantization, Recipe};
+use recipe::{Module, Quantization, Recipe};
+
+/// `README.md` of a conversion from a local directory.
+const MODEL_CARD: &str =
+    "---\nlanguage: en\nlibrary_name: mlx\npipeline_tag: text-generation\ntags:\n- mlx\n---\n";
+
+/// What the family is called.
+const FAMILY: &str = "MLX";
 
 /// MLX.
 pub(super) struct MlxTarget;
@@ -124,30 +135,45 @@ const NAMES: [Format; FORMATS.len()] = {
 };
 
 impl Target for MlxTarget {
+    fn family(&self) -> &'static str {
+        FAMILY
+    }
+
+    fn types(&self) -> Vec<&'static str> {
+        overrides::types()
+    }
+
     fn formats(&self) -> &'static [Format] {
         &NAMES
     }
 
-    fn blueprint(&self, format: &Format, source: &Checkpoint, _: &Options) -> Result<Blueprint> {
+    fn blueprint(&self, format: &Format, source: &Checkpoint, options: &Options) -> Result<Blueprint> {
         let Some(row) = FORMATS.iter().find(|row| row.format == *format) else {
             return Err(Error::Unsupported { what: format.name.into(), hint: "not an MLX format".into() });
         };
         config::check(source.config())?;
         let element = row.element.or_else(|| Element::of_config(source.config()));
+        let parameters = parameters::parameters(source)?;
+        let overrides = overrides::resolve(&options.rules, row, source, element, &parameters)?;
         let mut tensors = Vec::new();
         let mut modules = Vec::new();
-        for parameter in parameters::parameters(source)? {
-            let module = quantized_module(source, row.recipe, &parameter);
-            modules.extend(module.clone());
-            tensors.push(output_tensor(source, module.map(|(_, how)| how), element, parameter)?);
+        for (parameter, found) in parameters.into_iter().zip(overrides) {
+            let by_recipe = || row.recipe.of_parameter(&parameter, source.spec().layers);
+            let quantization = found.map_or_else(by_recipe, |found| found.quantization);
+            if let Some(quantization) = quantization.filter(|_| parameter.is_quantizable) {
+                let path = parameter.module().to_owned();
+                modules.push(Module { path, quantization, is_by_rule: found.is_some() });
+            }
+            let rule = found.map(|found| found.rule);
+            tensors.push(OutputTensor { rule, ..output_tensor(source, quantization, element, parameter)? });
         }
-        let section = row.recipe.section(modules.iter().map(|(path, how)| (path.as_str(), *how)));
         let parameter_count = tensors.iter().map(OutputTensor::len_elems).sum();
 
         let shards = shards::lay_out(&mut tensors)?;
         let mut sidecars = carried::sidecars(source)?;
+        sidecars.push(Sidecar { name: "README.md".into(), bytes: MODEL_CARD.into() });
         sidecars.push(shards::index(&tensors, &shards, parameter_count));
-        sidecars.push(config::sidecar(source, section)?);
+        sidecars.push(config::sidecar(source, row.recipe.section(&modules))?);
         sidecars.sort_by(|a, b| a.name.cmp(&b.name));
         // In the order of first bytes, a file is finished from front to back.
         tensors.sort_by_key(|tensor| {
@@ -155,22 +181,19 @@ impl Target for MlxTarget {
         });
         Ok(Blueprint { is_directory: true, tensors, files: shards, sidecars, dropped: dropped(source) })
     }
+
+    fn choices(&self, format: &Format, source: &Checkpoint, blueprint: &Blueprint) -> Result<Vec<Choices>> {
+        match FORMATS.iter().find(|row| row.format == *format) {
+            Some(MlxFormat { recipe, element, .. }) if *recipe != Recipe::Floats => {
+                let element = element.or_else(|| Element::of_config(source.config()));
+                overrides::choices(source, element, &parameters::parameters(source)?, &blueprint.tensors)
+            }
+            _ => Ok(Vec::new()),
+        }
+    }
 }
 
-/// The module that a parameter is the weight of and how it is quantized: when it can be and its rows
-/// are whole groups. Else mlx-lm skips it.
-fn quantized_module(
-    source: &Checkpoint,
-    recipe: Recipe,
-    parameter: &Parameter,
-) -> Option<(String, Quantization)> {
-    let path = parameter.name.strip_suffix(".weight").filter(|_| parameter.is_quantizable)?;
-    let quantization = recipe.of_module(path, source.spec().layers)?;
-    let row_len = parameter.shape.last().copied().unwrap_or(1);
-    row_len.is_multiple_of(quantization.group_len).then(|| (path.to_owned(), quantization))
-}
-
-/// One parameter of the model, with the codec that mlx-lm's rules give it.
+/// One parameter of the model, quantized if it can be.
 fn output_tensor(
     source: &Checkpoint,
     quantization: Option<Quantization>,
@@ -179,6 +202,7 @@ fn output_tensor(
 ) -> Result<OutputTensor> {
     let stored = parameter.pieces.iter().map(|piece| &source.tensors()[piece.source]);
     let plan = Plan::new(stored, if parameter.is_cast { element } else { None })?;
+    let quantization = quantization.filter(|_| parameter.is_quantizable);
     let codec = match quantization {
         Some(how) => how.codec(plan.element),
         None => codec::find(plan.element.dtype().name()),
@@ -197,9 +221,12 @@ fn output_tensor(
         shape: parameter.shape,
         type_name: codec.name().to_owned(),
         codec,
+        layout: ROW_MAJOR,
         rounding: plan.rounding,
         pieces: parameter.pieces,
+        scale_sources: Vec::new(),
         placements: Vec::new(),
+        rule: None,
     })
 }
 

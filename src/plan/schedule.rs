@@ -1,8 +1,8 @@
 //! In which order files have to come when only a few may be there at once.
 //!
-//! A job reads rows of one weight, and the weight's scale, which may be in another file. Scales
-//! are small, so those that are in another file than their weight are kept when their file has
-//! been there. What is left to choose is the order: ascending, as long as the files that wait for a
+//! A job reads rows of one weight, and the weight's scale, which may be in another file; where tensors share
+//! a factor on their scales, the others too. What of that is in another file than the weight is kept when
+//! that file has been there: scales are small, and few tensors that share a factor are torn apart. What is left to choose is the order: ascending, as long as the files that wait for a
 //! later one's scales fit; else files whose scales others need come first; and where files need
 //! each other's scales in a circle, one of them comes twice, the first time for its scales only.
 
@@ -26,14 +26,19 @@ pub struct Step {
 pub struct Schedule {
     /// Files in the order in which they come.
     pub steps: Vec<Step>,
-    /// Byte ranges to keep of a file when it comes: scales of weights in other files.
+    /// Byte ranges to keep of a file when it comes: scales of weights in other files, and weights that
+    /// tensors in other files share a factor with.
     pub keep: BTreeMap<usize, Vec<Range<u64>>>,
-    /// For each job that is to run: the file of its weight, and the other file of its scale.
-    pub needs: BTreeMap<usize, (usize, Option<usize>)>,
+    /// For each job that is to run: the file of its weight, and other files that it needs something of.
+    pub needs: BTreeMap<usize, (usize, Vec<usize>)>,
 }
 
-/// Byte range of a scale in its file.
-type Scale = (usize, Range<u64>);
+/// A job's strays are among this many that were last added, if they were added before it: it has
+/// at most a scale of its own, and weight and scale of a few tensors that share its factor.
+const STRAYS_LOOKED_AT: usize = 16;
+
+/// Byte range of a tensor in its file.
+type Stray = (usize, Range<u64>);
 
 /// Schedules the jobs for which `pending` says so.
 ///
@@ -52,17 +57,20 @@ pub fn schedule(
     let mut wanted: BTreeMap<usize, BTreeSet<usize>> = BTreeMap::new();
     for (number, job) in jobs.iter().enumerate().filter(|&(number, _)| pending(number)) {
         let weight = &tensors[blueprint.tensors[job.tensor].pieces[job.piece].source];
-        let stray = stray_scale(weight, tensors).filter(|(file, range)| !is_kept(*file, range));
+        let strays =
+            strays(blueprint, job, tensors).into_iter().filter(|(file, range)| !is_kept(*file, range));
         let others = wanted.entry(weight.file).or_default();
-        schedule.needs.insert(number, (weight.file, stray.as_ref().map(|&(file, _)| file)));
-        if let Some((file, range)) = stray {
+        let mut needed = BTreeSet::new();
+        for (file, range) in strays {
             others.insert(file);
+            needed.insert(file);
             let ranges = schedule.keep.entry(file).or_default();
             // The jobs of one weight share a scale and follow each other.
-            if ranges.last() != Some(&range) {
+            if !ranges.iter().rev().take(STRAYS_LOOKED_AT).any(|known| *known == range) {
                 ranges.push(range);
             }
         }
+        schedule.needs.insert(number, (weight.file, needed.into_iter().collect()));
     }
     // A file that has nothing but scales comes too.
     for &file in schedule.keep.keys() {
@@ -77,11 +85,18 @@ pub fn schedule(
     schedule
 }
 
-/// The scale of `weight`, if it is in another file.
-fn stray_scale(weight: &SourceTensor, tensors: &[SourceTensor]) -> Option<Scale> {
-    let scale = &tensors[weight.scale?.tensor];
-    (scale.file != weight.file)
-        .then(|| (scale.file, scale.offset_bytes..scale.offset_bytes + scale.len_bytes))
+/// What `job` reads beside its weight's own file: scales, and weights it shares a factor with.
+fn strays(blueprint: &Blueprint, job: &Job, tensors: &[SourceTensor]) -> Vec<Stray> {
+    let output = &blueprint.tensors[job.tensor];
+    let piece = &output.pieces[job.piece];
+    let own = tensors[piece.source].file;
+    let mut read: Vec<usize> = if piece.unscaled { &[] } else { tensors[piece.source].companions() }.to_vec();
+    for &id in &output.scale_sources {
+        read.push(id);
+        read.extend(tensors[id].companions());
+    }
+    let strays = read.into_iter().map(|id| &tensors[id]).filter(|tensor| tensor.file != own);
+    strays.map(|tensor| (tensor.file, tensor.offset_bytes..tensor.offset_bytes + tensor.len_bytes)).collect()
 }
 
 /// Most room that files take at once when they come in ascending order and stay until the scales

@@ -14,6 +14,7 @@
 
 pub mod mlx;
 mod mlx_order;
+mod writer;
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
@@ -24,6 +25,8 @@ use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
 use crate::dtype::Dtype;
 use crate::error::{FormatError, Result};
+
+pub use writer::{TensorSpec, write_header};
 
 /// Longest JSON text accepted, the limit of the reference implementation.
 pub const MAX_HEADER_LEN_BYTES: u64 = 100_000_000;

@@ -63,7 +63,7 @@ pub(super) fn dropped(source: &Checkpoint) -> Vec<Dropped> {
     let mut groups: Vec<Dropped> = Vec::new();
     for (position, tensor) in source.tensors().iter().enumerate() {
         let Some(reason) = drop_reason(spec, tensor) else { continue };
-        let tensors = std::iter::once(position).chain(tensor.scale.map(|scale| scale.tensor));
+        let tensors = std::iter::once(position).chain(tensor.companions().iter().copied());
         match groups.iter_mut().find(|group| group.reason == reason) {
             Some(group) => group.tensors.extend(tensors),
             None => groups.push(Dropped { tensors: tensors.collect(), reason }),
@@ -141,7 +141,7 @@ fn whole(source: &Checkpoint, name: String, role: Role) -> Result<Planned> {
     Ok(Planned {
         name,
         shape: tensor.shape.clone(),
-        pieces: vec![Piece { source: position, rows, transposed: false }],
+        pieces: vec![Piece { source: position, rows, transposed: false, unscaled: false }],
     })
 }
 
@@ -154,7 +154,7 @@ fn experts(source: &Checkpoint, layer: usize, ffn: Ffn) -> Result<Planned> {
         let position = find(source, Role::Layer(layer, LayerRole::Expert(expert, ffn)))?;
         let (rows, cols) = source.tensors()[position].matrix();
         shape = vec![count, rows, cols];
-        pieces.push(Piece { source: position, rows: 0..rows, transposed: false });
+        pieces.push(Piece { source: position, rows: 0..rows, transposed: false, unscaled: false });
     }
     Ok(Planned { name: format!("blk.{layer}.ffn_{}_exps.weight", short(ffn)), shape, pieces })
 }
@@ -169,6 +169,7 @@ fn key_value(source: &Checkpoint, layer: usize) -> Result<[Planned; 2]> {
         source: position,
         rows: start..start + len,
         transposed,
+        unscaled: false,
     };
     Ok([
         Planned {

@@ -8,10 +8,9 @@
 
 use serde_json::{Map, Value};
 
-use super::python_json;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
-use crate::plan::Sidecar;
+use crate::plan::{Sidecar, python_json};
 
 const NAME: &str = "config.json";
 const GENERATION: &str = "generation_config.json";

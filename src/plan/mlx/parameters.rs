@@ -28,6 +28,18 @@ pub(super) struct Parameter {
     pub(super) is_cast: bool,
 }
 
+impl Parameter {
+    /// Length of a row: the innermost dimension.
+    pub(super) fn row_len(&self) -> usize {
+        self.shape.last().copied().unwrap_or(1)
+    }
+
+    /// Path of its module, under which config.json has what is particular to it.
+    pub(super) fn module(&self) -> &str {
+        self.name.rsplit_once('.').map_or(&*self.name, |(module, _)| module)
+    }
+}
+
 /// All of them.
 ///
 /// # Errors
@@ -71,7 +83,12 @@ impl List<'_> {
         let per_head = |rows: Range<usize>, transposed| -> Vec<Piece> {
             (0..spec.heads)
                 .map(|head| head * head_rows)
-                .map(|first| Piece { source: kv_b, rows: first + rows.start..first + rows.end, transposed })
+                .map(|first| Piece {
+                    source: kv_b,
+                    rows: first + rows.start..first + rows.end,
+                    transposed,
+                    unscaled: false,
+                })
                 .collect()
         };
         let keys = per_head(0..spec.nope_dim, true);
@@ -117,7 +134,7 @@ impl List<'_> {
             let id = self.find(Role::Layer(layer, LayerRole::Expert(expert, ffn)))?;
             let (rows, cols) = self.source.tensors()[id].matrix();
             shape.splice(1.., [rows, cols]);
-            pieces.push(Piece { source: id, rows: 0..rows, transposed: false });
+            pieces.push(Piece { source: id, rows: 0..rows, transposed: false, unscaled: false });
         }
         let name = in_layer(layer, &format!("mlp.switch_mlp.{}.weight", ffn.hf_name()));
         self.push(name, shape, pieces, true);
@@ -140,7 +157,8 @@ impl List<'_> {
     fn whole(&mut self, name: String, role: Role, is_quantizable: bool) -> Result<()> {
         let id = self.find(role)?;
         let tensor = &self.source.tensors()[id];
-        let pieces = vec![Piece { source: id, rows: 0..tensor.matrix().0, transposed: false }];
+        let pieces =
+            vec![Piece { source: id, rows: 0..tensor.matrix().0, transposed: false, unscaled: false }];
         self.push(name, tensor.shape.clone(), pieces, is_quantizable);
         Ok(())
     }

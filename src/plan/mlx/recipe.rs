@@ -6,6 +6,7 @@ use requant_formats::codec::{Codec, MlxMode};
 use serde_json::{Map, Value};
 
 use super::element::Element;
+use super::parameters::Parameter;
 
 /// How weights are quantized.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,6 +17,11 @@ pub(super) struct Quantization {
 }
 
 impl Quantization {
+    /// The codec for BF16 weights, which is how rules and `plan` call the type.
+    pub(super) fn codec_name(self) -> Option<&'static str> {
+        Some(self.codec(Element::Bf16)?.name())
+    }
+
     /// The codec for weights of type `element`, if MLX has it.
     pub(super) fn codec(self, element: Element) -> Option<&'static dyn Codec> {
         self.mode.codec(self.bits, self.group_len, element.dtype())
@@ -46,8 +52,8 @@ pub(super) enum Recipe {
 const DEFAULT: Quantization = Quantization { mode: MlxMode::Affine, bits: 4, group_len: 64 };
 
 impl Recipe {
-    /// How the module `path` of a model with `layers` layers is quantized, if its rows are whole groups.
-    pub(super) fn of_module(self, path: &str, layers: usize) -> Option<Quantization> {
+    /// How the module `path` of a model with `layers` layers is quantized.
+    fn of_module(self, path: &str, layers: usize) -> Option<Quantization> {
         match self {
             Self::Floats => None,
             Self::Uniform(quantization) => Some(quantization),
@@ -58,24 +64,48 @@ impl Recipe {
         }
     }
 
-    /// `quantization` of config.json. A recipe that mixes says for each of `modules`, in mlx-lm's order, what
-    /// it is; the group is `null` there, which mlx-lm takes for the mode's own.
-    pub(super) fn section<'a>(
-        self,
-        modules: impl Iterator<Item = (&'a str, Quantization)>,
-    ) -> Option<Map<String, Value>> {
+    /// As [`Self::of_module`], for a module that can be quantized and whose rows are whole groups; else mlx-lm
+    /// skips it.
+    pub(super) fn of_parameter(self, parameter: &Parameter, layers: usize) -> Option<Quantization> {
+        let quantization = self.of_module(parameter.module(), layers)?;
+        let is_whole = parameter.row_len().is_multiple_of(quantization.group_len);
+        (parameter.is_quantizable && is_whole).then_some(quantization)
+    }
+
+    /// The quantization of a format that has one for all.
+    pub(super) fn uniform(self) -> Option<Quantization> {
         match self {
-            Self::Floats => None,
-            Self::Uniform(quantization) => Some(quantization.section(quantization.group_len.into())),
-            Self::Mixed { .. } => {
-                let mut section = DEFAULT.section(DEFAULT.group_len.into());
-                section.extend(modules.map(|(path, quantization)| {
-                    (path.to_owned(), Value::from(quantization.section(Value::Null)))
-                }));
-                Some(section)
-            }
+            Self::Uniform(quantization) => Some(quantization),
+            Self::Floats | Self::Mixed { .. } => None,
         }
     }
+
+    /// `quantization` of config.json, with what rules decided module by module. A recipe that mixes says
+    /// of every module what it is; the group is `null` there, which mlx-lm takes for the mode's own.
+    pub(super) fn section(self, modules: &[Module]) -> Option<Map<String, Value>> {
+        let (mut section, is_mixed) = match self {
+            Self::Floats => return None,
+            Self::Uniform(quantization) => (quantization.section(quantization.group_len.into()), false),
+            Self::Mixed { .. } => (DEFAULT.section(DEFAULT.group_len.into()), true),
+        };
+        for Module { path, quantization, is_by_rule } in modules {
+            if is_mixed || *is_by_rule {
+                let group = if *is_by_rule { quantization.group_len.into() } else { Value::Null };
+                section.insert(path.clone(), Value::from(quantization.section(group)));
+            }
+        }
+        Some(section)
+    }
+}
+
+/// A quantized module.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Module {
+    /// `model.layers.0.mlp.up_proj`.
+    pub(super) path: String,
+    pub(super) quantization: Quantization,
+    /// Whether a rule of the user's decided, not the format.
+    pub(super) is_by_rule: bool,
 }
 
 /// Value and down projections of the first and last eighth of the layers and of every third layer

@@ -2,13 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use requant_formats::codec;
-use requant_formats::container::safetensors::mlx::{TensorSpec, write_header};
+use requant_formats::container::safetensors::{TensorSpec, mlx::write_header};
 use serde_json::{Map, Value};
 
-use super::python_json;
 use crate::error::{Error, Result};
-use crate::plan::{OutputFile, OutputTensor, Placement, Sidecar};
+use crate::plan::{OutputFile, OutputTensor, Placement, Sidecar, python_json};
 
 /// A shard is closed before the array that would take it past 5 GiB of tensor bytes.
 const MAX_SHARD_BYTES: u64 = 5 << 30;
@@ -25,7 +23,7 @@ pub(super) fn lay_out(tensors: &mut [OutputTensor]) -> Result<Vec<OutputFile>> {
 }
 
 pub(super) fn lay_out_within(tensors: &mut [OutputTensor], max_bytes: u64) -> Result<Vec<OutputFile>> {
-    let arrays = arrays(tensors);
+    let arrays = arrays(tensors)?;
     let shards = deal(&arrays, max_bytes);
     let metadata = BTreeMap::from([("format".to_owned(), "mlx".to_owned())]);
     let mut placements: BTreeMap<(usize, usize), Placement> = BTreeMap::new();
@@ -84,24 +82,16 @@ struct Array {
     len_bytes: u64,
 }
 
-fn arrays(tensors: &[OutputTensor]) -> Vec<Array> {
+fn arrays(tensors: &[OutputTensor]) -> Result<Vec<Array>> {
     let mut arrays = Vec::new();
     for (number, tensor) in tensors.iter().enumerate() {
-        let groups_per_row = tensor.row_len_elems() / tensor.codec.group_len_elems();
-        for (part_number, (part, name)) in tensor.codec.parts().iter().zip(&tensor.names).enumerate() {
-            let mut shape = tensor.shape.clone();
-            if let Some(last) = shape.last_mut() {
-                *last = groups_per_row * part.bytes_per_group / part.dtype.size_bytes();
-            }
-            arrays.push(Array {
-                tensor: number,
-                part: part_number,
-                spec: TensorSpec { name: name.clone(), dtype: part.dtype, shape },
-                len_bytes: codec::part_len_bytes(tensor.codec, part_number, tensor.len_elems()),
-            });
+        for (part, (stored, name)) in tensor.stored()?.into_iter().zip(&tensor.names).enumerate() {
+            let len_bytes = stored.len_bytes();
+            let spec = TensorSpec { name: name.clone(), dtype: stored.dtype, shape: stored.shape };
+            arrays.push(Array { tensor: number, part, spec, len_bytes });
         }
     }
-    arrays
+    Ok(arrays)
 }
 
 /// Greedy, in order; an array that is larger than the limit gets a shard of its own.

@@ -8,24 +8,13 @@
 //!
 //! Source: ml-explore/mlx `mlx/io/safetensors.cpp`; measured against mlx 0.32.4 on Linux.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 
-use super::{Header, METADATA_KEY, PREFIX_LEN_BYTES, TensorEntry, tensor_len_bytes};
-use crate::dtype::Dtype;
-use crate::error::{FormatError, Result};
+use super::writer::place;
+use super::{Header, METADATA_KEY, PREFIX_LEN_BYTES, TensorEntry, TensorSpec};
+use crate::error::Result;
 
 pub use super::mlx_order::file_order;
-
-/// A tensor that is going to be written.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TensorSpec {
-    /// Name, unique in the file.
-    pub name: String,
-    /// Element type.
-    pub dtype: Dtype,
-    /// Extents, slowest first: `[rows, cols]`.
-    pub shape: Vec<usize>,
-}
 
 /// Lays out a file as MLX does: returns its header (tensors in file order, with their
 /// offsets) and the bytes in front of the first tensor.
@@ -39,39 +28,7 @@ pub fn write_header(
     tensors: &[TensorSpec],
     metadata: &BTreeMap<String, String>,
 ) -> Result<(Header, Vec<u8>)> {
-    let mut names = HashSet::new();
-    for spec in tensors {
-        if spec.name == METADATA_KEY || !names.insert(spec.name.as_str()) {
-            return Err(FormatError::Invalid {
-                what: "tensor name".into(),
-                found: format!("{:?} (reserved or used twice)", spec.name),
-                expected: "a name of its own for each tensor".into(),
-            });
-        }
-    }
-
-    let mut entries = Vec::with_capacity(tensors.len());
-    let mut offset_bytes = 0u64;
-    for index in file_order(tensors.iter().map(|spec| spec.name.as_bytes())) {
-        let TensorSpec { name, dtype, shape } = &tensors[index];
-        let len_bytes = tensor_len_bytes(name, *dtype, shape)?;
-        let end_bytes = offset_bytes.checked_add(len_bytes).filter(|_| len_bytes > 0).ok_or_else(|| {
-            FormatError::Invalid {
-                what: format!("shape of tensor {name:?}"),
-                found: format!("{shape:?}, {len_bytes} bytes"),
-                expected: "at least one element, and a file of less than 2^64 bytes".into(),
-            }
-        })?;
-        entries.push(TensorEntry {
-            name: name.clone(),
-            dtype: *dtype,
-            shape: shape.clone(),
-            begin_bytes: offset_bytes,
-            end_bytes,
-        });
-        offset_bytes = end_bytes;
-    }
-
+    let entries = place(tensors, file_order(tensors.iter().map(|spec| spec.name.as_bytes())))?;
     let json = header_json(&entries, metadata);
     let mut bytes = Vec::with_capacity(8 + json.len());
     bytes.extend((json.len() as u64).to_le_bytes());

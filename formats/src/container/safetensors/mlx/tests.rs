@@ -1,6 +1,7 @@
 //! What the MLX writer refuses. Its bytes are compared with MLX's in `tests/containers.rs`.
 
 use super::*;
+use crate::dtype::Dtype;
 
 fn spec(name: &str, shape: &[usize]) -> TensorSpec {
     TensorSpec { name: name.into(), dtype: Dtype::F32, shape: shape.into() }

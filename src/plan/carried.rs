@@ -1,13 +1,10 @@
-//! Files that go along with the weights: tokenizer, chat template, generation settings, model card.
+//! Files that go along with the weights of a directory: tokenizer, chat template, generation settings, code.
 //!
-//! mlx-lm loads the tokenizer with `transformers` and saves it again, which rewrites tokenizer.json
-//! and tokenizer_config.json and moves a chat template into `chat_template.jinja`. We carry
-//! the source's own files unchanged: they load to the same tokenizer. `*.py`, generation_config.json
-//! and the model card are as mlx-lm's.
+//! They are the source's own, unchanged.
 
+use super::Sidecar;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
-use crate::plan::Sidecar;
 
 /// Files carried when they are there.
 const NAMES: &[&str] = &[
@@ -29,16 +26,12 @@ const ENDINGS: &[&str] = &[".py", ".tiktoken"];
 /// Far above any tokenizer.
 const MAX_LEN_BYTES: u64 = 256 << 20;
 
-/// `README.md` of a conversion from a local directory.
-const MODEL_CARD: &str =
-    "---\nlanguage: en\nlibrary_name: mlx\npipeline_tag: text-generation\ntags:\n- mlx\n---\n";
-
 /// The files, complete.
 ///
 /// # Errors
 /// When one cannot be read or is absurdly large.
 pub(super) fn sidecars(source: &Checkpoint) -> Result<Vec<Sidecar>> {
-    let mut sidecars = vec![Sidecar { name: "README.md".into(), bytes: MODEL_CARD.into() }];
+    let mut sidecars = Vec::new();
     for file in source.source().files().iter().filter(|file| is_carried(&file.name)) {
         if file.len_bytes > MAX_LEN_BYTES {
             let message = format!("found {} bytes, expected at most {MAX_LEN_BYTES}", file.len_bytes);

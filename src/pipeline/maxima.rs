@@ -1,0 +1,62 @@
+//! Largest magnitudes of source tensors, for codecs with a factor on a whole tensor's scales.
+//!
+//! Such a tensor is read twice: once to know its largest weight, once to encode it. Tensors that share
+//! their factor ([`OutputTensor::scale_sources`]) need each other's, and each is looked at once.
+
+use std::sync::{Mutex, PoisonError};
+
+use crate::checkpoint::{Checkpoint, TileReader};
+use crate::error::Result;
+use crate::plan::OutputTensor;
+
+/// Weights looked at in one go.
+const TILE_ELEMS: usize = 1 << 18;
+
+/// What is known so far, by source tensor.
+pub(super) struct Maxima(Vec<Mutex<Option<f32>>>);
+
+impl Maxima {
+    /// Nothing is known.
+    pub(super) fn new(tensors: usize) -> Self {
+        Self((0..tensors).map(|_| Mutex::new(None)).collect())
+    }
+
+    /// The factor on the scales of `output`; 1 for codecs without one.
+    pub(super) fn tensor_scale(
+        &self,
+        source: &Checkpoint,
+        output: &OutputTensor,
+        reader: &mut TileReader,
+    ) -> Result<f32> {
+        let own = output.pieces.iter().map(|piece| piece.source);
+        let mut largest = 0.0f32;
+        // Its own first: the worker at the tensor it shares with does the other one meanwhile.
+        for id in
+            own.filter(|id| output.scale_sources.contains(id)).chain(output.scale_sources.iter().copied())
+        {
+            largest = largest.max(self.max_abs(source, id, reader)?);
+        }
+        // Rounding keeps order: the largest of rounded weights is the largest, rounded.
+        let mut largest = [largest];
+        output.rounding.apply(&mut largest);
+        Ok(output.codec.tensor_scale(largest[0]).unwrap_or(1.0))
+    }
+
+    fn max_abs(&self, source: &Checkpoint, id: usize, reader: &mut TileReader) -> Result<f32> {
+        // A worker that comes second waits for the first; nobody holds one while waiting for another.
+        let mut known = self.0[id].lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(largest) = *known {
+            return Ok(largest);
+        }
+        let (rows, cols) = source.tensors()[id].matrix();
+        let step = (TILE_ELEMS / cols.max(1)).max(1);
+        let mut tile = Vec::new();
+        let mut largest = 0.0f32;
+        for start in (0..rows).step_by(step) {
+            reader.read(source, id, start..rows.min(start + step), &mut tile)?;
+            largest = tile.iter().fold(largest, |largest, weight| largest.max(weight.abs()));
+        }
+        *known = Some(largest);
+        Ok(largest)
+    }
+}

@@ -1,0 +1,204 @@
+//! What a worker does with a tile: read, round, encode, and collect encoded rows until they are
+//! worth a write.
+
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+
+use requant_formats::codec::{self, Grid};
+
+use super::errors::Sums;
+use super::staging::StagedFile;
+use super::writeback::Dirty;
+use crate::checkpoint::{Checkpoint, Encoding, TileReader};
+use crate::error::{Error, Result};
+use crate::plan::{OutputTensor, Piece, Rounding};
+
+/// Weights in a slab: 2.4 MB in a 4-bit format.
+const SLAB_ELEMS: usize = 1 << 22;
+
+/// Rows of a piece.
+pub(super) struct Tile<'a> {
+    pub(super) source: &'a Checkpoint,
+    pub(super) piece: &'a Piece,
+    pub(super) rows: Range<usize>,
+}
+
+/// Buffers of one worker, reused from tile to tile.
+#[derive(Default)]
+pub(super) struct Worker {
+    pub(super) reader: TileReader,
+    pub(super) tile: Vec<f32>,
+    transposed: Vec<f32>,
+    /// Encoded bytes of the slab, by part.
+    pub(super) parts: Vec<Vec<u8>>,
+    /// The tile as the source has it, for an error report.
+    source: Vec<f32>,
+    /// What was encoded, decoded.
+    decoded: Vec<f32>,
+}
+
+impl Worker {
+    /// Reads the weights of `tile`, as they are to be written; returns the bytes read.
+    pub(super) fn read(&mut self, tile: &Tile<'_>) -> Result<u64> {
+        let (Tile { source, piece, .. }, rows) = (tile, tile.rows.clone());
+        if piece.unscaled {
+            return self.reader.read_unscaled(source, piece.source, rows, &mut self.tile);
+        }
+        let count = rows.len();
+        let bytes = self.reader.read(source, piece.source, rows, &mut self.tile)?;
+        if piece.transposed {
+            let (_, cols) = source.tensors()[piece.source].matrix();
+            transpose(&self.tile, count, cols, &mut self.transposed);
+            std::mem::swap(&mut self.tile, &mut self.transposed);
+        }
+        Ok(bytes)
+    }
+
+    /// Gives the tile the precision that the encoder is to see.
+    fn round(&mut self, rounding: Rounding) {
+        rounding.apply(&mut self.tile);
+    }
+
+    /// As [`Worker::round`], then encodes the tile at the end of `slab`. With `sums`, decodes it again and adds
+    /// how far that is from the source.
+    pub(super) fn encode(&mut self, slab: &mut Slab<'_>, tile: &Tile<'_>, sums: Option<&mut Sums>) {
+        let rounding = slab.output.rounding;
+        if sums.is_some() && rounding != Rounding::Exact {
+            self.source.clone_from(&self.tile);
+        }
+        self.round(rounding);
+        slab.encode(&self.tile, &mut self.parts);
+        slab.keep_grids(tile, &self.reader, &mut self.parts);
+        let Some(sums) = sums else { return };
+        self.decoded.resize(self.tile.len(), 0.0);
+        slab.decode_last(&self.parts, &mut self.decoded);
+        sums.add(if rounding == Rounding::Exact { &self.tile } else { &self.source }, &self.decoded);
+    }
+}
+
+/// Encoded rows on their way to the file. The bytes are in [`Worker::parts`].
+pub(super) struct Slab<'a> {
+    output: &'a OutputTensor,
+    tensor_scale: f32,
+    /// First row that is not yet written.
+    first_row: usize,
+    /// Rows encoded since.
+    rows: usize,
+}
+
+impl<'a> Slab<'a> {
+    pub(super) fn new(output: &'a OutputTensor, first_row: usize, tensor_scale: f32) -> Self {
+        Self { output, tensor_scale, first_row, rows: 0 }
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.rows * self.output.row_len_elems() >= SLAB_ELEMS
+    }
+
+    /// Encodes whole rows at the end of the slab.
+    fn encode(&mut self, tile: &[f32], parts: &mut Vec<Vec<u8>>) {
+        let codec = self.output.codec;
+        parts.resize_with(codec.parts().len().max(parts.len()), Vec::new);
+        if self.rows == 0 {
+            parts.iter_mut().for_each(Vec::clear);
+        }
+        let mut ends = Vec::with_capacity(codec.parts().len());
+        for (number, part) in parts.iter_mut().take(codec.parts().len()).enumerate() {
+            let start = part.len();
+            part.resize(start + codec::part_len_bytes(codec, number, tile.len() as u64) as usize, 0);
+            ends.push(&mut part[start..]);
+        }
+        codec.encode_under(self.tensor_scale, tile, &mut ends);
+        self.rows += tile.len() / self.output.row_len_elems();
+    }
+
+    /// Writes groups anew that the source has as multiples of a step, where the codec can hold them exactly:
+    /// the rows of `tile`, which were encoded last.
+    fn keep_grids(&self, tile: &Tile<'_>, reader: &TileReader, parts: &mut [Vec<u8>]) {
+        let Tile { source, piece, rows } = tile;
+        let Encoding::Packed(packed) = &source.tensors()[piece.source].encoding else { return };
+        let (codec, own_len) = (self.output.codec, packed.codec.group_len_elems());
+        let group_len = codec.group_len_elems();
+        // Single numbers hold no multiples of a step.
+        if piece.transposed || group_len == 1 || !own_len.is_multiple_of(group_len) {
+            return;
+        }
+        let groups_per_row = self.output.row_len_elems() / group_len;
+        let first = self.rows - rows.len();
+        let mut codes = vec![0; own_len];
+        for (at, row) in rows.clone().enumerate() {
+            for own in 0..groups_per_row * group_len / own_len {
+                let Some(grid) = reader.grid(source, piece.source, row, own, &mut codes) else {
+                    return;
+                };
+                for (number, codes) in grid.codes.chunks_exact(group_len).enumerate() {
+                    let group = (first + at) * groups_per_row + own * (own_len / group_len) + number;
+                    let of_group = parts.iter_mut().zip(codec.parts());
+                    let mut places: Vec<&mut [u8]> = of_group
+                        .map(|(bytes, part)| {
+                            &mut bytes[group * part.bytes_per_group..(group + 1) * part.bytes_per_group]
+                        })
+                        .collect();
+                    // Where it cannot, what was encoded before stays.
+                    codec.encode_grid(Grid { codes, ..grid }, &mut places);
+                }
+            }
+        }
+    }
+
+    /// Decodes the rows that were encoded last.
+    fn decode_last(&self, parts: &[Vec<u8>], decoded: &mut [f32]) {
+        let codec = self.output.codec;
+        let ends: Vec<&[u8]> = parts
+            .iter()
+            .take(codec.parts().len())
+            .enumerate()
+            .map(|(number, part)| {
+                let len = codec::part_len_bytes(codec, number, decoded.len() as u64) as usize;
+                &part[part.len() - len..]
+            })
+            .collect();
+        codec.decode_under(self.tensor_scale, &ends, decoded);
+    }
+
+    /// Writes what was encoded and starts afresh.
+    pub(super) fn write(&mut self, files: &[StagedFile], dirty: &Dirty, parts: &mut [Vec<u8>]) -> Result<()> {
+        let Self { output, tensor_scale, first_row, rows } = *self;
+        let band = first_row..first_row + rows;
+        let encoded: Vec<&[u8]> = parts.iter().take(output.codec.parts().len()).map(Vec::as_slice).collect();
+        let packed = output.layout.pack(output.matrix(tensor_scale), band.clone(), &encoded);
+        for ((placement, runs), bytes) in output.runs(band).zip(&packed) {
+            let staged = &files[placement.file];
+            for (offset, range) in runs.pieces() {
+                let offset = placement.offset_bytes + offset;
+                staged.file.write_all_at(&bytes[range], offset).map_err(Error::io(&staged.path, "write"))?;
+            }
+            dirty.mark(placement.file);
+        }
+        parts.iter_mut().for_each(Vec::clear);
+        self.first_row += rows;
+        self.rows = 0;
+        Ok(())
+    }
+}
+
+/// Most bytes that a slab of `output` holds, with tiles of `tile_elems` weights: a tile may go past the
+/// slab's end, and a layout that is not the codec's own makes a copy.
+pub(super) fn most_bytes(output: &OutputTensor, tile_elems: usize) -> u64 {
+    let row = output.row_len_elems();
+    let elems = (SLAB_ELEMS + tile_elems.max(row * output.layout.band_rows())) as u64;
+    let parts = (0..output.codec.parts().len()).map(|part| codec::part_len_bytes(output.codec, part, elems));
+    let copies = if output.layout.band_rows() == 1 { 1 } else { 2 };
+    copies * parts.sum::<u64>()
+}
+
+/// `[rows, cols]` to `[cols, rows]`.
+fn transpose(matrix: &[f32], rows: usize, cols: usize, transposed: &mut Vec<f32>) {
+    transposed.clear();
+    transposed.resize(rows * cols, 0.0);
+    for (row, values) in matrix.chunks_exact(cols).enumerate() {
+        for (col, &value) in values.iter().enumerate() {
+            transposed[col * rows + row] = value;
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! Which modules are quantized, and how to tell an engine which are not.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+
+use super::prediction_layers;
+use crate::arch::ArchSpec;
+
+/// Names of linear layers, without `.weight`.
+#[derive(Debug, Clone, Default)]
+pub(in crate::plan) struct Modules {
+    /// Quantized ones, with their type.
+    quantized: BTreeMap<String, &'static str>,
+    kept: BTreeSet<String>,
+    prediction_layers: Range<usize>,
+}
+
+impl Modules {
+    pub(super) fn new(spec: &ArchSpec) -> Self {
+        Self { prediction_layers: prediction_layers(spec), ..Self::default() }
+    }
+
+    pub(super) fn quantized(&mut self, name: &str, type_name: &'static str) {
+        self.quantized.insert(name.to_owned(), type_name);
+    }
+
+    pub(super) fn kept(&mut self, name: &str) {
+        self.kept.insert(name.to_owned());
+    }
+
+    /// Regular expressions for whole names that match what is kept and nothing that is quantized.
+    ///
+    /// Names that differ in their numbers only are one expression where all of them are kept, and a
+    /// prediction layer that is kept whole is one too.
+    pub(in crate::plan) fn kept_patterns(&self) -> Vec<String> {
+        let layers = self.kept_layers();
+        let is_alone = |name: &str| !layers.iter().any(|layer| name.starts_with(&in_layer(*layer)));
+        let mut patterns: BTreeSet<String> =
+            layers.iter().map(|layer| format!(r"model\.layers\.{layer}\..*")).collect();
+        let kept = self.kept.iter().map(String::as_str).filter(|name| is_alone(name));
+        patterns.extend(general(kept, self.quantized.keys().map(String::as_str)));
+        patterns.into_iter().collect()
+    }
+
+    /// Types in use, `default` first, each but the default with regular expressions for its modules' names.
+    pub(in crate::plan) fn types(&self, default: &'static str) -> Vec<(&'static str, Vec<String>)> {
+        let others: BTreeSet<&'static str> =
+            self.quantized.values().copied().filter(|&name| name != default).collect();
+        let mut types = vec![(default, Vec::new())];
+        for of_type in others {
+            let (own, rest): (Vec<_>, Vec<_>) =
+                self.quantized.iter().partition(|(_, name)| **name == of_type);
+            let rest =
+                rest.into_iter().map(|(name, _)| name.as_str()).chain(self.kept.iter().map(String::as_str));
+            let patterns = general(own.into_iter().map(|(name, _)| name.as_str()), rest);
+            types.push((of_type, patterns.into_iter().collect()));
+        }
+        types
+    }
+
+    /// Texts that are part of the name of every kept module and of no quantized one, for engines that look
+    /// for those; modules for which there is no such text are left out.
+    pub(in crate::plan) fn kept_substrings(&self) -> Vec<String> {
+        let layers = self.kept_layers();
+        let mut texts: Vec<String> = layers.iter().map(|layer| in_layer(*layer)).collect();
+        let others = self.kept.iter().filter(|name| !texts.iter().any(|text| name.starts_with(text)));
+        let clear = others.filter(|name| !self.quantized.keys().any(|taken| taken.contains(name.as_str())));
+        let clear: Vec<String> = clear.cloned().collect();
+        texts.extend(clear);
+        texts.sort();
+        texts
+    }
+
+    /// Prediction layers of which nothing is quantized.
+    fn kept_layers(&self) -> Vec<usize> {
+        let is_kept = |layer: &usize| {
+            let prefix = in_layer(*layer);
+            self.kept.iter().any(|name| name.starts_with(&prefix))
+                && !self.quantized.keys().any(|name| name.starts_with(&prefix))
+        };
+        self.prediction_layers.clone().filter(is_kept).collect()
+    }
+}
+
+fn in_layer(layer: usize) -> String {
+    format!("model.layers.{layer}.")
+}
+
+/// Regular expressions for whole names that match all of `names` and none of `others`: names that differ in their
+/// numbers only are one expression where none of `others` is like them.
+fn general<'a>(
+    names: impl Iterator<Item = &'a str>,
+    others: impl Iterator<Item = &'a str>,
+) -> BTreeSet<String> {
+    let taken: BTreeSet<String> = others.map(any_number).collect();
+    let pattern = |name: &str| {
+        let general = any_number(name);
+        if taken.contains(&general) { escaped(name) } else { general }
+    };
+    names.map(pattern).collect()
+}
+
+/// A regular expression for the name.
+fn escaped(name: &str) -> String {
+    name.replace('.', r"\.")
+}
+
+/// A regular expression for the name with any numbers where it has some.
+fn any_number(name: &str) -> String {
+    let parts = name
+        .split('.')
+        .map(|part| if part.bytes().all(|byte| byte.is_ascii_digit()) { r"\d+" } else { part });
+    parts.collect::<Vec<_>>().join(r"\.")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn modules() -> Modules {
+        let mut modules = Modules { prediction_layers: 2..3, ..Modules::default() };
+        for name in [
+            "model.layers.0.mlp.down_proj",
+            "model.layers.1.self_attn.o_proj",
+            "model.layers.1.mlp.gate_proj",
+        ] {
+            modules.quantized(name, "4bit");
+        }
+        for name in [
+            "lm_head",
+            "model.layers.0.self_attn.o_proj",
+            "model.layers.1.mlp.gate",
+            "model.layers.1.mlp.experts.0.up_proj",
+            "model.layers.1.mlp.experts.1.up_proj",
+            "model.layers.2.eh_proj",
+            "model.layers.2.mlp.gate",
+        ] {
+            modules.kept(name);
+        }
+        modules
+    }
+
+    #[test]
+    fn patterns_match_what_is_kept_and_nothing_else() {
+        assert_eq!(
+            modules().kept_patterns(),
+            [
+                "lm_head",
+                r"model\.layers\.0\.self_attn\.o_proj",
+                r"model\.layers\.2\..*",
+                r"model\.layers\.\d+\.mlp\.experts\.\d+\.up_proj",
+                r"model\.layers\.\d+\.mlp\.gate",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_text_that_quantized_names_have_too_is_left_out() {
+        let texts = modules().kept_substrings();
+        assert!(
+            texts.contains(&"model.layers.2.".to_owned()) && texts.contains(&"lm_head".to_owned()),
+            "{texts:?}"
+        );
+        assert!(!texts.contains(&"model.layers.1.mlp.gate".to_owned()), "{texts:?}");
+    }
+}
