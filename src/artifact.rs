@@ -1,16 +1,22 @@
 //! Looks into what is there: a GGUF file or split set, a safetensors directory or file. Headers only.
 
-use std::fs::File;
 use std::io::BufReader;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use rayon::prelude::*;
+use requant_formats::FormatError;
 use requant_formats::container::{gguf, safetensors};
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::source::{LocalDirectory, Source, SourceFile, SourceReader};
 
 mod group;
+
+const CONFIG: &str = "config.json";
+/// Headers read at once.
+const HEADER_READS: usize = 16;
 
 /// One logical tensor of an artifact.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -59,16 +65,43 @@ impl Artifact {
     pub fn open(path: &Path) -> Result<Self> {
         let metadata = std::fs::metadata(path).map_err(Error::io(path, "open"))?;
         if metadata.is_dir() {
-            return open_directory(path);
+            return Self::from_source(&LocalDirectory::open(path)?);
         }
+        let parent = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         match path.extension().and_then(|extension| extension.to_str()) {
-            Some("gguf") => open_gguf(path),
-            Some("safetensors") => open_safetensors(&[path.to_owned()], None),
+            Some("gguf") => open_gguf(&LocalDirectory::open(parent)?, name),
+            Some("safetensors") => {
+                let source = LocalDirectory::open(parent)?;
+                let file = find(&source, &name)?;
+                open_safetensors(&source, &[file], None)
+            }
             _ => Err(Error::Request(format!(
                 "{}: neither a directory nor a .gguf or .safetensors file",
                 path.display()
             ))),
         }
+    }
+
+    /// Reads the headers of the safetensors files in `source`, and its config.json.
+    ///
+    /// # Errors
+    /// When there are none, or one is damaged.
+    pub fn from_source(source: &dyn Source) -> Result<Self> {
+        let is_shard = |&file: &usize| source.files()[file].name.ends_with(".safetensors");
+        let shards: Vec<usize> = (0..source.files().len()).filter(is_shard).collect();
+        if shards.is_empty() {
+            return Err(Error::Request(format!("{}: no .safetensors file in it", source.location())));
+        }
+        let config = source.read_small(CONFIG)?.map(|bytes| {
+            serde_json::from_slice::<Value>(&bytes).map_err(|error| {
+                Error::checkpoint(place(source, CONFIG), format!("is not valid JSON: {error}"))
+            })
+        });
+        open_safetensors(source, &shards, config.transpose()?)
     }
 
     /// Weights in all tensors.
@@ -82,16 +115,15 @@ impl Artifact {
     }
 }
 
-fn open_gguf(path: &Path) -> Result<Artifact> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+fn open_gguf(source: &dyn Source, name: String) -> Result<Artifact> {
+    let first = place(source, &name);
     let names = gguf::split::siblings(&name).unwrap_or_else(|| vec![name]);
     let mut artifact =
         Artifact { container: "GGUF", metadata: Vec::new(), files: Vec::new(), tensors: Vec::new() };
     let mut headers = Vec::new();
     for name in names {
-        let member = path.with_file_name(&name);
-        let (file, len_bytes) = open_file(&member)?;
-        let header = gguf::read(&mut BufReader::new(file), len_bytes).map_err(Error::format(&member))?;
+        let file = find(source, &name)?;
+        let header = read_header(source, file, |reader, len_bytes| gguf::read(reader, len_bytes))?;
         artifact.tensors.extend(header.tensors.iter().map(|tensor| TensorSummary {
             name: tensor.name.clone(),
             type_name: tensor.ggml_type.name().to_owned(),
@@ -101,11 +133,11 @@ fn open_gguf(path: &Path) -> Result<Artifact> {
             file: name.clone(),
             is_weight: true,
         }));
-        artifact.files.push((name, len_bytes));
+        artifact.files.push((name, source.files()[file].len_bytes));
         headers.push(header);
     }
     if headers.len() > 1 {
-        gguf::split::check(&headers).map_err(Error::format(path))?;
+        gguf::split::check(&headers).map_err(Error::format(first))?;
     }
     if let Some(first) = headers.first() {
         artifact.metadata =
@@ -114,40 +146,23 @@ fn open_gguf(path: &Path) -> Result<Artifact> {
     Ok(artifact)
 }
 
-fn open_directory(path: &Path) -> Result<Artifact> {
-    let mut shards = Vec::new();
-    for entry in std::fs::read_dir(path).map_err(Error::io(path, "list"))? {
-        let file = entry.map_err(Error::io(path, "list"))?.path();
-        if file.extension().is_some_and(|extension| extension == "safetensors") {
-            shards.push(file);
-        }
-    }
-    shards.sort();
-    if shards.is_empty() {
-        return Err(Error::Request(format!("{}: no .safetensors file in it", path.display())));
-    }
-    let config_path = path.join("config.json");
-    let config = match std::fs::read(&config_path) {
-        Ok(bytes) => Some(serde_json::from_slice::<Value>(&bytes).map_err(|error| {
-            Error::checkpoint(config_path.display().to_string(), format!("is not valid JSON: {error}"))
-        })?),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-        Err(error) => return Err(Error::io(config_path, "read")(error)),
+fn open_safetensors(source: &dyn Source, shards: &[usize], config: Option<Value>) -> Result<Artifact> {
+    // More threads than cores: a source far away answers late, not slowly.
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(HEADER_READS.min(shards.len().max(1)))
+        .build()
+        .map_err(|error| Error::Request(format!("cannot start threads: {error}")))?;
+    let read = |&shard: &usize| {
+        read_header(source, shard, |reader, len_bytes| safetensors::read_header(reader, len_bytes))
     };
-    open_safetensors(&shards, config)
-}
-
-fn open_safetensors(shards: &[PathBuf], config: Option<Value>) -> Result<Artifact> {
+    let headers: Vec<_> = pool.install(|| shards.par_iter().map(read).collect::<Result<_>>())?;
     let mut artifact =
         Artifact { container: "safetensors", metadata: Vec::new(), files: Vec::new(), tensors: Vec::new() };
     let mut stored = Vec::new();
-    for shard in shards {
-        let (file, len_bytes) = open_file(shard)?;
-        let name = shard.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let header =
-            safetensors::read_header(&mut BufReader::new(file), len_bytes).map_err(Error::format(shard))?;
+    for (&shard, header) in shards.iter().zip(headers) {
+        let SourceFile { name, len_bytes, .. } = &source.files()[shard];
         stored.extend(header.tensors.into_iter().map(|tensor| (name.clone(), tensor)));
-        artifact.files.push((name, len_bytes));
+        artifact.files.push((name.clone(), *len_bytes));
     }
     artifact.tensors = group::logical_tensors(stored, config.as_ref());
     if let Some(Value::Object(config)) = config {
@@ -156,8 +171,25 @@ fn open_safetensors(shards: &[PathBuf], config: Option<Value>) -> Result<Artifac
     Ok(artifact)
 }
 
-fn open_file(path: &Path) -> Result<(File, u64)> {
-    let file = File::open(path).map_err(Error::io(path, "open"))?;
-    let len_bytes = file.metadata().map_err(Error::io(path, "stat"))?.len();
-    Ok((file, len_bytes))
+/// Reads a header with `parse`; an error names the file.
+fn read_header<T>(
+    source: &dyn Source,
+    file: usize,
+    parse: impl FnOnce(&mut BufReader<SourceReader>, u64) -> std::result::Result<T, FormatError>,
+) -> Result<T> {
+    let SourceFile { name, len_bytes, .. } = &source.files()[file];
+    let mut reader = BufReader::new(SourceReader::new(source, file));
+    parse(&mut reader, *len_bytes).map_err(|error| {
+        reader.get_mut().take_error().unwrap_or_else(|| Error::format(place(source, name))(error))
+    })
+}
+
+fn find(source: &dyn Source, name: &str) -> Result<usize> {
+    source.find(name).ok_or_else(|| {
+        Error::io(place(source, name), "open")(std::io::Error::from(std::io::ErrorKind::NotFound))
+    })
+}
+
+fn place(source: &dyn Source, name: &str) -> String {
+    format!("{}/{name}", source.location())
 }

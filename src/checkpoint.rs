@@ -14,12 +14,15 @@ use crate::error::Result;
 use crate::source::Source;
 
 mod catalogue;
+mod encoding;
+mod packed;
+mod packed_rows;
 mod quantization;
 mod read;
 mod store;
 
 pub(crate) use catalogue::{read_headers, required_json};
-pub use quantization::{BlockScale, ScaleFormat};
+pub use encoding::{BlockScale, Encoding, Packed, ScaleFormat};
 pub(crate) use read::check_finite;
 
 pub use read::TileReader;
@@ -30,9 +33,9 @@ pub use store::{Weight, WeightStore};
 pub struct SourceTensor {
     /// Name in the checkpoint.
     pub name: String,
-    /// Stored element type.
+    /// Stored element type; of a packed weight, that of its codes.
     pub dtype: Dtype,
-    /// Shape, outermost dimension first.
+    /// Shape, outermost dimension first; of a packed weight, the logical one.
     pub shape: Vec<usize>,
     /// File id in the source.
     pub file: usize,
@@ -42,8 +45,8 @@ pub struct SourceTensor {
     pub len_bytes: u64,
     /// What it is for; `None` for scales and for tensors no target uses (`inv_freq` tables).
     pub role: Option<Role>,
-    /// The block scale that belongs to an FP8 weight.
-    pub scale: Option<BlockScale>,
+    /// What its bytes mean.
+    pub encoding: Encoding,
 }
 
 impl SourceTensor {
@@ -52,6 +55,23 @@ impl SourceTensor {
         match self.shape.split_last() {
             None => (1, 1),
             Some((&cols, leading)) => (leading.iter().product(), cols),
+        }
+    }
+
+    /// The block scale of an FP8 weight.
+    pub fn scale(&self) -> Option<BlockScale> {
+        match self.encoding {
+            Encoding::Scaled(scale) => Some(scale),
+            Encoding::Plain | Encoding::Packed(_) => None,
+        }
+    }
+
+    /// Positions of the other tensors that its weights are decoded with: scales, zero points.
+    pub fn companions(&self) -> &[usize] {
+        match &self.encoding {
+            Encoding::Plain => &[],
+            Encoding::Scaled(scale) => std::slice::from_ref(&scale.tensor),
+            Encoding::Packed(packed) => &packed.companions,
         }
     }
 
@@ -103,6 +123,13 @@ impl Checkpoint {
     /// Every tensor, scales included, in the order of files and offsets.
     pub fn tensors(&self) -> &[SourceTensor] {
         &self.tensors
+    }
+
+    /// Bytes of tensor `id` and of those that it is decoded with.
+    pub fn stored_bytes(&self, id: usize) -> u64 {
+        let tensor = &self.tensors[id];
+        let companions = tensor.companions().iter().map(|&other| self.tensors[other].len_bytes);
+        tensor.len_bytes + companions.sum::<u64>()
     }
 
     /// Position of the tensor with this role.

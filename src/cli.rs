@@ -12,12 +12,15 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use crate::error::{Error, Result};
 
 mod convert;
+mod errors;
 mod fetch;
 mod inspect;
+mod measured;
 mod model;
 mod perplexity;
 mod plan;
 mod report;
+mod rules;
 mod size;
 mod validation;
 mod verify;

@@ -24,12 +24,14 @@ mod memory;
 mod moe;
 mod mtp;
 mod norm;
+mod order;
 mod rope;
 mod router;
 
 pub use head::{for_each_logit_chunk, for_each_logit_chunk_pair};
-pub use memory::peak_ram_bytes;
+pub use memory::{Workload, peak_ram_bytes};
 pub use mtp::{has_second_next, second_next};
+pub use order::order_of_need;
 pub use router::Choice;
 
 /// Receives what a forward pass has done so far, and what it saw.

@@ -7,24 +7,30 @@
 
 use std::ops::Range;
 
-use requant_formats::Codec;
 use requant_formats::layout::{Layout, Matrix, Runs, StoredTensor};
+use requant_formats::{Codec, codec};
 
 use crate::arch::{ExpertChoice, Scoring};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 
+mod awq;
+pub mod budget;
 mod carried;
 mod compressed_tensors;
 mod gguf;
+mod gptq;
 mod hf;
 mod jobs;
 mod mlx;
 mod python_json;
+mod rules;
 mod schedule;
 mod summary;
 
+pub use budget::{Budget, Choices};
 pub use jobs::{Job, jobs, output_rows, whole_bands};
+pub use rules::{Choice, Pattern, Rule, Rules, numbered};
 pub use schedule::{Schedule, Step, schedule};
 pub use summary::{DroppedTotals, Summary, TypeTotals, files_read, summary};
 
@@ -37,6 +43,23 @@ pub enum Rounding {
     Bf16,
     /// Rounded to IEEE half first.
     F16,
+    /// Rounded to bfloat16 and then to IEEE half: a bfloat16 checkpoint that is loaded as half.
+    Bf16ThenF16,
+}
+
+impl Rounding {
+    /// Gives weights the precision that the encoder is to see.
+    pub fn apply(self, weights: &mut [f32]) {
+        match self {
+            Self::Exact => {}
+            Self::Bf16 => codec::round_to_bf16(weights),
+            Self::F16 => codec::round_to_f16(weights),
+            Self::Bf16ThenF16 => {
+                codec::round_to_bf16(weights);
+                codec::round_to_f16(weights);
+            }
+        }
+    }
 }
 
 /// Rows of a source tensor that become rows of an output tensor.
@@ -88,6 +111,8 @@ pub struct OutputTensor {
     pub scale_sources: Vec<usize>,
     /// Where each stored tensor goes, in the order of [`OutputTensor::stored`].
     pub placements: Vec<Placement>,
+    /// The rule of [`Options::rules`] that gave it its type, if one did.
+    pub rule: Option<usize>,
 }
 
 impl OutputTensor {
@@ -195,10 +220,18 @@ pub struct Options {
     pub tokenizer_pre: Option<String>,
     /// Largest split of a GGUF output.
     pub split_max_bytes: Option<u64>,
+    /// Tensors that get another type than the format gives them.
+    pub rules: Rules,
 }
 
-/// A family of output formats: GGUF, MLX, compressed-tensors.
+/// A family of output formats: GGUF, MLX, GPTQ.
 pub trait Target: Sync {
+    /// What it is called in messages: `"GGUF"`.
+    fn family(&self) -> &'static str;
+
+    /// Names of the types that a rule may give.
+    fn types(&self) -> Vec<&'static str>;
+
     /// Its formats.
     fn formats(&self) -> &'static [Format];
 
@@ -207,11 +240,25 @@ pub trait Target: Sync {
     /// # Errors
     /// Everything that makes the conversion impossible, before any tensor is read.
     fn blueprint(&self, format: &Format, source: &Checkpoint, options: &Options) -> Result<Blueprint>;
+
+    /// Tensors of a blueprint of this format whose type a [`Budget`] may choose, and from what; none for a family
+    /// that has nothing to choose.
+    ///
+    /// # Errors
+    /// As [`Target::blueprint`].
+    fn choices(&self, _: &Format, _: &Checkpoint, _: &Blueprint) -> Result<Vec<Choices>> {
+        Ok(Vec::new())
+    }
 }
 
 /// Every family. `--help` and error messages iterate it.
-pub const TARGETS: &[&dyn Target] =
-    &[&gguf::GgufTarget, &mlx::MlxTarget, &compressed_tensors::CompressedTensorsTarget];
+pub const TARGETS: &[&dyn Target] = &[
+    &gguf::GgufTarget,
+    &mlx::MlxTarget,
+    &compressed_tensors::CompressedTensorsTarget,
+    &gptq::GptqTarget,
+    &awq::AwqTarget,
+];
 
 /// Works out the result of converting `source` to `format`.
 ///
@@ -225,12 +272,19 @@ pub fn blueprint(source: &Checkpoint, format: &str, options: &Options) -> Result
             hint: "its router is not deepseek_v3's (scoring_func, topk_method); it can be evaluated".into(),
         });
     }
+    let (target, format) = target_of(format)?;
+    options.rules.check_format(format.name)?;
+    let mut blueprint = target.blueprint(format, source, options)?;
+    account(source, &mut blueprint)?;
+    Ok(blueprint)
+}
+
+/// The family of a value of `--to`, and what it knows it as.
+fn target_of(format: &str) -> Result<(&'static dyn Target, &'static Format)> {
     for target in TARGETS {
         for known in target.formats() {
             if known.name.eq_ignore_ascii_case(format) {
-                let mut blueprint = target.blueprint(known, source, options)?;
-                account(source, &mut blueprint)?;
-                return Ok(blueprint);
+                return Ok((*target, known));
             }
         }
     }
@@ -253,7 +307,7 @@ fn account(source: &Checkpoint, blueprint: &mut Blueprint) -> Result<()> {
         let scales: Vec<usize> = dropped
             .tensors
             .iter()
-            .filter_map(|&id| source.tensors()[id].scale.map(|scale| scale.tensor))
+            .flat_map(|&id| source.tensors()[id].companions().iter().copied())
             .collect();
         dropped.tensors.extend(scales);
         dropped.tensors.sort_unstable();

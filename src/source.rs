@@ -4,11 +4,15 @@
 //! this floor is the same for a local directory and for any other place.
 
 use std::io::Read;
+use std::ops::Range;
+use std::sync::Arc;
 
 use crate::error::{Error, Result};
 
 mod digest;
 mod download;
+mod feed;
+mod feed_state;
 pub mod hub;
 mod local;
 mod remote;
@@ -18,6 +22,7 @@ mod supply;
 
 pub use digest::{ContentHasher, file_digest, file_digest_with};
 pub use download::Download;
+pub use feed::{Arrival, Feed};
 pub use local::LocalDirectory;
 pub use remote::{ContentDigest, Remote, RemoteFile};
 pub use spool::Spool;
@@ -35,6 +40,17 @@ pub struct SourceFile {
     pub sha256: Option<String>,
     /// Time of the last change, where the place has one: tells a later run that it met other bytes.
     pub modified: Option<std::time::SystemTime>,
+}
+
+/// Bytes of a file that are read for one purpose.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Extent {
+    /// File number.
+    pub file: usize,
+    /// Where they are in it.
+    pub range: Range<u64>,
+    /// Few enough to be kept in memory: a vector, the scales of a matrix.
+    pub is_small: bool,
 }
 
 /// A set of files that can be read at any offset from several threads.
@@ -72,9 +88,40 @@ pub trait Source: Send + Sync {
         Ok(Some(bytes))
     }
 
+    /// Whether every byte can be read right now.
+    fn is_at_hand(&self) -> bool {
+        true
+    }
+
     /// How files come and go, for a source whose files are not there all the time.
     fn supply(&self) -> Option<&dyn Supply> {
         None
+    }
+}
+
+impl<S: Source + ?Sized> Source for Arc<S> {
+    fn location(&self) -> String {
+        (**self).location()
+    }
+
+    fn model_name(&self) -> String {
+        (**self).model_name()
+    }
+
+    fn files(&self) -> &[SourceFile] {
+        (**self).files()
+    }
+
+    fn read_at(&self, file: usize, offset_bytes: u64, buf: &mut [u8]) -> Result<()> {
+        (**self).read_at(file, offset_bytes, buf)
+    }
+
+    fn read_small(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        (**self).read_small(name)
+    }
+
+    fn supply(&self) -> Option<&dyn Supply> {
+        (**self).supply()
     }
 }
 

@@ -110,10 +110,10 @@ fn exit_codes_and_streams() {
     assert_eq!(missing.status.code(), Some(1));
     assert!(text(&missing.stderr).contains("no/such/place"));
 
-    for arguments in [&["inspect", "org/name"][..], &["perplexity", "org/name", "--text", "x"]] {
-        let elsewhere = requant(arguments);
-        assert_eq!(elsewhere.status.code(), Some(1));
-        assert!(text(&elsewhere.stderr).contains("requant fetch org/name"), "{}", text(&elsewhere.stderr));
+    for arguments in [&["inspect", "no/such/place"][..], &["perplexity", "no/such/place", "--text", "x"]] {
+        let nowhere = requant(arguments);
+        assert_eq!(nowhere.status.code(), Some(1));
+        assert!(text(&nowhere.stderr).contains("no/such/place"), "{}", text(&nowhere.stderr));
     }
 
     let tight = requant(&["convert", path(&model), "--to", "q4_0", "-o", output, "--memory", "1M"]);
@@ -279,7 +279,7 @@ fn two_tokenizers_that_cut_the_text_otherwise_are_refused() {
     let mut tokenizer: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
     let vocabulary = tokenizer["model"]["vocab"].as_object_mut().unwrap();
     let (a, b) = (vocabulary["a"].clone(), vocabulary["b"].clone());
-    (vocabulary["a"], vocabulary["b"]) = (b, a);
+    (vocabulary["a"], vocabulary["b"]) = (b.clone(), a.clone());
     std::fs::write(&file, tokenizer.to_string()).unwrap();
     let heldout = crate::conversion::fixtures().join("text/heldout.txt");
     let failed =
@@ -288,4 +288,13 @@ fn two_tokenizers_that_cut_the_text_otherwise_are_refused() {
     let message = text(&failed.stderr);
     // Nothing was computed.
     assert!(message.contains("vocabularies do not match") && !message.contains("layer 1"), "{message}");
+
+    // Token ids instead of a text: the vocabularies themselves are compared.
+    let ids = directory.path().join("ids.json");
+    std::fs::write(&ids, serde_json::to_string(&vec![7; 600]).unwrap()).unwrap();
+    let failed = requant(&["perplexity", path(&model()), "--against", path(&other), "--tokens", path(&ids)]);
+    assert_eq!(failed.status.code(), Some(1));
+    let message = text(&failed.stderr);
+    let first = format!("token {} is", a.as_u64().unwrap().min(b.as_u64().unwrap()));
+    assert!(message.contains(&first) && !message.contains("layer 1"), "{message}");
 }

@@ -52,7 +52,7 @@ fn good_checkpoints_of_every_kind_open() {
             checkpoint.write(directory.path());
             let opened = open(directory.path()).unwrap();
             assert_eq!(opened.tensors().len(), checkpoint.tensors.len());
-            let scaled = opened.tensors().iter().filter(|tensor| tensor.scale.is_some()).count();
+            let scaled = opened.tensors().iter().filter(|tensor| tensor.scale().is_some()).count();
             assert_eq!(scaled > 0, !matches!(storage, Storage::Plain(_)));
         }
     }

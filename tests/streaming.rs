@@ -91,7 +91,7 @@ fn the_result_is_that_of_a_local_conversion_and_nothing_else_is_left() {
     assert!(manifest.contains(&shard) && manifest.contains(&format!("{ID}@")), "{manifest}");
     // Nothing is fetched twice, and nothing that is not needed: headers, small files, three shards.
     assert!(hub.body_bytes_sent() < needed_bytes() + 1_000_000, "{}", hub.body_bytes_sent());
-    assert!(hub.body_bytes_of("model-00004") <= 70_000);
+    assert!(hub.body_bytes_of("model-00004-of-00004.safetensors") <= 70_000);
 }
 
 #[test]

@@ -13,11 +13,17 @@ mod block32;
 mod ct_mxfp4;
 mod ct_nvfp4;
 mod e2m1;
+mod fp4;
 pub mod fp8;
+mod grid;
 mod int4;
 mod iq4;
 mod iq4_nl;
 mod iq4_xs;
+mod mlx_fp;
+mod mlx_mxfp4;
+mod mlx_mxfp8;
+mod mlx_nvfp4;
 mod mxfp4;
 mod plain;
 mod q2_k;
@@ -36,8 +42,9 @@ mod scale_min_search;
 mod scale_search;
 mod two_bits;
 
+pub use grid::Grid;
 pub use int4::{ChannelScale, int4_channel};
-pub use plain::round_to_bf16;
+pub use plain::{round_to_bf16, round_to_f16};
 
 use crate::dtype::Dtype;
 
@@ -88,6 +95,17 @@ pub trait Codec: Sync {
         let _ = tensor_scale;
         self.decode(src, dst);
     }
+    /// Group number `group` of encoded `src` as multiples of a step, for formats whose groups are; its codes go
+    /// to `codes`, which has the length of a group.
+    fn grid<'a>(&self, src: &[&[u8]], group: usize, codes: &'a mut [u8]) -> Option<Grid<'a>> {
+        let _ = (src, group, codes);
+        None
+    }
+    /// Encodes one group exactly; says no, and leaves `dst` alone, when the format cannot hold it.
+    fn encode_grid(&self, grid: Grid<'_>, dst: &mut [&mut [u8]]) -> bool {
+        let _ = (grid, dst);
+        false
+    }
     /// The naive encoder: same bytes as `encode`, written to be read.
     fn encode_scalar(&self, src: &[f32], dst: &mut [&mut [u8]]);
     /// The naive decoder: same values as `decode`, written to be read.
@@ -98,7 +116,8 @@ pub trait Codec: Sync {
 pub const CODECS: &[&dyn Codec] = &concat::<{ len(FAMILIES) }>(FAMILIES);
 
 /// The tables that make up [`CODECS`].
-const FAMILIES: &[&[&dyn Codec]] = &[SINGLE, affine::AFFINE, int4::INT4];
+const FAMILIES: &[&[&dyn Codec]] =
+    &[SINGLE, affine::AFFINE, mlx_mxfp4::CODECS, mlx_nvfp4::CODECS, mlx_mxfp8::CODECS, int4::INT4];
 
 /// Codecs that are one entry each.
 const SINGLE: &[&dyn Codec] = &[

@@ -160,6 +160,11 @@ pub trait Layout: Sync {
     /// codec that is not one of this layout's.
     fn tensors(&self, matrix: Matrix<'_>) -> Result<Vec<StoredTensor>>;
 
+    /// Which stored tensor holds [`Matrix::tensor_scale`], as one F32; whoever reads a matrix reads it first.
+    fn tensor_scale_in(&self) -> Option<usize> {
+        None
+    }
+
     /// Where the band `rows` lies in stored tensor number `tensor`. Tensors that do not depend on the
     /// rows belong to the band that starts at 0.
     fn runs(&self, matrix: Matrix<'_>, tensor: usize, rows: Range<usize>) -> Runs;

@@ -1,14 +1,14 @@
 //! Builds the catalogue: reads config, index and headers, and holds them against each other.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use rayon::prelude::*;
 use requant_formats::Dtype;
 use requant_formats::container::safetensors;
 use serde_json::Value;
 
-use super::quantization::{self, Fp8Blocks};
-use super::{BlockScale, Checkpoint, ScaleFormat, SourceTensor};
+use super::quantization::{self, Quantization};
+use super::{BlockScale, Checkpoint, Encoding, ScaleFormat, SourceTensor, packed};
 use crate::arch::{self, Config, Expected};
 use crate::error::{Error, Result};
 use crate::source::{Source, SourceReader};
@@ -18,20 +18,29 @@ const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
 /// Headers read at once.
 const HEADER_READS: usize = 16;
-const SCALE_SUFFIX: &str = "_scale_inv";
+/// What the scale of `X.weight` is called: DeepSeek's name, and that of others.
+const SCALE_SUFFIXES: [&str; 2] = ["_scale_inv", "_scale"];
+/// Endings of tensors that no weight is made of: scales of activations and of the key-value cache, position
+/// tables.
+const UNUSED_SUFFIXES: [&str; 6] =
+    [".input_scale", ".input_global_scale", ".output_scale", ".k_scale", ".v_scale", ".rotary_emb.inv_freq"];
 
 /// See [`Checkpoint::open`].
 pub(super) fn open(source: Box<dyn Source>) -> Result<Checkpoint> {
     let config = required_json(&*source, CONFIG)?;
     let arch = arch::find(&config)?;
     let spec = arch.spec(&Config::new(&config))?;
-    let blocks = quantization::parse(&config)?;
+    let quantization = quantization::parse(&config)?;
 
     let mut tensors = read_headers(&*source)?;
     let expected = arch.expected(&spec);
-    assign_roles(&*source, &mut tensors, &expected)?;
+    let joined = match &quantization {
+        Some(quantization) => packed::join(&*source, &mut tensors, &expected, quantization)?,
+        None => HashSet::new(),
+    };
+    assign_roles(&*source, &mut tensors, &expected, &joined)?;
     check_complete(&*source, &tensors, &expected)?;
-    attach_scales(&*source, &mut tensors, blocks)?;
+    attach_scales(&*source, &mut tensors, quantization.as_ref())?;
 
     let by_role =
         tensors.iter().enumerate().filter_map(|(id, tensor)| tensor.role.map(|role| (role, id))).collect();
@@ -82,7 +91,7 @@ pub(crate) fn read_headers(source: &dyn Source) -> Result<Vec<SourceTensor>> {
                 shape: entry.shape,
                 file,
                 role: None,
-                scale: None,
+                encoding: Encoding::Plain,
             });
         }
     }
@@ -182,9 +191,15 @@ fn read_index(source: &dyn Source) -> Result<Index> {
 }
 
 /// Gives every tensor its role; a tensor nobody knows is an error.
-fn assign_roles(source: &dyn Source, tensors: &mut [SourceTensor], expected: &[Expected]) -> Result<()> {
+/// `joined` are parts of packed weights.
+fn assign_roles(
+    source: &dyn Source,
+    tensors: &mut [SourceTensor],
+    expected: &[Expected],
+    joined: &HashSet<usize>,
+) -> Result<()> {
     let by_name: HashMap<&str, &Expected> = expected.iter().map(|e| (e.name.as_str(), e)).collect();
-    for tensor in tensors {
+    for (id, tensor) in tensors.iter_mut().enumerate() {
         let file = &source.files()[tensor.file].name;
         if let Some(expected) = by_name.get(tensor.name.as_str()) {
             if tensor.shape != expected.shape {
@@ -194,9 +209,10 @@ fn assign_roles(source: &dyn Source, tensors: &mut [SourceTensor], expected: &[E
                 );
                 return Err(Error::checkpoint(file, message));
             }
-            match tensor.dtype {
-                Dtype::F8_E4M3 | Dtype::F8_E5M2 | Dtype::BF16 | Dtype::F16 | Dtype::F32 => {}
-                other => {
+            match (tensor.dtype, &tensor.encoding) {
+                (_, Encoding::Packed(_)) => {}
+                (Dtype::F8_E4M3 | Dtype::F8_E5M2 | Dtype::BF16 | Dtype::F16 | Dtype::F32, _) => {}
+                (other, _) => {
                     let message = format!(
                         "tensor {}: found dtype {other}, expected F8_E4M3, F8_E5M2, BF16, F16 or F32",
                         tensor.name
@@ -206,9 +222,9 @@ fn assign_roles(source: &dyn Source, tensors: &mut [SourceTensor], expected: &[E
             }
             tensor.role = Some(expected.role);
         } else {
-            let weight = tensor.name.strip_suffix(SCALE_SUFFIX);
-            let is_scale = weight.is_some_and(|weight| by_name.contains_key(weight));
-            if !is_scale && !tensor.name.ends_with(".rotary_emb.inv_freq") {
+            let is_scale = scaled_name(&tensor.name).is_some_and(|weight| by_name.contains_key(weight));
+            let is_unused = UNUSED_SUFFIXES.iter().any(|suffix| tensor.name.ends_with(suffix));
+            if !is_scale && !is_unused && !joined.contains(&id) {
                 let message = format!(
                     "tensor {} {:?} is unknown to this model family; it would be lost without a word",
                     tensor.name, tensor.shape
@@ -232,22 +248,31 @@ fn check_complete(source: &dyn Source, tensors: &[SourceTensor], expected: &[Exp
     Err(Error::checkpoint(place, message))
 }
 
+/// The weight that a tensor of this name would be the scale of.
+fn scaled_name(name: &str) -> Option<&str> {
+    SCALE_SUFFIXES.iter().find_map(|suffix| name.strip_suffix(suffix))
+}
+
 /// Joins every FP8 weight with its scale.
-fn attach_scales(source: &dyn Source, tensors: &mut [SourceTensor], blocks: Option<Fp8Blocks>) -> Result<()> {
+fn attach_scales(
+    source: &dyn Source,
+    tensors: &mut [SourceTensor],
+    quantization: Option<&Quantization>,
+) -> Result<()> {
     let scales: HashMap<String, usize> = tensors
         .iter()
         .enumerate()
-        .filter_map(|(id, tensor)| Some((tensor.name.strip_suffix(SCALE_SUFFIX)?.to_owned(), id)))
+        .filter_map(|(id, tensor)| Some((scaled_name(&tensor.name)?.to_owned(), id)))
         .collect();
     for id in 0..tensors.len() {
         let tensor = &tensors[id];
-        if tensor.role.is_none() {
+        if tensor.role.is_none() || matches!(tensor.encoding, Encoding::Packed(_)) {
             continue;
         }
         let file = &source.files()[tensor.file].name;
         let is_fp8 = matches!(tensor.dtype, Dtype::F8_E4M3 | Dtype::F8_E5M2);
         let scale = scales.get(&tensor.name).copied();
-        match (is_fp8, scale, blocks) {
+        match (is_fp8, scale, quantization) {
             (false, None, _) => {}
             (false, Some(scale), _) => {
                 let message = format!(
@@ -258,8 +283,8 @@ fn attach_scales(source: &dyn Source, tensors: &mut [SourceTensor], blocks: Opti
             }
             (true, None, _) => {
                 let message = format!(
-                    "tensor {} is {} but its scale {}{SCALE_SUFFIX} is missing from the checkpoint",
-                    tensor.name, tensor.dtype, tensor.name
+                    "tensor {} is {} but its scale {}{} is missing from the checkpoint",
+                    tensor.name, tensor.dtype, tensor.name, SCALE_SUFFIXES[0]
                 );
                 return Err(Error::checkpoint(file, message));
             }
@@ -270,42 +295,58 @@ fn attach_scales(source: &dyn Source, tensors: &mut [SourceTensor], blocks: Opti
                 );
                 return Err(Error::checkpoint(CONFIG, message));
             }
-            (true, Some(scale), Some(blocks)) => {
-                let scale = block_scale(source, tensor, scale, &tensors[scale], blocks)?;
-                tensors[id].scale = Some(scale);
+            (true, Some(scale), Some(quantization)) => {
+                let scale = block_scale(source, tensor, scale, &tensors[scale], quantization)?;
+                tensors[id].encoding = Encoding::Scaled(scale);
             }
         }
     }
     Ok(())
 }
 
-/// Checks the scale tensor of one FP8 weight.
+/// Checks the scale tensor of one FP8 weight: a scale per block where the config has blocks, else per
+/// row or for the whole tensor.
 fn block_scale(
     source: &dyn Source,
     weight: &SourceTensor,
     scale_id: usize,
     scale: &SourceTensor,
-    blocks: Fp8Blocks,
+    quantization: &Quantization,
 ) -> Result<BlockScale> {
     let file = &source.files()[scale.file].name;
     let (rows, cols) = weight.matrix();
-    let shape = [rows.div_ceil(blocks.block_rows), cols.div_ceil(blocks.block_cols)];
-    if scale.shape != shape {
-        let message = format!(
-            "tensor {}: found shape {:?}, expected {shape:?} for a {rows} x {cols} weight in blocks of {} x {}",
-            scale.name, scale.shape, blocks.block_rows, blocks.block_cols
-        );
-        return Err(Error::checkpoint(file, message));
-    }
+    let [block_rows, block_cols] = match (quantization.block, scale.shape.as_slice()) {
+        (Some([block_rows, block_cols]), found) => {
+            let shape = [rows.div_ceil(block_rows), cols.div_ceil(block_cols)];
+            if *found != shape {
+                let message = format!(
+                    "tensor {}: found shape {found:?}, expected {shape:?} for a {rows} x {cols} weight in blocks of {block_rows} x {block_cols}",
+                    scale.name
+                );
+                return Err(Error::checkpoint(file, message));
+            }
+            [block_rows, block_cols]
+        }
+        (None, [] | [1] | [1, 1]) => [rows, cols],
+        (None, &[scales] | &[scales, 1]) if scales == rows => [1, cols],
+        (None, found) => {
+            let message = format!(
+                "tensor {}: found shape {found:?}, expected [1] or [{rows}, 1] for a {rows} x {cols} weight, \
+                 since quantization_config has no weight_block_size",
+                scale.name
+            );
+            return Err(Error::checkpoint(file, message));
+        }
+    };
     let format = match scale.dtype {
         Dtype::F32 | Dtype::BF16 | Dtype::F16 => ScaleFormat::Float,
         Dtype::F8_E8M0 => ScaleFormat::E8m0,
-        Dtype::U8 if blocks.scales_are_e8m0 => ScaleFormat::E8m0,
+        Dtype::U8 if quantization.scales_are_e8m0 => ScaleFormat::E8m0,
         other => {
             let message =
                 format!("tensor {}: found dtype {other}, expected F32, BF16, F16 or F8_E8M0", scale.name);
             return Err(Error::checkpoint(file, message));
         }
     };
-    Ok(BlockScale { tensor: scale_id, block_rows: blocks.block_rows, block_cols: blocks.block_cols, format })
+    Ok(BlockScale { tensor: scale_id, block_rows, block_cols, format, rounds: quantization.rounds })
 }

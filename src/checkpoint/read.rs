@@ -4,10 +4,11 @@ use std::ops::Range;
 
 use requant_formats::Dtype;
 use requant_formats::codec::fp8::{self, BlockScales, F8E4M3, F8E5M2};
-use requant_formats::codec::{self, Codec};
+use requant_formats::codec::{self, Codec, Grid};
 use requant_formats::dispatch::{self, Kernel};
 
-use super::{BlockScale, Checkpoint, ScaleFormat, SourceTensor};
+use super::packed_rows::PackedRows;
+use super::{BlockScale, Checkpoint, Encoding, ScaleFormat, SourceTensor};
 use crate::error::{Error, Result};
 
 /// Reads tiles of one checkpoint after the other; keeps its buffers.
@@ -16,6 +17,7 @@ pub struct TileReader {
     bytes: Vec<u8>,
     scale_bytes: Vec<u8>,
     scales: Vec<f32>,
+    packed: PackedRows,
 }
 
 impl TileReader {
@@ -58,6 +60,22 @@ impl TileReader {
         Ok(self.bytes.len() as u64)
     }
 
+    /// One group of a packed weight as multiples of a step, if its row was just read and its codec has such
+    /// groups; `codes` has the length of a group.
+    pub fn grid<'a>(
+        &self,
+        checkpoint: &Checkpoint,
+        id: usize,
+        row: usize,
+        group: usize,
+        codes: &'a mut [u8],
+    ) -> Option<Grid<'a>> {
+        match &checkpoint.tensors()[id].encoding {
+            Encoding::Packed(packed) => self.packed.grid(checkpoint, id, packed, row, group, codes),
+            Encoding::Plain | Encoding::Scaled(_) => None,
+        }
+    }
+
     fn read_bytes(&mut self, checkpoint: &Checkpoint, id: usize, rows: &Range<usize>) -> Result<()> {
         let tensor = &checkpoint.tensors()[id];
         let row_bytes = tensor.matrix().1 * tensor.dtype.size_bytes();
@@ -79,15 +97,20 @@ impl TileReader {
     ) -> Result<u64> {
         let tensor = &checkpoint.tensors()[id];
         let (_, cols) = tensor.matrix();
-        self.read_bytes(checkpoint, id, &rows)?;
-        let mut total = self.bytes.len();
-        if let Some(scale) = tensor.scale {
-            total += self.decode_scaled(checkpoint, tensor, scale, &rows, tile)?;
-        } else {
-            plain_codec(tensor)?.decode(&[&self.bytes], tile);
-        }
+        let total = match &tensor.encoding {
+            Encoding::Plain => {
+                self.read_bytes(checkpoint, id, &rows)?;
+                decode_plain(tensor, &self.bytes, tile)?;
+                self.bytes.len() as u64
+            }
+            Encoding::Scaled(scale) => {
+                self.read_bytes(checkpoint, id, &rows)?;
+                self.bytes.len() as u64 + self.decode_scaled(checkpoint, tensor, *scale, &rows, tile)?
+            }
+            Encoding::Packed(packed) => self.packed.read(checkpoint, id, packed, rows.clone(), tile)?,
+        };
         check_finite(&tensor.name, &checkpoint.source().files()[tensor.file].name, rows.start, cols, tile)?;
-        Ok(total as u64)
+        Ok(total)
     }
 
     /// Decodes FP8 bytes with the scales of their row blocks; returns the bytes of those.
@@ -98,10 +121,10 @@ impl TileReader {
         scale: BlockScale,
         rows: &Range<usize>,
         tile: &mut [f32],
-    ) -> Result<usize> {
+    ) -> Result<u64> {
         let (_, cols) = tensor.matrix();
         let scale_tensor = &checkpoint.tensors()[scale.tensor];
-        let (_, grid_cols) = scale_tensor.matrix();
+        let grid_cols = cols.div_ceil(scale.block_cols);
         let first_block = rows.start / scale.block_rows;
         let end_block = rows.end.div_ceil(scale.block_rows);
         let width = scale_tensor.dtype.size_bytes();
@@ -112,13 +135,9 @@ impl TileReader {
         self.scales.resize(count, 0.0);
         match scale.format {
             ScaleFormat::Float => {
-                plain_codec(scale_tensor)?.decode(&[&self.scale_bytes], &mut self.scales);
+                decode_plain(scale_tensor, &self.scale_bytes, &mut self.scales)?;
             }
-            ScaleFormat::E8m0 => {
-                for (value, &code) in self.scales.iter_mut().zip(&self.scale_bytes) {
-                    *value = fp8::e8m0_to_f32(code);
-                }
-            }
+            ScaleFormat::E8m0 => decode_exponents(&self.scale_bytes, &mut self.scales),
         }
         let scales =
             BlockScales { scales: &self.scales, block_rows: scale.block_rows, block_cols: scale.block_cols };
@@ -128,23 +147,48 @@ impl TileReader {
             Dtype::F8_E5M2 => fp8::decode_scaled::<F8E5M2>(&self.bytes, cols, first_row, scales, tile),
             _ => fp8::decode_scaled::<F8E4M3>(&self.bytes, cols, first_row, scales, tile),
         }
+        if scale.rounds {
+            round_to(scale_tensor.dtype, tile);
+        }
         // Every tile of a block reads the block's scales; count them with the block's first row.
         let starts_block = rows.start.is_multiple_of(scale.block_rows);
         let counted = count - if starts_block { 0 } else { grid_cols };
-        Ok(counted * width)
+        Ok((counted * width) as u64)
     }
 }
 
-/// The codec of an unquantized dtype.
-fn plain_codec(tensor: &SourceTensor) -> Result<&'static dyn Codec> {
-    match tensor.dtype {
+/// Decodes numbers of the tensor's own dtype. A byte that is not FP8 is an exponent: the format of scales.
+fn decode_plain(tensor: &SourceTensor, bytes: &[u8], values: &mut [f32]) -> Result<()> {
+    let codec = match tensor.dtype {
         Dtype::F32 | Dtype::F16 | Dtype::BF16 => codec::find(tensor.dtype.name()),
+        Dtype::F8_E8M0 | Dtype::U8 => {
+            decode_exponents(bytes, values);
+            return Ok(());
+        }
         _ => None,
-    }
-    .ok_or_else(|| Error::Unsupported {
+    };
+    let codec = codec.ok_or_else(|| Error::Unsupported {
         what: format!("tensor {}: dtype {}", tensor.name, tensor.dtype),
         hint: "unscaled weights may be F32, F16 or BF16".into(),
-    })
+    })?;
+    codec.decode(&[bytes], values);
+    Ok(())
+}
+
+/// Powers of two, one exponent byte each.
+fn decode_exponents(bytes: &[u8], values: &mut [f32]) {
+    for (value, &code) in values.iter_mut().zip(bytes) {
+        *value = fp8::e8m0_to_f32(code);
+    }
+}
+
+/// Rounds to a number format of 16 bits; wider ones hold every product.
+fn round_to(dtype: Dtype, values: &mut [f32]) {
+    match dtype {
+        Dtype::BF16 => codec::round_to_bf16(values),
+        Dtype::F16 => codec::round_to_f16(values),
+        _ => {}
+    }
 }
 
 /// The codec of the stored numbers of a tensor, scaled or not.

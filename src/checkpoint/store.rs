@@ -6,9 +6,10 @@
 
 use std::ops::Range;
 
-use super::{Checkpoint, TileReader};
+use super::{Checkpoint, Encoding, SourceTensor, TileReader, packed_rows};
 use crate::arch::{ArchSpec, Role};
 use crate::error::{Error, Result};
+use crate::source::Extent;
 
 /// A weight of a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +24,8 @@ pub struct Weight {
     pub rows: usize,
     /// Columns.
     pub cols: usize,
+    /// Rows that are decoded together: reading a part of them costs as much as reading all.
+    pub unit_rows: usize,
 }
 
 /// A model's weights as f32.
@@ -42,6 +45,12 @@ pub trait WeightStore: Sync {
     /// # Errors
     /// When they cannot be read, or hold NaN or infinity; names the tensor and the file.
     fn read_rows(&self, weight: &Weight, rows: Range<usize>, tile: &mut [f32]) -> Result<()>;
+
+    /// Every byte that [`WeightStore::read_rows`] may read for the weight with this role, scales included.
+    ///
+    /// # Errors
+    /// When the model has none.
+    fn extents(&self, role: Role) -> Result<Vec<Extent>>;
 }
 
 impl Checkpoint {
@@ -63,14 +72,30 @@ impl WeightStore for Checkpoint {
     }
 
     fn weight(&self, role: Role) -> Result<Weight> {
-        let tensor = &self.tensors()[self.serving(role)?];
+        let id = self.serving(role)?;
+        let tensor = &self.tensors()[id];
         let (rows, cols) = tensor.matrix();
         let file = self.source().files()[tensor.file].name.clone();
-        Ok(Weight { role, name: tensor.name.clone(), file, rows, cols })
+        let unit_rows = match &tensor.encoding {
+            Encoding::Packed(packed) => packed_rows::unit_rows(self, id, packed),
+            Encoding::Plain | Encoding::Scaled(_) => 1,
+        };
+        Ok(Weight { role, name: tensor.name.clone(), file, rows, cols, unit_rows })
     }
 
     fn read_rows(&self, weight: &Weight, rows: Range<usize>, tile: &mut [f32]) -> Result<()> {
         TileReader::default().read_into(self, self.serving(weight.role)?, rows, tile)?;
         Ok(())
+    }
+
+    fn extents(&self, role: Role) -> Result<Vec<Extent>> {
+        let tensor = &self.tensors()[self.serving(role)?];
+        let extent = |tensor: &SourceTensor, is_small| Extent {
+            file: tensor.file,
+            range: tensor.offset_bytes..tensor.offset_bytes + tensor.len_bytes,
+            is_small,
+        };
+        let companions = tensor.companions().iter().map(|&other| extent(&self.tensors()[other], true));
+        Ok([extent(tensor, tensor.shape.len() < 2)].into_iter().chain(companions).collect())
     }
 }

@@ -1,14 +1,17 @@
 //! `requant convert`: the main job.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde_json::json;
 
+use super::measured::Measured;
 use super::size::human;
-use super::validation::{self, Validation};
-use super::{MODEL_HELP, Subcommand, plan, report};
+use super::validation::{self, Original, Validation};
+use super::{MODEL_HELP, Subcommand, errors, plan, report};
 use crate::error::{Error, Result};
 use crate::pipeline::{self, Need, Settings};
 use crate::plan::{Summary, summary};
@@ -42,6 +45,11 @@ impl Subcommand for Convert {
                     .action(ArgAction::SetTrue)
                     .help("Throw away what an unfinished run has left instead of going on with it"),
             )
+            .arg(
+                Arg::new("error-report").long("error-report").action(ArgAction::SetTrue).help(
+                    "Decode what is written and list how far each tensor is from its source, worst first",
+                ),
+            )
             .args(validation::arguments())
             .arg(super::threads_argument())
             .args(super::output_arguments())
@@ -59,13 +67,6 @@ impl Subcommand for Convert {
         if !force {
             pipeline::check_space(&needs(&request, output))?;
         }
-        if request.streaming.is_some() && matches.contains_id("validate") {
-            return Err(Error::Request(
-                "--validate reads the source again, but a streamed one is gone by then: fetch it first (requant fetch), \
-                 or compare later (requant perplexity --against)"
-                    .into(),
-            ));
-        }
         let validation = Validation::prepare(matches, &request.source)?;
         let settings = Settings {
             threads: request.threads,
@@ -74,15 +75,21 @@ impl Subcommand for Convert {
             pinned: request.streaming.as_ref().map(|streaming| streaming.pinned.clone()),
             command: std::env::args().collect(),
             format: request.format.clone(),
+            recipe: request.recipe(),
+            error_report: matches.get_flag("error-report"),
         };
         let progress = report::progress(matches.get_flag("quiet"));
         let (source, blueprint) = (&request.source, &request.blueprint);
         let mut outcome = pipeline::convert(source, blueprint, output, &settings, &*progress, &stop)?;
         drop(progress);
         let quiet = matches.get_flag("quiet");
-        let found = validation
-            .map(|validation| validation.run(source, output, &mut outcome, request.threads, quiet))
-            .transpose()?;
+        let found = match &validation {
+            None => None,
+            Some(validation) => {
+                let original = original(matches, &request, &stop)?;
+                Some(validation.run(&original, output, &mut outcome, request.threads, quiet)?)
+            }
+        };
 
         let totals = summary(source, blueprint, 0);
         let seconds = started.elapsed().as_secs_f64();
@@ -99,16 +106,32 @@ impl Subcommand for Convert {
                 "files": outcome.manifest.files,
                 "manifest": outcome.manifest_path,
             });
+            if let Some(report) = &outcome.manifest.error_report {
+                value["error_report"] = json!(report);
+            }
             if let Some(found) = &found {
                 value["validation"] = found.value.clone();
             }
             super::print_json(&value);
         } else {
             print_human(output, &outcome, &totals, seconds);
+            outcome.manifest.error_report.iter().for_each(errors::print);
             found.iter().for_each(|found| println!("{}", found.human));
         }
         found.and_then(|found| found.failure).map_or(Ok(()), Err)
     }
+}
+
+/// What the result is validated against: a streamed source is gone by now, and comes again.
+fn original<'a>(
+    matches: &ArgMatches,
+    request: &'a plan::Request,
+    stop: &Arc<AtomicBool>,
+) -> Result<Original<'a>> {
+    let Some(streaming) = &request.streaming else { return Ok(Original::Here(&request.source)) };
+    let limit = streaming.spool_limit_bytes;
+    let again = Measured::again(matches, &streaming.pinned, &streaming.spool_directory, limit, stop)?;
+    Ok(Original::Streamed(Box::new(again)))
 }
 
 fn print_human(output: &Path, outcome: &pipeline::Outcome, totals: &Summary, seconds: f64) {

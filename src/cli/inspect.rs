@@ -1,11 +1,13 @@
 //! `requant inspect`: what is in a checkpoint, a GGUF file or an MLX directory.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use clap::{ArgMatches, Command};
 use serde_json::json;
 
 use super::Subcommand;
+use super::model::{self, Connected};
 use super::size::human;
 use crate::artifact::Artifact;
 use crate::error::Result;
@@ -23,13 +25,14 @@ impl Subcommand for Inspect {
             .about("List tensors, types, shapes, bits per weight and metadata")
             .arg(super::path_argument(
                 "PATH",
-                "Checkpoint directory, GGUF file, MLX directory, .safetensors file",
+                "Checkpoint directory, GGUF file, MLX directory, .safetensors file, hub id org/name[@revision]",
             ))
+            .args(model::arguments())
             .args(super::output_arguments())
     }
 
     fn run(&self, matches: &ArgMatches) -> Result<()> {
-        let artifact = Artifact::open(super::model::here(super::path(matches, "PATH"))?)?;
+        let artifact = open(super::path(matches, "PATH"), matches)?;
         let mut types: BTreeMap<&str, TypeTotals> = BTreeMap::new();
         for tensor in &artifact.tensors {
             let totals = types.entry(&tensor.type_name).or_default();
@@ -78,6 +81,17 @@ impl Subcommand for Inspect {
         );
         Ok(())
     }
+}
+
+/// What is at `path`, or in the repository it names.
+fn open(path: &Path, matches: &ArgMatches) -> Result<Artifact> {
+    let Some(id) = model::hub_id(path) else { return Artifact::open(path) };
+    let (id, environment) = model::on_hub(id, matches)?;
+    if environment.offline {
+        return Artifact::from_source(&model::offline(&id, &environment)?);
+    }
+    let connected = Connected::open(&id, &environment, None, matches, &super::stop_on_signal())?;
+    Artifact::from_source(&connected.source)
 }
 
 fn shortened(text: &str) -> String {

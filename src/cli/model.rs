@@ -76,7 +76,7 @@ pub(super) fn spool_arguments() -> Vec<Arg> {
             .long("spool")
             .value_name("DIR")
             .value_parser(clap::value_parser!(PathBuf))
-            .help("Hub: where shards lie while they are converted [default: OUTPUT.spool]"),
+            .help("Hub: where shards lie while they are read [default: OUTPUT.spool, or NAME.spool here]"),
         Arg::new("spool-limit")
             .long("spool-limit")
             .value_name("SIZE")
@@ -108,29 +108,96 @@ pub(super) fn place(text: &Path, matches: &ArgMatches) -> Result<Place> {
 
 /// `id` with `--revision`, and the environment with `--cache-dir`.
 pub(super) fn on_hub(mut id: HubId, matches: &ArgMatches) -> Result<(HubId, Environment)> {
+    let environment = environment(matches)?;
     if let Some(revision) = matches.get_one::<String>("revision") {
         if id.revision.as_ref().is_some_and(|other| other != revision) {
             return Err(Error::Request(format!("{id} and --revision {revision} contradict each other")));
         }
         id.revision = Some(revision.clone());
     }
+    Ok((id, environment))
+}
+
+/// The environment with `--cache-dir`.
+pub(super) fn environment(matches: &ArgMatches) -> Result<Environment> {
     let mut environment = Environment::from_env()?;
     if let Some(directory) = matches.get_one::<PathBuf>("cache-dir") {
         environment.cache_dir.clone_from(directory);
     }
-    Ok((id, environment))
+    Ok(environment)
 }
 
-/// A path, for subcommands that read weights of this machine only; a hub id is told how to get here.
-pub(super) fn here(path: &Path) -> Result<&Path> {
+/// The repository that `path` names, unless it is a file or directory, or looks like a file that is missing.
+pub(super) fn hub_id(path: &Path) -> Option<HubId> {
     let is_file_name =
         path.extension().is_some_and(|extension| extension == "gguf" || extension == "safetensors");
-    match path.to_str().and_then(HubId::parse) {
-        Some(id) if !is_file_name && !path.exists() => Err(Error::Request(format!(
-            "{id}: no such file or directory; a model on the hub has to be here first: requant fetch {id} -o DIR"
-        ))),
-        _ => Ok(path),
+    path.to_str().and_then(HubId::parse).filter(|_| !is_file_name && !path.exists())
+}
+
+/// A repository that answers.
+pub(super) struct Connected {
+    pub(super) repository: Arc<Repository>,
+    pub(super) cache: HubCache,
+    /// Its files, without a spool.
+    pub(super) source: Streamed,
+    /// Files that are not on this machine: number, bytes.
+    pub(super) remote_files: Vec<(usize, u64)>,
+}
+
+impl Connected {
+    /// Asks the hub for `id`, at the commit an unfinished run has pinned or at the newest one.
+    pub(super) fn open(
+        id: &HubId,
+        environment: &Environment,
+        pinned: Option<&Pinned>,
+        matches: &ArgMatches,
+        stop: &Arc<AtomicBool>,
+    ) -> Result<Self> {
+        let repository = Arc::new(repository(id, environment, pinned, stop)?);
+        let cache = HubCache::new(environment.cache_dir.clone());
+        let files = repository.files();
+        let find = |file| cache.find(&id.repo, repository.commit(), file);
+        let cached: Vec<Option<PathBuf>> = files.iter().map(find).collect::<Result<_>>()?;
+        let absent = files.iter().zip(&cached).enumerate().filter(|(_, (_, cached))| cached.is_none());
+        let remote_files = absent.map(|(id, (file, _))| (id, file.len_bytes)).collect();
+        let remote: Arc<dyn Remote> = repository.clone();
+        let source = Streamed::new(remote, cached, connections(matches), Arc::clone(stop));
+        Ok(Self { repository, cache, source, remote_files })
     }
+
+    /// Bytes of the largest shard to be downloaded.
+    fn largest_shard_bytes(&self) -> u64 {
+        let files = self.repository.files();
+        let shards = self.remote_files.iter().filter(|&&(id, _)| files[id].name.ends_with(".safetensors"));
+        shards.map(|&(_, bytes)| bytes).max().unwrap_or(0)
+    }
+
+    /// Bytes that the spool may hold: those given, or three shards.
+    pub(super) fn spool_limit_bytes(&self, matches: &ArgMatches) -> u64 {
+        let given = matches.get_one::<u64>("spool-limit").copied();
+        given.unwrap_or_else(|| SPOOLED_SHARDS * self.largest_shard_bytes())
+    }
+
+    /// Name of the repository at its commit, as a directory.
+    pub(super) fn folder_name(&self, id: &HubId) -> String {
+        format!("models--{}--{}", id.repo.replace('/', "--"), self.repository.commit())
+    }
+
+    /// What this run reads, for the journal and the cache.
+    pub(super) fn pinned(&self, id: &HubId) -> Pinned {
+        Pinned {
+            repo: id.repo.clone(),
+            revision: revision(id).to_owned(),
+            commit: self.repository.commit().to_owned(),
+        }
+    }
+}
+
+/// A snapshot of the cache as a directory with the model's name, for work without the network.
+pub(super) fn offline(id: &HubId, environment: &Environment) -> Result<LocalDirectory> {
+    let snapshot = offline_snapshot(id, environment)?;
+    let name = id.repo.rsplit('/').next().unwrap_or_default();
+    Ok(LocalDirectory::open(&snapshot)?.named(name))
 }
 
 /// The repository `id` names, at the commit an unfinished run has pinned or at the newest one.
@@ -196,46 +263,18 @@ pub(super) fn open(
         Place::Hub(id, environment) => (id, environment),
     };
     if environment.offline {
-        let snapshot = offline_snapshot(&id, &environment)?;
-        let name = id.repo.rsplit('/').next().unwrap_or_default();
-        return Ok(local(LocalDirectory::open(&snapshot)?.named(name)));
+        return offline(&id, &environment).map(local);
     }
-    let repository = Arc::new(repository(&id, &environment, output.and_then(|(_, pinned)| pinned), stop)?);
-    let cache = HubCache::new(environment.cache_dir.clone());
-    let cached: Vec<Option<PathBuf>> = repository
-        .files()
-        .iter()
-        .map(|file| cache.find(&id.repo, repository.commit(), file))
-        .collect::<Result<_>>()?;
-    let absent =
-        repository.files().iter().zip(&cached).enumerate().filter(|(_, (_, cached))| cached.is_none());
-    let remote_files: Vec<(usize, u64)> = absent.map(|(id, (file, _))| (id, file.len_bytes)).collect();
-    let largest = remote_files
-        .iter()
-        .filter(|&&(id, _)| repository.files()[id].name.ends_with(".safetensors"))
-        .map(|&(_, bytes)| bytes)
-        .max()
-        .unwrap_or(0);
-
-    let remote: Arc<dyn Remote> = repository.clone();
-    let source = Streamed::new(remote, cached, connections(matches), Arc::clone(stop));
+    let pinned = output.and_then(|(_, pinned)| pinned);
+    let connected = Connected::open(&id, &environment, pinned, matches, stop)?;
     let Some((output, _)) = output else {
+        let Connected { source, remote_files, .. } = connected;
         return Ok(Model { source: Box::new(source), streaming: None, remote_files });
     };
-    let spool_limit_bytes = match matches.get_one::<u64>("spool-limit") {
-        Some(&limit) => limit,
-        None => SPOOLED_SHARDS * largest,
-    };
-    let keep = matches.get_flag("keep-source");
-    let pinned = Pinned {
-        repo: id.repo.clone(),
-        revision: revision(&id).to_owned(),
-        commit: repository.commit().to_owned(),
-    };
+    let spool_limit_bytes = connected.spool_limit_bytes(matches);
+    let pinned = connected.pinned(&id);
     let spool_directory = match matches.get_one::<PathBuf>("spool") {
-        Some(directory) => {
-            directory.join(format!("models--{}--{}", id.repo.replace('/', "--"), repository.commit()))
-        }
+        Some(directory) => directory.join(connected.folder_name(&id)),
         None => {
             let mut name = output.file_name().unwrap_or_default().to_owned();
             name.push(".spool");
@@ -243,6 +282,8 @@ pub(super) fn open(
         }
     };
     let cache_directory = environment.cache_dir.clone();
+    let Connected { repository, cache, source, remote_files } = connected;
+    let keep = matches.get_flag("keep-source");
     let deposit = keep.then(|| deposit(cache, &repository, pinned.clone()));
     let kept_bytes = if keep { remote_files.iter().map(|&(_, bytes)| bytes).sum() } else { 0 };
     let streaming = Streaming { spool_directory, spool_limit_bytes, pinned, kept_bytes, cache_directory };
@@ -265,11 +306,10 @@ pub(super) fn spool_limit(matches: &ArgMatches, largest: u64) -> Result<u64> {
 }
 
 /// Moves released shards into the cache.
-fn deposit(cache: HubCache, repository: &Arc<Repository>, pinned: Pinned) -> Deposit {
+pub(super) fn deposit(cache: HubCache, repository: &Arc<Repository>, pinned: Pinned) -> Deposit {
     let repository = Arc::clone(repository);
     Box::new(move |file, path| {
         let file = &repository.files()[file];
-        cache.deposit(&pinned.repo, &pinned.commit, &pinned.revision, file, path)?;
-        Ok(())
+        cache.deposit(&pinned.repo, &pinned.commit, &pinned.revision, file, path)
     })
 }

@@ -1,16 +1,19 @@
 //! `requant perplexity`: how well a model predicts a text, and how far it is from its original.
 
+use std::collections::HashMap;
 use std::io::Write;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
 use clap::{Arg, ArgMatches, Command};
 use serde_json::json;
 
-use super::{Subcommand, size};
+use super::measured::{Measured, Which};
+use super::{Subcommand, model, size};
 use crate::error::{Error, Result};
 use crate::evaluate::{self, Bos, Report, Tokens, Windows};
-use crate::model::{Choice, Observer};
+use crate::model::{Choice, Observer, has_second_next};
 use crate::weights::Model;
 
 pub(super) mod table;
@@ -66,27 +69,28 @@ impl Subcommand for Perplexity {
                     .value_parser(size::parse)
                     .help("Most memory to use: several passes over the weights when one would need more"),
             )
+            .args(model::arguments())
+            .args(model::spool_arguments())
             .arg(super::threads_argument())
             .args(super::output_arguments())
     }
 
     fn run(&self, matches: &ArgMatches) -> Result<()> {
         let started = Instant::now();
-        let model = Model::open(super::model::here(super::path(matches, "MODEL"))?)?;
-        let against = matches.get_one::<PathBuf>("against");
-        let original = against.map(|path| Model::open(super::model::here(path)?)).transpose()?;
-        let text = tokens(matches, &model, original.as_ref())?;
+        let (measured, against) = open(matches)?;
+        let (model, original) = (&measured.model, against.as_ref().map(|against| &against.model));
+        let text = tokens(matches, model, original)?;
         let context = matches.get_one::<u32>("context").map_or(512, |&context| context as usize);
         let stride = matches.get_one::<u32>("stride").map(|&stride| stride as usize);
         let windows = Windows::cut(&text, context, stride)?;
         let request = evaluate::Request {
             model: model.store(),
-            original: original.as_ref().map(Model::store),
+            original: original.map(Model::store),
             windows: &windows,
             memory_bytes: matches.get_one::<u64>("memory").copied(),
         };
         let quiet = matches.get_flag("quiet");
-        let report = measure(&request, super::threads(matches), quiet)?;
+        let report = measure_fed(&request, &measured, against.as_ref(), super::threads(matches), quiet)?;
         let seconds = started.elapsed().as_secs_f64();
         if !quiet && stride.is_none() {
             print_running(&report, windows.len());
@@ -131,7 +135,40 @@ impl Subcommand for Perplexity {
 }
 
 /// What MODEL may be.
-const MODEL_HELP: &str = "Checkpoint directory, GGUF file (the first of a split set), MLX directory";
+const MODEL_HELP: &str =
+    "Checkpoint directory, GGUF file (the first of a split set), MLX directory, hub id org/name[@revision]";
+
+/// Opens MODEL and `--against`.
+fn open(matches: &ArgMatches) -> Result<(Measured, Option<Measured>)> {
+    let path = super::path(matches, "MODEL");
+    let against = matches.get_one::<PathBuf>("against");
+    let paths = [Some(path), against.map(PathBuf::as_path)];
+    let on_hub = paths.into_iter().flatten().filter(|path| model::hub_id(path).is_some()).count() as u64;
+    // Without shards to clean up, the system's own way to stop is the best.
+    let stop = if on_hub > 0 { super::stop_on_signal() } else { Arc::default() };
+    let measured = Measured::open(matches, path, Which::Model, on_hub, &stop)?;
+    let against =
+        against.map(|path| Measured::open(matches, path, Which::Original, on_hub, &stop)).transpose()?;
+    Ok((measured, against))
+}
+
+/// As [`measure`], while the shards of models on the hub come and go.
+fn measure_fed(
+    request: &evaluate::Request,
+    model: &Measured,
+    original: Option<&Measured>,
+    threads: usize,
+    quiet: bool,
+) -> Result<Report> {
+    evaluate::check(request)?;
+    let passes = evaluate::passes(request)?;
+    let predicts = has_second_next(request.model);
+    model.follow(predicts, passes, quiet)?;
+    let Some(original) = original else { return model.run(quiet, || measure(request, threads, quiet)) };
+    let compares = predicts && request.original.is_some_and(has_second_next);
+    original.follow(compares, passes, quiet)?;
+    model.run(quiet, || original.run(quiet, || measure(request, threads, quiet)))
+}
 
 /// Measures on `threads` threads, with a line per layer on stderr.
 pub(super) fn measure(request: &evaluate::Request, threads: usize, quiet: bool) -> Result<Report> {
@@ -155,6 +192,9 @@ fn tokens(matches: &ArgMatches, model: &Model, original: Option<&Model>) -> Resu
             return Err(Error::Request("nothing to measure on: give --text or --tokens".into()));
         };
         let json = std::fs::read(file).map_err(Error::io(file, "read"))?;
+        if let Some(original) = original {
+            check_same_vocabulary(model, original)?;
+        }
         return Tokens::from_json(&json, &file.display().to_string());
     };
     let text = std::fs::read_to_string(text_path).map_err(Error::io(text_path, "read"))?;
@@ -183,6 +223,23 @@ pub(super) fn check_same(model: &Tokens, original: &Tokens) -> Result<()> {
         model.ids.len(),
         original.ids.len()
     )))
+}
+
+/// Without a text to cut, token by token: what both models have a tokenizer for must be the same.
+fn check_same_vocabulary(model: &Model, original: &Model) -> Result<()> {
+    let (Ok(model), Ok(original)) = (model.tokenizer(), original.tokenizer()) else { return Ok(()) };
+    let by_id: HashMap<u32, String> =
+        original.vocabulary().into_iter().map(|(token, id)| (id, token)).collect();
+    let differs = model.vocabulary().into_iter().filter_map(|(token, id)| {
+        let other = by_id.get(&id)?;
+        (*other != token).then_some((id, token, other))
+    });
+    match differs.min() {
+        None => Ok(()),
+        Some((id, token, other)) => Err(Error::Request(format!(
+            "the two models' vocabularies do not match: token {id} is {token:?} for the model, {other:?} for the original"
+        ))),
+    }
 }
 
 /// The estimate after each window, as llama-perplexity prints it.

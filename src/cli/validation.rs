@@ -5,24 +5,34 @@ use std::path::{Path, PathBuf};
 use clap::{Arg, ArgMatches};
 use serde_json::{Value, json};
 
+use super::measured::Measured;
 use super::perplexity::{self, table};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, WeightStore};
 use crate::error::{Error, Result};
 use crate::evaluate::{self, Bos, Tokens, Windows};
+use crate::model::has_second_next;
 use crate::pipeline::{Manifest, Outcome};
 use crate::weights::{self, Model};
 
-/// Tokens of a window.
-const CONTEXT: usize = 512;
-
-/// `--validate` and `--max-kld`.
-pub(super) fn arguments() -> [Arg; 2] {
+/// `--validate`, `--validate-context` and `--max-kld`.
+pub(super) fn arguments() -> [Arg; 3] {
     [
         Arg::new("validate")
             .long("validate")
             .value_name("TEXT")
             .value_parser(clap::value_parser!(PathBuf))
-            .help("Measure the result against the source on this text; the manifest keeps what was found"),
+            .help("Measure the result against the source on this text; the manifest keeps what was found")
+            .long_help(
+                "Measure the result against the source on this text; the manifest keeps what was found. A source \
+                 on the hub is streamed a second time for it",
+            ),
+        Arg::new("validate-context")
+            .long("validate-context")
+            .value_name("N")
+            .requires("validate")
+            .default_value("512")
+            .value_parser(clap::value_parser!(u32).range(4..=1 << 20))
+            .help("Tokens of a window of that text"),
         Arg::new("max-kld")
             .long("max-kld")
             .value_name("X")
@@ -54,7 +64,8 @@ impl Validation {
         }
         let text = std::fs::read_to_string(path).map_err(Error::io(path, "read"))?;
         let tokens = Tokens::encode(&weights::tokenizer(source.source())?, &text, Bos::Auto)?;
-        let windows = Windows::cut(&tokens, CONTEXT, None)?;
+        let context = matches.get_one::<u32>("validate-context").map_or(512, |&context| context as usize);
+        let windows = Windows::cut(&tokens, context, None)?;
         let memory_bytes = matches.get_one::<u64>("memory").copied();
         let request =
             evaluate::Request { model: source, original: Some(source), windows: &windows, memory_bytes };
@@ -68,7 +79,7 @@ impl Validation {
     /// When the result cannot be read back, or cuts the text otherwise than its source.
     pub(super) fn run(
         &self,
-        source: &Checkpoint,
+        source: &Original,
         output: &Path,
         outcome: &mut Outcome,
         threads: usize,
@@ -80,11 +91,20 @@ impl Validation {
         perplexity::check_same(&Tokens::encode(&result.tokenizer()?, &text, bos)?, &self.tokens)?;
         let request = evaluate::Request {
             model: result.store(),
-            original: Some(source),
+            original: Some(source.store()),
             windows: &self.windows,
             memory_bytes: self.memory_bytes,
         };
-        let report = perplexity::measure(&request, threads, quiet)?;
+        let measure = || perplexity::measure(&request, threads, quiet);
+        let report = match source {
+            Original::Here(_) => measure()?,
+            Original::Streamed(streamed) => {
+                evaluate::check(&request)?;
+                let predicts = has_second_next(request.model) && has_second_next(streamed.model.store());
+                streamed.follow(predicts, evaluate::passes(&request)?, quiet)?;
+                streamed.run(quiet, measure)?
+            }
+        };
         let Some(against) = report.against else {
             return Err(Error::Request("--validate: nothing was compared".into()));
         };
@@ -92,7 +112,7 @@ impl Validation {
         let passed = self.max_kld.is_none_or(|limit| mean_kld <= limit);
         let value = json!({
             "text": self.text,
-            "context": CONTEXT,
+            "context": self.windows.context,
             "windows": self.windows.len(),
             "perplexity": report.perplexity.perplexity,
             "perplexity_error": report.perplexity.error,
@@ -117,6 +137,23 @@ impl Validation {
             100.0 * against.divergence.top1_agreement.value
         );
         Ok(Found { value, human, failure })
+    }
+}
+
+/// What the result is held against.
+pub(super) enum Original<'a> {
+    /// The conversion's source.
+    Here(&'a Checkpoint),
+    /// The same, streamed once more.
+    Streamed(Box<Measured>),
+}
+
+impl Original<'_> {
+    fn store(&self) -> &dyn WeightStore {
+        match self {
+            Self::Here(checkpoint) => *checkpoint,
+            Self::Streamed(measured) => measured.model.store(),
+        }
     }
 }
 

@@ -19,6 +19,12 @@ pub fn has_second_next(store: &dyn WeightStore) -> bool {
     spec.mtp_layers > 0 && store.weight(Role::Layer(spec.layers, LayerRole::MtpProjection)).is_ok()
 }
 
+/// The prediction module's own copy of a weight, or the main model's where it has none.
+pub(super) fn own_or(store: &dyn WeightStore, own: LayerRole, main: Role) -> Role {
+    let own = Role::Layer(store.spec().layers, own);
+    if store.weight(own).is_ok() { own } else { main }
+}
+
 /// Runs the first prediction module on the main model's final states. Windows of the result are one token
 /// shorter: the last token of a window has no next one.
 ///
@@ -28,10 +34,9 @@ pub fn second_next(store: &dyn WeightStore, main: &Hidden, tokens: &[u32], conte
     let spec = store.spec();
     let number = spec.layers;
     let role = |role| Role::Layer(number, role);
-    let own_or = |own: LayerRole, main: Role| if store.weight(role(own)).is_ok() { role(own) } else { main };
 
     let next: Vec<u32> = tokens.chunks(context).flat_map(|window| &window[1..]).copied().collect();
-    let embedding_TD = embed(store, own_or(LayerRole::MtpEmbedding, Role::TokenEmbedding), &next)?;
+    let embedding_TD = embed(store, own_or(store, LayerRole::MtpEmbedding, Role::TokenEmbedding), &next)?;
     let norm = |x: &[f32], role| -> Result<Vec<f32>> {
         Ok(rms_norm(x, spec.hidden, &vector(store, role)?, spec.norm_eps))
     };
@@ -41,12 +46,11 @@ pub fn second_next(store: &dyn WeightStore, main: &Hidden, tokens: &[u32], conte
     let states = state
         .chunks(context * spec.hidden)
         .flat_map(|window| window[..window.len() - spec.hidden].chunks_exact(spec.hidden));
-    let joined: Vec<f32> = embedding_TD
-        .chunks_exact(spec.hidden)
-        .zip(states)
-        .flat_map(|(e, s)| e.iter().chain(s))
-        .copied()
-        .collect();
+    let mut joined = Vec::with_capacity(2 * embedding_TD.len());
+    for (embedding_D, state_D) in embedding_TD.chunks_exact(spec.hidden).zip(states) {
+        joined.extend_from_slice(embedding_D);
+        joined.extend_from_slice(state_D);
+    }
     drop((embedding_TD, state));
 
     let mut hidden_TD = vec![0.0; next.len() * spec.hidden];
@@ -54,6 +58,6 @@ pub fn second_next(store: &dyn WeightStore, main: &Hidden, tokens: &[u32], conte
     drop(joined);
     let rope = rope::Rope::new(spec, context);
     layer(store, number, context - 1, &rope, &mut hidden_TD)?;
-    let head = own_or(LayerRole::MtpHead, Role::Output);
+    let head = own_or(store, LayerRole::MtpHead, Role::Output);
     Ok(Hidden { hidden_TD, norm: role(LayerRole::MtpHeadNorm), head })
 }

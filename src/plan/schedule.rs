@@ -90,9 +90,11 @@ fn strays(blueprint: &Blueprint, job: &Job, tensors: &[SourceTensor]) -> Vec<Str
     let output = &blueprint.tensors[job.tensor];
     let piece = &output.pieces[job.piece];
     let own = tensors[piece.source].file;
-    let scale = |id: usize| tensors[id].scale.map(|scale| scale.tensor);
-    let mut read: Vec<usize> = scale(piece.source).into_iter().filter(|_| !piece.unscaled).collect();
-    read.extend(output.scale_sources.iter().flat_map(|&id| [Some(id), scale(id)]).flatten());
+    let mut read: Vec<usize> = if piece.unscaled { &[] } else { tensors[piece.source].companions() }.to_vec();
+    for &id in &output.scale_sources {
+        read.push(id);
+        read.extend(tensors[id].companions());
+    }
     let strays = read.into_iter().map(|id| &tensors[id]).filter(|tensor| tensor.file != own);
     strays.map(|tensor| (tensor.file, tensor.offset_bytes..tensor.offset_bytes + tensor.len_bytes)).collect()
 }

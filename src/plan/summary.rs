@@ -64,8 +64,8 @@ pub fn files_read(source: &Checkpoint, blueprint: &Blueprint) -> BTreeSet<usize>
     let tensors = source.tensors();
     let used = blueprint.tensors.iter().flat_map(|tensor| &tensor.pieces).map(|piece| &tensors[piece.source]);
     used.flat_map(|tensor| {
-        let scale = tensor.scale.map(|scale| tensors[scale.tensor].file);
-        [Some(tensor.file), scale].into_iter().flatten()
+        let companions = tensor.companions().iter().map(|&other| tensors[other].file);
+        companions.chain([tensor.file])
     })
     .collect()
 }

@@ -59,6 +59,20 @@ impl Spool {
         Ok(Self { directory: directory.to_owned(), limit_bytes, kept: RwLock::new(kept), _lock: lock })
     }
 
+    /// Removes the shards of an earlier run, whole or not.
+    ///
+    /// # Errors
+    /// When they cannot be removed.
+    pub fn clear(&self) -> Result<()> {
+        let shards = self.directory.join("shards");
+        match std::fs::remove_dir_all(&shards) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::io(shards, "remove")(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Most bytes of shards at once.
     pub fn limit_bytes(&self) -> u64 {
         self.limit_bytes

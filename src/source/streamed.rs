@@ -24,15 +24,15 @@ const MAX_HEAD_BYTES: u64 = 128 << 20;
 /// Most bytes of a small file.
 const MAX_SMALL_BYTES: u64 = 256 << 20;
 
-/// Where a released file goes: into a cache, say, instead of being deleted.
-pub type Deposit = Box<dyn Fn(usize, &Path) -> Result<()> + Send + Sync>;
+/// Puts a released file elsewhere, into a cache, say, instead of deleting it; returns its new path.
+pub type Deposit = Box<dyn Fn(usize, &Path) -> Result<PathBuf> + Send + Sync>;
 
 /// A remote checkpoint with a spool.
 pub struct Streamed {
     remote: Arc<dyn Remote>,
     files: Vec<SourceFile>,
     /// Where a file lies whole on this machine already, by number.
-    cached: Vec<Option<PathBuf>>,
+    cached: Vec<RwLock<Option<PathBuf>>>,
     /// Files that can be read now.
     present: Vec<RwLock<Option<Arc<File>>>>,
     /// First bytes of shards.
@@ -67,6 +67,7 @@ impl Streamed {
                 modified: None,
             })
             .collect();
+        let cached = cached.into_iter().map(RwLock::new).collect();
         let present = files.iter().map(|_| RwLock::new(None)).collect();
         let heads = files.iter().map(|_| Mutex::new(Vec::new())).collect();
         let small = Mutex::default();
@@ -83,7 +84,11 @@ impl Streamed {
 
     /// Whether a file lies on this machine already.
     pub fn is_cached(&self, file: usize) -> bool {
-        self.cached[file].is_some()
+        self.cached_path(file).is_some()
+    }
+
+    fn cached_path(&self, file: usize) -> Option<PathBuf> {
+        self.cached[file].read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn handle(&self, file: usize) -> Option<Arc<File>> {
@@ -118,10 +123,10 @@ impl Streamed {
         let there = head.len() as u64;
         if there < range.end {
             let end = range.end.max(HEAD_BYTES).min(len_bytes);
-            if let Some(path) = &self.cached[file] {
+            if let Some(path) = self.cached_path(file) {
                 head.resize(end as usize, 0);
-                let cached = File::open(path).map_err(Error::io(path, "open"))?;
-                cached.read_exact_at(&mut head, 0).map_err(Error::io(path, "read"))?;
+                let cached = File::open(&path).map_err(Error::io(&path, "open"))?;
+                cached.read_exact_at(&mut head, 0).map_err(Error::io(&path, "read"))?;
             } else {
                 self.remote.read_range(file, there..end, &self.stop, &mut |bytes| {
                     head.extend_from_slice(bytes);
@@ -152,10 +157,10 @@ impl Streamed {
     }
 
     /// A cached file whose content is what the hub states.
-    fn verified_cached(&self, file: usize) -> Result<Option<&PathBuf>> {
-        let Some(path) = &self.cached[file] else { return Ok(None) };
+    fn verified_cached(&self, file: usize) -> Result<Option<PathBuf>> {
+        let Some(path) = self.cached_path(file) else { return Ok(None) };
         let wanted = &self.remote.files()[file].digest;
-        Ok((file_digest(path, wanted)? == wanted.hex()).then_some(path))
+        Ok((file_digest(&path, wanted)? == wanted.hex()).then_some(path))
     }
 }
 
@@ -191,7 +196,7 @@ impl Source for Streamed {
         let Some(id) = self.find(name) else { return Ok(None) };
         let wanted = &self.remote.files()[id];
         if let Some(path) = self.verified_cached(id)? {
-            return std::fs::read(path).map(Some).map_err(Error::io(path, "read"));
+            return std::fs::read(&path).map(Some).map_err(Error::io(path, "read"));
         }
         if wanted.len_bytes > MAX_SMALL_BYTES {
             let message = format!("{} bytes; expected at most {MAX_SMALL_BYTES}", wanted.len_bytes);
@@ -220,6 +225,10 @@ impl Source for Streamed {
         Err(Error::hub(self.place(id), message))
     }
 
+    fn is_at_hand(&self) -> bool {
+        false
+    }
+
     fn supply(&self) -> Option<&dyn Supply> {
         self.spool.is_some().then_some(self)
     }
@@ -238,7 +247,7 @@ impl Supply for Streamed {
         let spool = self.spool()?;
         let path = if let Some(path) = self.verified_cached(file)? {
             on_bytes(self.files[file].len_bytes);
-            path.clone()
+            path
         } else {
             let target = spool.path(&self.files[file].name)?;
             let partial = spool.partial_path(&target);
@@ -282,7 +291,11 @@ impl Supply for Streamed {
             return Ok(());
         }
         match &self.deposit {
-            Some(deposit) => deposit(file, &path),
+            Some(deposit) => {
+                let cached = deposit(file, &path)?;
+                *self.cached[file].write().unwrap_or_else(PoisonError::into_inner) = Some(cached);
+                Ok(())
+            }
             None => std::fs::remove_file(&path).map_err(Error::io(&path, "remove")),
         }
     }

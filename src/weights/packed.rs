@@ -13,7 +13,7 @@ use requant_formats::codec::Codec;
 use crate::arch::{ArchSpec, Expected, Role};
 use crate::checkpoint::{Weight, WeightStore, check_finite};
 use crate::error::{Error, Result};
-use crate::source::Source;
+use crate::source::{Extent, Source};
 
 /// Where one byte stream of a tensor lies.
 #[derive(Debug, Clone, Copy)]
@@ -243,13 +243,16 @@ impl WeightStore for PackedStore {
     }
 
     fn weight(&self, role: Role) -> Result<Weight> {
-        let (tensor, rows, cols) = match self.rows_of(role)? {
-            Rows::From { tensor, rows, cols, .. } => (tensor, rows, cols),
+        let (tensor, rows, cols, unit_rows) = match self.rows_of(role)? {
+            Rows::From { tensor, rows, cols, .. } => (tensor, rows, cols, 1),
             Rows::KeyValue { keys, .. } => {
-                (keys, self.spec.heads * (self.spec.nope_dim + self.spec.v_dim), self.spec.kv_lora)
+                // A head's keys are stored transposed: any row takes all of them.
+                let head_rows = self.spec.nope_dim + self.spec.v_dim;
+                (keys, self.spec.heads * head_rows, self.spec.kv_lora, head_rows)
             }
         };
-        Ok(Weight { role, name: self.tensors[tensor].name.clone(), file: self.file_name(tensor), rows, cols })
+        let (name, file) = (self.tensors[tensor].name.clone(), self.file_name(tensor));
+        Ok(Weight { role, name, file, rows, cols, unit_rows })
     }
 
     fn read_rows(&self, weight: &Weight, rows: Range<usize>, tile: &mut [f32]) -> Result<()> {
@@ -259,5 +262,22 @@ impl WeightStore for PackedStore {
             }
             Rows::KeyValue { keys, values } => self.decode_key_value(keys, values, rows, tile),
         }
+    }
+
+    fn extents(&self, role: Role) -> Result<Vec<Extent>> {
+        let of = |tensor: usize, rows: Range<usize>| {
+            let Stored { shape, places, .. } = &self.tensors[tensor];
+            places.iter().map(move |place| {
+                let at = |row: usize| place.offset_bytes + (row * place.row_bytes) as u64;
+                Extent { file: place.file, range: at(rows.start)..at(rows.end), is_small: shape.len() < 2 }
+            })
+        };
+        Ok(match self.rows_of(role)? {
+            Rows::From { tensor, first, rows, .. } => of(tensor, first..first + rows).collect(),
+            Rows::KeyValue { keys, values } => {
+                let whole = |tensor: usize| of(tensor, 0..self.tensors[tensor].matrix().0);
+                whole(keys).chain(whole(values)).collect()
+            }
+        })
     }
 }

@@ -33,6 +33,23 @@ impl Kernel for RoundToBf16<'_> {
     }
 }
 
+/// Rounds every value to the nearest IEEE half (ties to even, infinity beyond 65504) and leaves it an `f32`.
+pub fn round_to_f16(values: &mut [f32]) {
+    dispatch::run(RoundToF16(values));
+}
+
+struct RoundToF16<'a>(&'a mut [f32]);
+
+impl Kernel for RoundToF16<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run(self) {
+        for value in self.0 {
+            *value = f16_bits_to_f32(f32_to_f16_bits(*value));
+        }
+    }
+}
+
 /// Applies a conversion to each element; `C` is a zero-sized type, so it is inlined.
 struct Encode<'a, C: To16>(&'a [f32], &'a mut [u8], C);
 struct Decode<'a, C: To16>(&'a [u8], &'a mut [f32], C);

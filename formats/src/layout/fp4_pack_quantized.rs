@@ -80,6 +80,10 @@ impl Layout for Fp4PackQuantized {
         Ok(tensors)
     }
 
+    fn tensor_scale_in(&self) -> Option<usize> {
+        self.has_global_scale.then_some(GLOBAL_SCALE)
+    }
+
     fn runs(&self, matrix: Matrix<'_>, tensor: usize, rows: Range<usize>) -> Runs {
         if tensor == GLOBAL_SCALE {
             return if rows.start == 0 { Runs::one(0, 4) } else { Runs::NONE };

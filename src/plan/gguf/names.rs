@@ -63,7 +63,7 @@ pub(super) fn dropped(source: &Checkpoint) -> Vec<Dropped> {
     let mut groups: Vec<Dropped> = Vec::new();
     for (position, tensor) in source.tensors().iter().enumerate() {
         let Some(reason) = drop_reason(spec, tensor) else { continue };
-        let tensors = std::iter::once(position).chain(tensor.scale.map(|scale| scale.tensor));
+        let tensors = std::iter::once(position).chain(tensor.companions().iter().copied());
         match groups.iter_mut().find(|group| group.reason == reason) {
             Some(group) => group.tensors.extend(tensors),
             None => groups.push(Dropped { tensors: tensors.collect(), reason }),

@@ -1,0 +1,141 @@
+//! Reads rows of a packed weight: whole bands of its layout, unpacked and kept for the next tile.
+
+use std::ops::Range;
+
+use requant_formats::codec::Grid;
+
+use super::{Checkpoint, Packed};
+use crate::error::{Error, Result};
+
+/// Weights unpacked at once, at least: a tile is smaller, and layouts that store rows in short pieces
+/// are read much faster by many rows.
+const BAND_ELEMS: usize = 1 << 22;
+
+/// The parts of a band of rows.
+#[derive(Default)]
+pub(super) struct PackedRows {
+    /// Which tensor of the catalogue, and which of its rows.
+    held: Option<(usize, Range<usize>)>,
+    /// The codec's parts of those rows.
+    parts: Vec<Vec<u8>>,
+    tensor_scale: f32,
+}
+
+impl PackedRows {
+    /// Decodes `rows` of weight `id` into `tile`; returns the bytes that were read for it.
+    pub(super) fn read(
+        &mut self,
+        checkpoint: &Checkpoint,
+        id: usize,
+        packed: &Packed,
+        rows: Range<usize>,
+        tile: &mut [f32],
+    ) -> Result<u64> {
+        let mut read_bytes = 0;
+        let holds = self
+            .held
+            .as_ref()
+            .is_some_and(|(held, band)| *held == id && band.start <= rows.start && rows.end <= band.end);
+        if !holds {
+            self.held = None;
+            let band = band(checkpoint, id, packed, &rows);
+            read_bytes = self.unpack(checkpoint, id, packed, band.clone())?;
+            self.held = Some((id, band));
+        }
+        let Some((_, band)) = &self.held else { return Ok(read_bytes) };
+        let matrix = packed.matrix(&checkpoint.tensors()[id].shape, self.tensor_scale);
+        let skipped = rows.start - band.start;
+        let wanted: Vec<&[u8]> = self
+            .parts
+            .iter()
+            .enumerate()
+            .map(|(part, bytes)| {
+                let row_bytes = matrix.row_bytes(part);
+                &bytes[skipped * row_bytes..(skipped + rows.len()) * row_bytes]
+            })
+            .collect();
+        packed.codec.decode_under(self.tensor_scale, &wanted, tile);
+        Ok(read_bytes)
+    }
+
+    /// Group `group` of row `row` of weight `id`, if rows with it were just read and groups are multiples of a step.
+    pub(super) fn grid<'a>(
+        &self,
+        checkpoint: &Checkpoint,
+        id: usize,
+        packed: &Packed,
+        row: usize,
+        group: usize,
+        codes: &'a mut [u8],
+    ) -> Option<Grid<'a>> {
+        let (held, band) = self.held.as_ref()?;
+        if *held != id || !band.contains(&row) {
+            return None;
+        }
+        let groups = packed.matrix(&checkpoint.tensors()[id].shape, self.tensor_scale).groups_per_row();
+        let parts: Vec<&[u8]> = self.parts.iter().map(Vec::as_slice).collect();
+        packed.codec.grid(&parts, (row - band.start) * groups + group, codes)
+    }
+
+    fn unpack(
+        &mut self,
+        checkpoint: &Checkpoint,
+        id: usize,
+        packed: &Packed,
+        band: Range<usize>,
+    ) -> Result<u64> {
+        let tensor = &checkpoint.tensors()[id];
+        let mut read_bytes = 0;
+        let mut read = |number: usize, offset_bytes: u64, bytes: &mut [u8]| {
+            let stored = &checkpoint.tensors()[packed.stored(id, number)];
+            read_bytes += bytes.len() as u64;
+            checkpoint.source().read_at(stored.file, stored.offset_bytes + offset_bytes, bytes)
+        };
+        self.tensor_scale = 1.0;
+        if let Some(number) = packed.layout.tensor_scale_in() {
+            let mut bytes = [0; 4];
+            read(number, 0, &mut bytes)?;
+            self.tensor_scale = f32::from_le_bytes(bytes);
+        }
+        let matrix = packed.matrix(&tensor.shape, self.tensor_scale);
+        let mut stored = Vec::with_capacity(packed.companions.len() + 1);
+        for number in 0..=packed.companions.len() {
+            let runs = packed.layout.runs(matrix, number, band.clone());
+            let mut bytes = vec![0; runs.len_bytes()];
+            for (offset_bytes, range) in runs.pieces() {
+                read(number, offset_bytes, &mut bytes[range])?;
+            }
+            stored.push(bytes);
+        }
+        let parts = packed.codec.parts().len();
+        self.parts.resize_with(parts, Vec::new);
+        for (part, bytes) in self.parts.iter_mut().enumerate() {
+            bytes.resize(band.len() * matrix.row_bytes(part), 0);
+        }
+        let stored: Vec<&[u8]> = stored.iter().map(Vec::as_slice).collect();
+        let mut parts: Vec<&mut [u8]> = self.parts.iter_mut().map(Vec::as_mut_slice).collect();
+        packed.layout.unpack(matrix, band, &stored, &mut parts).map_err(|error| {
+            let file = &checkpoint.source().files()[tensor.file].name;
+            Error::checkpoint(file, format!("tensor {}: {error}", tensor.name))
+        })?;
+        Ok(read_bytes)
+    }
+}
+
+/// Rows that are unpacked together when the first of them is wanted.
+pub(super) fn unit_rows(checkpoint: &Checkpoint, id: usize, packed: &Packed) -> usize {
+    band(checkpoint, id, packed, &(0..1)).len()
+}
+
+/// The rows to unpack when `rows` are wanted: whole bands of the layout, and enough of them where the
+/// codes of a row lie in many places.
+fn band(checkpoint: &Checkpoint, id: usize, packed: &Packed, rows: &Range<usize>) -> Range<usize> {
+    let (total, cols) = checkpoint.tensors()[id].matrix();
+    let step = packed.layout.band_rows();
+    let start = rows.start / step * step;
+    let end = rows.end.next_multiple_of(step).min(total);
+    let tensor = &checkpoint.tensors()[id];
+    let runs = packed.layout.runs(packed.matrix(&tensor.shape, 1.0), packed.own, start..end);
+    let least = if runs.count > 1 { (start + BAND_ELEMS / cols.max(1)).next_multiple_of(step) } else { end };
+    start..end.max(least.min(total))
+}

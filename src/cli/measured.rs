@@ -1,0 +1,148 @@
+//! A model to be measured: a file or directory, or a repository on the hub whose weights stream by.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use clap::ArgMatches;
+
+use super::model::{self, Connected};
+use super::size::human;
+use crate::error::{Error, Result};
+use crate::model::order_of_need;
+use crate::pipeline::Pinned;
+use crate::source::hub::HubId;
+use crate::source::{Arrival, Feed, Spool};
+use crate::weights::Model;
+
+/// An opened model.
+pub(super) struct Measured {
+    pub(super) model: Model,
+    /// Brings its shards, when they are on the hub.
+    feed: Option<Arc<Feed>>,
+}
+
+/// Which of the models on a command line.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Which {
+    /// The one that `--revision` speaks of.
+    Model,
+    /// What it is compared with.
+    Original,
+}
+
+impl Measured {
+    /// Opens what `path` names. `--spool-limit` is for all streamed models: this one gets its share of
+    /// `sharing`.
+    pub(super) fn open(
+        matches: &ArgMatches,
+        path: &Path,
+        which: Which,
+        sharing: u64,
+        stop: &Arc<AtomicBool>,
+    ) -> Result<Self> {
+        let Some(id) = model::hub_id(path) else {
+            return Ok(Self { model: Model::open(path)?, feed: None });
+        };
+        let (id, environment) = match which {
+            Which::Model => model::on_hub(id, matches)?,
+            Which::Original => (id, model::environment(matches)?),
+        };
+        if environment.offline {
+            let source = model::offline(&id, &environment)?;
+            return Ok(Self { model: Model::from_source(Box::new(source))?, feed: None });
+        }
+        let connected = Connected::open(&id, &environment, None, matches, stop)?;
+        let directory = spool_directory(matches, &connected, &id, which);
+        let share = if matches.get_one::<u64>("spool-limit").is_some() { sharing.max(1) } else { 1 };
+        let limit_bytes = connected.spool_limit_bytes(matches) / share;
+        let keep = matches.get_flag("keep-source");
+        Self::stream(connected, keep.then_some(&id), &directory, limit_bytes, stop)
+    }
+
+    /// The source of a conversion once more, through the spool that was the conversion's.
+    pub(super) fn again(
+        matches: &ArgMatches,
+        pinned: &Pinned,
+        directory: &Path,
+        limit_bytes: u64,
+        stop: &Arc<AtomicBool>,
+    ) -> Result<Self> {
+        let id = HubId { repo: pinned.repo.clone(), revision: Some(pinned.commit.clone()) };
+        let connected = Connected::open(&id, &model::environment(matches)?, None, matches, stop)?;
+        Self::stream(connected, None, directory, limit_bytes, stop)
+    }
+
+    /// `keep`: the revision under which shards go into the cache.
+    fn stream(
+        connected: Connected,
+        keep: Option<&HubId>,
+        directory: &Path,
+        limit_bytes: u64,
+        stop: &Arc<AtomicBool>,
+    ) -> Result<Self> {
+        let pinned = keep.map(|id| connected.pinned(id));
+        let Connected { repository, cache, source, .. } = connected;
+        let deposit = pinned.map(|pinned| model::deposit(cache, &repository, pinned));
+        let spool = Spool::open(directory, limit_bytes)?;
+        // A measurement cannot be gone on with, so what an earlier one has left is of no use.
+        spool.clear()?;
+        let feed = Arc::new(Feed::new(source.with_spool(spool, deposit), Arc::clone(stop)));
+        Ok(Self { model: Model::from_source(Box::new(Arc::clone(&feed)))?, feed: Some(feed) })
+    }
+
+    /// Fixes the order in which weights will come; says on stderr how much that is.
+    pub(super) fn follow(&self, with_prediction: bool, passes: usize, quiet: bool) -> Result<()> {
+        let Some(feed) = &self.feed else { return Ok(()) };
+        let store = self.model.store();
+        let extents = |roles: Vec<_>| {
+            let lists: Result<Vec<Vec<_>>> = roles.into_iter().map(|role| store.extents(role)).collect();
+            lists.map(|lists| lists.concat())
+        };
+        let visits: Result<Vec<_>> = order_of_need(store, with_prediction).into_iter().map(extents).collect();
+        feed.follow(visits?)?;
+        if !quiet {
+            let location = crate::source::Source::location(&**feed);
+            let times = if passes > 1 {
+                format!(", {passes} times over: more --memory would make it fewer")
+            } else {
+                String::new()
+            };
+            eprintln!("{location}: {} to download{times}", human(feed.download_bytes()));
+        }
+        Ok(())
+    }
+
+    /// Runs `work`, which reads the weights.
+    pub(super) fn run<T>(&self, quiet: bool, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let Some(feed) = &self.feed else { return work() };
+        let on_file = |arrival: Arrival| {
+            let Arrival { name, bytes, number, files, held_bytes } = arrival;
+            if !quiet {
+                let (bytes, held) = (human(bytes), human(held_bytes));
+                eprintln!("shard {number} of {files} is here: {name}, {bytes} ({held} in the spool)");
+            }
+        };
+        feed.run(&on_file, work).map_err(|error| match error {
+            Error::Interrupted => {
+                Error::Request("interrupted; a measurement has to begin again from its first shard".into())
+            }
+            other => other,
+        })
+    }
+}
+
+/// Where shards lie; never where a conversion keeps its own.
+fn spool_directory(matches: &ArgMatches, connected: &Connected, id: &HubId, which: Which) -> PathBuf {
+    let suffix = match which {
+        Which::Model => "",
+        Which::Original => ".original",
+    };
+    match matches.get_one::<PathBuf>("spool") {
+        Some(directory) => directory.join(format!("{}{suffix}.read", connected.folder_name(id))),
+        None => {
+            let name = id.repo.rsplit('/').next().unwrap_or_default();
+            PathBuf::from(format!("{name}{suffix}.spool"))
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! GPTQ checkpoints, rounded to nearest: what GPTQModel, vLLM and transformers load as `gptq`.
+//!
+//! What they are to equal: GPTQModel's round-to-nearest on 16-bit weights, its packing, and zero points stored minus
+//! one (`checkpoint_format` `gptq`). GPTQModel 7.7.0, `quantization/quantizer.py`, `nn_modules/qlinear`,
+//! `quantization/config.py` for the keys of the configuration.
+//!
+//! A format is one row of [`FORMATS`].
+
+use requant_formats::codec;
+use serde_json::{Map, Value, json};
+
+use super::hf::{self, Modules, Packing, Stored};
+use super::{Blueprint, Format, Options, Sidecar, Target};
+use crate::checkpoint::{Checkpoint, SourceTensor};
+use crate::error::{Error, Result};
+
+/// GPTQ.
+pub(super) struct GptqTarget;
+
+/// One `--to` format.
+#[derive(Debug, Clone, Copy)]
+struct GptqFormat {
+    format: Format,
+    group_len: usize,
+    symmetric: bool,
+}
+
+const fn row(name: &'static str, about: &'static str, group_len: usize, symmetric: bool) -> GptqFormat {
+    GptqFormat { format: Format { name, about }, group_len, symmetric }
+}
+
+/// Every format; without `-sym` or `-asym` it is symmetric, as GPTQModel's default is. Bits per weight count
+/// scale and zero point.
+const FORMATS: &[GptqFormat] = &[
+    row("gptq-4bit-128g", "GPTQ, 4-bit integers, groups of 128: 4.16 bits per weight", 128, true),
+    row("gptq-4bit-64g", "GPTQ, 4-bit integers, groups of 64: 4.31 bits per weight", 64, true),
+    row("gptq-4bit-32g", "GPTQ, 4-bit integers, groups of 32: 4.63 bits per weight", 32, true),
+    row("gptq-4bit-128g-sym", "the same as gptq-4bit-128g", 128, true),
+    row("gptq-4bit-64g-sym", "the same as gptq-4bit-64g", 64, true),
+    row("gptq-4bit-32g-sym", "the same as gptq-4bit-32g", 32, true),
+    row(
+        "gptq-4bit-128g-asym",
+        "GPTQ, 4-bit integers with free zero points, groups of 128 (not for vLLM)",
+        128,
+        false,
+    ),
+    row(
+        "gptq-4bit-64g-asym",
+        "GPTQ, 4-bit integers with free zero points, groups of 64 (not for vLLM)",
+        64,
+        false,
+    ),
+    row(
+        "gptq-4bit-32g-asym",
+        "GPTQ, 4-bit integers with free zero points, groups of 32 (not for vLLM)",
+        32,
+        false,
+    ),
+];
+
+/// The `format` column of [`FORMATS`].
+const NAMES: [Format; FORMATS.len()] = {
+    let mut names = [FORMATS[0].format; FORMATS.len()];
+    let mut at = 0;
+    while at < FORMATS.len() {
+        names[at] = FORMATS[at].format;
+        at += 1;
+    }
+    names
+};
+
+/// What every format begins with; the rest is the name of its type.
+const PREFIX: &str = "gptq-";
+
+impl Target for GptqTarget {
+    fn family(&self) -> &'static str {
+        "GPTQ"
+    }
+
+    fn types(&self) -> Vec<&'static str> {
+        FORMATS.iter().filter_map(|row| row.format.name.strip_prefix(PREFIX)).collect()
+    }
+
+    fn formats(&self) -> &'static [Format] {
+        &NAMES
+    }
+
+    fn blueprint(&self, format: &Format, source: &Checkpoint, options: &Options) -> Result<Blueprint> {
+        let default = format.name.strip_prefix(PREFIX).unwrap_or(format.name);
+        hf::blueprint(source, &Gptq, default, &options.rules)
+    }
+}
+
+/// The row of a type.
+fn row_of(type_name: &str) -> Result<&'static GptqFormat> {
+    let row = FORMATS.iter().find(|row| row.format.name.strip_prefix(PREFIX) == Some(type_name));
+    row.ok_or_else(|| Error::Unsupported {
+        what: format!("type {type_name}"),
+        hint: "not a GPTQ type".into(),
+    })
+}
+
+/// How GPTQ checkpoints are put together.
+struct Gptq;
+
+impl Packing for Gptq {
+    fn target(&self) -> &'static dyn Target {
+        &GptqTarget
+    }
+
+    fn with_groups(&self, name: &str, group_len: usize) -> String {
+        let (bits, rest) = name.split_once('-').unwrap_or((name, ""));
+        // A group length in the name gives way to the one asked for.
+        let rest = rest.trim_start_matches(|c: char| c.is_ascii_digit() || c == 'g').trim_start_matches('-');
+        if rest.is_empty() { format!("{bits}-{group_len}g") } else { format!("{bits}-{group_len}g-{rest}") }
+    }
+
+    fn stored(&self, type_name: &'static str, tensor: &SourceTensor) -> Result<Option<Stored>> {
+        let row = row_of(type_name)?;
+        let kind = if row.symmetric { "gptq_int4" } else { "gptq_int4_asym" };
+        let codec = codec::find(&format!("{kind}_g{}", row.group_len));
+        hf::encoded_if_it_fits(tensor, codec, "gptq", hf::rounding_of(tensor))
+    }
+
+    fn quantization_config(&self, default: &'static str, modules: &Modules) -> Result<Value> {
+        // "-:" and a regular expression for the start of a name: these modules are not quantized. "+:": these
+        // are quantized otherwise.
+        let mut dynamic: Map<String, Value> =
+            modules.kept_patterns().into_iter().map(|pattern| (format!("-:{pattern}$"), json!({}))).collect();
+        for (type_name, patterns) in modules.types(default) {
+            let row = row_of(type_name)?;
+            let other = json!({"bits": 4, "group_size": row.group_len, "sym": row.symmetric});
+            dynamic.extend(patterns.into_iter().map(|pattern| (format!("+:{pattern}$"), other.clone())));
+        }
+        let row = row_of(default)?;
+        Ok(json!({
+            "bits": 4,
+            "group_size": row.group_len,
+            "sym": row.symmetric,
+            "desc_act": false,
+            "lm_head": false,
+            "quant_method": "gptq",
+            "checkpoint_format": "gptq",
+            "pack_dtype": "int32",
+            "meta": {"quantizer": [concat!("requant:", env!("CARGO_PKG_VERSION"))]},
+            "dynamic": dynamic
+        }))
+    }
+
+    fn sidecars(&self, quantization_config: &Value) -> Vec<Sidecar> {
+        vec![Sidecar { name: "quantize_config.json".into(), bytes: hf::json_file(quantization_config) }]
+    }
+}
