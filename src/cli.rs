@@ -12,6 +12,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use crate::error::{Error, Result};
 
 mod convert;
+mod errors;
 mod fetch;
 mod inspect;
 mod measured;

@@ -7,14 +7,15 @@
 
 use std::ops::Range;
 
-use requant_formats::Codec;
 use requant_formats::layout::{Layout, Matrix, Runs, StoredTensor};
+use requant_formats::{Codec, codec};
 
 use crate::arch::{ExpertChoice, Scoring};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 
 mod awq;
+pub mod budget;
 mod carried;
 mod compressed_tensors;
 mod gguf;
@@ -27,6 +28,7 @@ mod rules;
 mod schedule;
 mod summary;
 
+pub use budget::{Budget, Choices};
 pub use jobs::{Job, jobs, output_rows, whole_bands};
 pub use rules::{Choice, Pattern, Rule, Rules, numbered};
 pub use schedule::{Schedule, Step, schedule};
@@ -43,6 +45,21 @@ pub enum Rounding {
     F16,
     /// Rounded to bfloat16 and then to IEEE half: a bfloat16 checkpoint that is loaded as half.
     Bf16ThenF16,
+}
+
+impl Rounding {
+    /// Gives weights the precision that the encoder is to see.
+    pub fn apply(self, weights: &mut [f32]) {
+        match self {
+            Self::Exact => {}
+            Self::Bf16 => codec::round_to_bf16(weights),
+            Self::F16 => codec::round_to_f16(weights),
+            Self::Bf16ThenF16 => {
+                codec::round_to_bf16(weights);
+                codec::round_to_f16(weights);
+            }
+        }
+    }
 }
 
 /// Rows of a source tensor that become rows of an output tensor.
@@ -223,6 +240,15 @@ pub trait Target: Sync {
     /// # Errors
     /// Everything that makes the conversion impossible, before any tensor is read.
     fn blueprint(&self, format: &Format, source: &Checkpoint, options: &Options) -> Result<Blueprint>;
+
+    /// Tensors of a blueprint of this format whose type a [`Budget`] may choose, and from what; none for a family
+    /// that has nothing to choose.
+    ///
+    /// # Errors
+    /// As [`Target::blueprint`].
+    fn choices(&self, _: &Format, _: &Checkpoint, _: &Blueprint) -> Result<Vec<Choices>> {
+        Ok(Vec::new())
+    }
 }
 
 /// Every family. `--help` and error messages iterate it.
@@ -246,13 +272,19 @@ pub fn blueprint(source: &Checkpoint, format: &str, options: &Options) -> Result
             hint: "its router is not deepseek_v3's (scoring_func, topk_method); it can be evaluated".into(),
         });
     }
+    let (target, format) = target_of(format)?;
+    options.rules.check_format(format.name)?;
+    let mut blueprint = target.blueprint(format, source, options)?;
+    account(source, &mut blueprint)?;
+    Ok(blueprint)
+}
+
+/// The family of a value of `--to`, and what it knows it as.
+fn target_of(format: &str) -> Result<(&'static dyn Target, &'static Format)> {
     for target in TARGETS {
         for known in target.formats() {
             if known.name.eq_ignore_ascii_case(format) {
-                options.rules.check_format(known.name)?;
-                let mut blueprint = target.blueprint(known, source, options)?;
-                account(source, &mut blueprint)?;
-                return Ok(blueprint);
+                return Ok((*target, known));
             }
         }
     }

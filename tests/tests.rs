@@ -5,6 +5,9 @@
 //! - `hostile`: one broken checkpoint per error of the catalogue.
 //! - `gguf`: the fixture converted to GGUF, against llama.cpp's files.
 //! - `mlx`: the fixture converted to MLX, against mlx-lm's files.
+//! - `rules`: tensors with types of their own, against llama-quantize and mlx-lm.
+//! - `budget`: types chosen for a size.
+//! - `error_report`: what was written, measured against its source.
 //! - `faults`: what a run leaves behind when it is stopped, fails, or meets another one.
 //! - `streaming`: conversions straight from a hub that misbehaves (crate `test-hub`).
 //! - `crashes`: `kill -9` at many points of a streamed conversion.
@@ -23,6 +26,8 @@
 //! - `command`: the command line as scripts see it: exit codes, streams, JSON keys.
 
 #[cfg(test)]
+mod budget;
+#[cfg(test)]
 mod checksums;
 #[cfg(test)]
 mod command;
@@ -36,6 +41,8 @@ mod crashes;
 mod deepseek_v2;
 #[cfg(test)]
 mod economy;
+#[cfg(test)]
+mod error_report;
 #[cfg(test)]
 mod faults;
 #[cfg(test)]
@@ -56,6 +63,8 @@ mod packed;
 mod perplexity;
 #[cfg(test)]
 mod results;
+#[cfg(test)]
+mod rules;
 #[cfg(test)]
 mod served;
 #[cfg(test)]

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use requant_formats::codec::Grid;
+
 use super::{Checkpoint, Packed};
 use crate::error::{Error, Result};
 
@@ -54,6 +56,25 @@ impl PackedRows {
             .collect();
         packed.codec.decode_under(self.tensor_scale, &wanted, tile);
         Ok(read_bytes)
+    }
+
+    /// Group `group` of row `row` of weight `id`, if rows with it were just read and groups are multiples of a step.
+    pub(super) fn grid<'a>(
+        &self,
+        checkpoint: &Checkpoint,
+        id: usize,
+        packed: &Packed,
+        row: usize,
+        group: usize,
+        codes: &'a mut [u8],
+    ) -> Option<Grid<'a>> {
+        let (held, band) = self.held.as_ref()?;
+        if *held != id || !band.contains(&row) {
+            return None;
+        }
+        let groups = packed.matrix(&checkpoint.tensors()[id].shape, self.tensor_scale).groups_per_row();
+        let parts: Vec<&[u8]> = self.parts.iter().map(Vec::as_slice).collect();
+        packed.codec.grid(&parts, (row - band.start) * groups + group, codes)
     }
 
     fn unpack(

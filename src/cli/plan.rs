@@ -8,11 +8,12 @@ use clap::{Arg, ArgMatches, Command};
 
 use super::model::{self, Streaming};
 use super::size::{self, human};
-use super::{MODEL_HELP, Subcommand, rules};
+use super::{MODEL_HELP, Subcommand, report, rules};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::pipeline;
-use crate::plan::{self, Blueprint, Options, Rules, Summary, TARGETS, summary};
+use crate::plan::budget::{Fitted, Watch};
+use crate::plan::{self, Blueprint, Budget, Options, Rules, Summary, TARGETS, summary};
 
 /// The subcommand.
 pub(super) struct Plan;
@@ -24,6 +25,8 @@ pub(super) struct Request {
     pub(super) blueprint: Blueprint,
     /// Rules in force.
     pub(super) rules: Rules,
+    /// Mean relative squared error, as measured for a budget.
+    mean_error: Option<f64>,
     pub(super) threads: usize,
     /// Set when weights are streamed from the hub.
     pub(super) streaming: Option<Streaming>,
@@ -51,12 +54,18 @@ impl Request {
         let pinned = unfinished.and_then(|request| request.pinned);
         let model = model::open(matches, output.map(|output| (output, pinned.as_ref())), stop)?;
         let source = Checkpoint::open(model.source)?;
-        let blueprint = plan::blueprint(&source, &format, &options)?;
+        let (rules, blueprint, mean_error) = match rules::budget(matches) {
+            Some(budget) => {
+                let fitted = fitted(matches, &source, &format, &options, budget, stop)?;
+                (fitted.rules, fitted.blueprint, Some(fitted.mean_error))
+            }
+            None => (options.rules.clone(), plan::blueprint(&source, &format, &options)?, None),
+        };
         let threads =
             fit(&source, &blueprint, super::threads(matches), matches.get_one::<u64>("memory").copied())?;
         let (streaming, remote_files) = (model.streaming, model.remote_files);
-        let rules = options.rules;
-        let request = Self { source, format, blueprint, rules, threads, streaming, remote_files };
+        let request = Self { source, format, blueprint, rules, mean_error, threads, streaming, remote_files };
+        rules::save(matches, request.recipe().as_deref())?;
         model::spool_limit(matches, request.largest_shard_bytes())?;
         Ok(request)
     }
@@ -84,6 +93,21 @@ impl Request {
         let absent = self.remote_files.iter().filter(|(file, _)| shards.contains(file));
         absent.map(|&(_, bytes)| bytes).max().unwrap_or(0)
     }
+}
+
+/// The plan that `budget` allows.
+fn fitted(
+    matches: &ArgMatches,
+    source: &Checkpoint,
+    format: &str,
+    options: &Options,
+    budget: Budget,
+    stop: &AtomicBool,
+) -> Result<Fitted> {
+    let progress = report::progress(matches.get_flag("quiet"));
+    let watch =
+        Watch { begin: &|bytes| progress.stage("measure", bytes), advance: &|bytes| progress.advance(bytes) };
+    plan::budget::fit(source, format, options, budget, super::threads(matches), &watch, stop)
 }
 
 /// `--restart`, where the subcommand has it.
@@ -158,6 +182,8 @@ impl Subcommand for Plan {
             let mut value = serde_json::to_value(&summary)
                 .map_err(|error| Error::Request(format!("cannot write JSON: {error}")))?;
             value["rules"] = rules::to_json(&request.rules, &request.blueprint);
+            value["recipe"] = request.recipe().into();
+            value["measured_error"] = request.mean_error.map(f64::sqrt).into();
             super::print_json(&value);
         } else {
             print_human(&request, &summary);
@@ -182,7 +208,9 @@ fn print_human(request: &Request, summary: &Summary) {
     for (name, totals) in &summary.types {
         println!("{name:<14} {:>8} {:>16} {:>18}", totals.tensors, totals.parameters, totals.bytes);
     }
-    rules::print(&request.rules, &request.blueprint);
+    if request.mean_error.is_none() {
+        rules::print(&request.rules, &request.blueprint);
+    }
     for file in &request.blueprint.files {
         let name = if file.name.is_empty() { "(output)" } else { &file.name };
         println!("file {name}: {} bytes", file.len_bytes);
@@ -200,4 +228,11 @@ fn print_human(request: &Request, summary: &Summary) {
         human(summary.peak_ram_bytes),
         request.threads
     );
+    if let Some(error) = request.mean_error {
+        println!(
+            "relative error of the chosen types, root mean square on sampled rows: {:.4} %",
+            100.0 * error.sqrt()
+        );
+        println!("recipe:\n{}", request.recipe().unwrap_or_default());
+    }
 }

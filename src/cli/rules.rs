@@ -1,13 +1,15 @@
-//! `--tensor-type` and `--recipe`, and what `plan` shows of them.
+//! `--tensor-type`, `--recipe` and budgets, and what `plan` shows of them.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use clap::{Arg, ArgAction, ArgMatches};
 use serde_json::{Value, json};
 
+use super::size;
 use crate::error::{Error, Result};
-use crate::plan::{Blueprint, OutputTensor, Rule, Rules};
+use crate::plan::{Blueprint, Budget, OutputTensor, Rule, Rules};
 
 /// The arguments.
 pub(super) fn arguments() -> Vec<Arg> {
@@ -28,6 +30,27 @@ pub(super) fn arguments() -> Vec<Arg> {
             .value_name("FILE")
             .value_parser(clap::value_parser!(PathBuf))
             .help("TOML file with rules: [[rule]] with target, and type (and group_size) or ignore = true"),
+        Arg::new("target-size")
+            .long("target-size")
+            .value_name("SIZE")
+            .value_parser(size::parse)
+            .help("Choose types, tensor by tensor, so that all files have at most SIZE, e.g. 352GB")
+            .long_help(
+                "Choose types from those of the format's family, tensor by tensor, so that all files together have at \
+                 most SIZE and the relative error is as small as it can be then. Every type is tried on some rows of \
+                 each tensor first. Tensors with a rule keep its type",
+            ),
+        Arg::new("target-bpw")
+            .long("target-bpw")
+            .value_name("BITS")
+            .value_parser(bits)
+            .conflicts_with("target-size")
+            .help("As --target-size, with a number of bits per weight, e.g. 4.3"),
+        Arg::new("save-recipe")
+            .long("save-recipe")
+            .value_name("FILE")
+            .value_parser(clap::value_parser!(PathBuf))
+            .help("Write the rules in force, chosen ones included, for --recipe"),
     ]
 }
 
@@ -39,6 +62,34 @@ pub(super) fn from_matches(matches: &ArgMatches) -> Result<Rules> {
         Some(path) => Ok(rules.then(read(path)?)),
         None => Ok(rules),
     }
+}
+
+/// The budget asked for.
+pub(super) fn budget(matches: &ArgMatches) -> Option<Budget> {
+    let size = matches.get_one::<u64>("target-size").copied().map(Budget::Bytes);
+    size.or_else(|| matches.get_one::<f64>("target-bpw").copied().map(Budget::BitsPerWeight))
+}
+
+fn bits(text: &str) -> std::result::Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(bits) if bits > 0.0 && bits <= 32.0 => Ok(bits),
+        _ => Err("expected a number of bits from 0 to 32, such as 4.3".into()),
+    }
+}
+
+/// Writes the recipe where `--save-recipe` says. A file that is there stays, unless it is the same.
+pub(super) fn save(matches: &ArgMatches, recipe: Option<&str>) -> Result<()> {
+    let Some(path) = matches.get_one::<PathBuf>("save-recipe") else { return Ok(()) };
+    let Some(recipe) = recipe else {
+        let message =
+            "there are no rules to write: add --target-size, --target-bpw, --tensor-type or --recipe";
+        return Err(Error::Request(format!("--save-recipe {}: {message}", path.display())));
+    };
+    if std::fs::read(path).is_ok_and(|there| there == recipe.as_bytes()) {
+        return Ok(());
+    }
+    let mut file = std::fs::File::create_new(path).map_err(Error::io(path, "create"))?;
+    file.write_all(recipe.as_bytes()).map_err(Error::io(path, "write"))
 }
 
 fn read(path: &Path) -> Result<Rules> {

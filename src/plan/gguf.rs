@@ -10,7 +10,7 @@
 use requant_formats::container::gguf::{GgmlType, Metadata};
 use serde_json::Value;
 
-use super::{Blueprint, Format, Options, Target};
+use super::{Blueprint, Choices, Format, Options, Target};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::tokenizer::{SPECIAL_TOKENS_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, Tokenizer};
@@ -82,6 +82,13 @@ impl Target for GgufTarget {
         let (tensors, files) = layout::place(metadata, typed, options)?;
         let dropped = names::dropped(source);
         Ok(Blueprint { is_directory: false, tensors, files, sidecars: Vec::new(), dropped })
+    }
+
+    fn choices(&self, format: &Format, _: &Checkpoint, blueprint: &Blueprint) -> Result<Vec<Choices>> {
+        let is_quantized = file_type::FILE_TYPES
+            .iter()
+            .any(|known| known.format == *format && known.base.block_len_elems() > 1);
+        Ok(if is_quantized { overrides::choices(&blueprint.tensors) } else { Vec::new() })
     }
 }
 

@@ -22,7 +22,7 @@
 use requant_formats::codec::{self, Codec};
 use requant_formats::layout::ROW_MAJOR;
 
-use super::{Blueprint, Dropped, Format, Options, OutputTensor, Sidecar, Target, carried};
+use super::{Blueprint, Choices, Dropped, Format, Options, OutputTensor, Sidecar, Target, carried};
 use crate::arch::Role;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
@@ -61,7 +61,15 @@ impl Quantization {
     fn codec_name(self) -> String {
         format!("{}{}_g{}", self.mode, self.bits, self.group_len)
     }
+
+    /// What encodes weights that are `element` otherwise.
+    fn codec(self, element: Element) -> Result<&'static dyn Codec> {
+        find(&format!("{}{}", self.codec_name(), element.affine_suffix()))
+    }
 }
+
+/// The mode with integer codes, a scale and a bias.
+const AFFINE: &str = "affine";
 
 /// One `--to` format.
 struct MlxFormat {
@@ -73,7 +81,7 @@ struct MlxFormat {
 }
 
 const fn affine(name: &'static str, about: &'static str, bits: usize, group_len: usize) -> MlxFormat {
-    let quantization = Some(Quantization { mode: "affine", bits, group_len });
+    let quantization = Some(Quantization { mode: AFFINE, bits, group_len });
     MlxFormat { format: Format { name, about }, quantization, element: None }
 }
 
@@ -162,6 +170,16 @@ impl Target for MlxTarget {
         });
         Ok(Blueprint { is_directory: true, tensors, files: shards, sidecars, dropped: dropped(source) })
     }
+
+    fn choices(&self, format: &Format, source: &Checkpoint, blueprint: &Blueprint) -> Result<Vec<Choices>> {
+        match FORMATS.iter().find(|row| row.format == *format) {
+            Some(MlxFormat { quantization: Some(_), element, .. }) => {
+                let element = element.or_else(|| Element::of_config(source.config()));
+                overrides::choices(source, element, &parameters::parameters(source)?, &blueprint.tensors)
+            }
+            _ => Ok(Vec::new()),
+        }
+    }
 }
 
 /// One parameter of the model, quantized if it can be.
@@ -175,7 +193,7 @@ fn output_tensor(
     let plan = Plan::new(stored, if parameter.is_cast { element } else { None })?;
     let quantization = quantization.filter(|_| parameter.is_quantizable);
     let codec = match quantization {
-        Some(q) => find(&format!("{}{}", q.codec_name(), plan.element.affine_suffix()))?,
+        Some(q) => q.codec(plan.element)?,
         None => find(plan.element.codec_name())?,
     };
     let base = parameter.name.strip_suffix("weight");

@@ -18,7 +18,9 @@ use super::mix;
 use super::names::Planned;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
-use crate::plan::rules::{Candidate, Choice, Rule, Rules};
+use crate::plan::OutputTensor;
+use crate::plan::budget::{Candidate, Choices};
+use crate::plan::rules::{self, Choice, Rule, Rules};
 
 /// Types that a rule may give: those that can be encoded.
 pub(super) fn types() -> impl Iterator<Item = GgmlType> {
@@ -45,9 +47,9 @@ pub(super) fn resolve(
         return Err(Error::Request(message));
     }
     let types = rules.iter().map(ggml_type).collect::<Result<Vec<GgmlType>>>()?;
-    let candidates: Vec<Candidate<'_>> = planned
+    let candidates: Vec<rules::Candidate<'_>> = planned
         .iter()
-        .map(|tensor| Candidate {
+        .map(|tensor| rules::Candidate {
             name: &tensor.name,
             pieces: &tensor.pieces,
             can_be_quantized: mix::can_be_quantized(&tensor.name, &tensor.ne()),
@@ -68,6 +70,25 @@ pub(super) fn resolve(
         }
     }
     Ok(assigned.into_iter().map(|rule| rule.map(|rule| (rule, types[rule]))).collect())
+}
+
+/// Block types that fit, for each tensor that can be quantized.
+pub(super) fn choices(tensors: &[OutputTensor]) -> Vec<Choices> {
+    let choices = tensors.iter().enumerate().filter_map(|(tensor, output)| {
+        let ne: Vec<u64> = output.shape.iter().rev().map(|&extent| extent as u64).collect();
+        let candidates = types().filter_map(|ggml_type| {
+            let codec = ggml_type.codec()?;
+            // A factor on a whole tensor cannot be told from a sample.
+            let is_candidate = ggml_type.block_len_elems() > 1
+                && ne[0].is_multiple_of(ggml_type.block_len_elems())
+                && codec.tensor_scale(1.0).is_none();
+            let name = ggml_type.name().to_lowercase();
+            is_candidate.then_some(Candidate { choice: Choice::Type { name, group_size: None }, codec })
+        });
+        mix::can_be_quantized(&output.names[0], &ne)
+            .then(|| Choices { tensor, candidates: candidates.collect() })
+    });
+    choices.collect()
 }
 
 fn ggml_type(rule: &Rule) -> Result<GgmlType> {

@@ -6,11 +6,15 @@
 //! parameters. Unlike there, a rule also counts for rows that the groups of the default do not divide, which
 //! mlx-lm skips without asking: its loader reads such a module.
 
+use std::collections::BTreeMap;
+
 use super::element::{Element, Plan};
 use super::parameters::Parameter;
-use super::{FAMILY, FORMATS, MlxFormat, Quantization};
+use super::{AFFINE, FAMILY, FORMATS, MlxFormat, Quantization};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
+use crate::plan::OutputTensor;
+use crate::plan::budget::{self, Choices};
 use crate::plan::rules::{Candidate, Choice, Rule, Rules};
 
 /// What a rule says about a parameter.
@@ -73,8 +77,7 @@ pub(super) fn resolve(
         let quantization = match meanings[number] {
             Meaning::Ignored => None,
             Meaning::Float(float) => {
-                let stored = parameter.pieces.iter().map(|piece| &source.tensors()[piece.source]);
-                let is = Plan::new(stored, if parameter.is_cast { element } else { None })?.element;
+                let is = float_of(source, element, parameter)?;
                 if is != float {
                     return refuse(format!(
                         "an unquantized weight of this model is {}, not {}",
@@ -95,6 +98,39 @@ pub(super) fn resolve(
         Ok(Some(Override { rule: number, quantization }))
     });
     overrides.collect()
+}
+
+/// Affine types whose groups fit, for each parameter that can be quantized.
+pub(super) fn choices(
+    source: &Checkpoint,
+    element: Option<Element>,
+    parameters: &[Parameter],
+    tensors: &[OutputTensor],
+) -> Result<Vec<Choices>> {
+    let by_name: BTreeMap<&str, usize> =
+        tensors.iter().enumerate().map(|(tensor, output)| (output.names[0].as_str(), tensor)).collect();
+    let mut choices = Vec::new();
+    for parameter in parameters.iter().filter(|parameter| parameter.is_quantizable) {
+        let Some(&tensor) = by_name.get(parameter.name.as_str()) else { continue };
+        let is = float_of(source, element, parameter)?;
+        let fitting = FORMATS.iter().filter_map(|row| Some((row.format.name, row.quantization?))).filter(
+            |(_, quantization)| {
+                quantization.mode == AFFINE && parameter.row_len().is_multiple_of(quantization.group_len)
+            },
+        );
+        let candidates = fitting.map(|(name, quantization)| {
+            let choice = Choice::Type { name: short(name).to_owned(), group_size: None };
+            Ok(budget::Candidate { choice, codec: quantization.codec(is)? })
+        });
+        choices.push(Choices { tensor, candidates: candidates.collect::<Result<_>>()? });
+    }
+    Ok(choices)
+}
+
+/// What a parameter is where it is not quantized.
+fn float_of(source: &Checkpoint, element: Option<Element>, parameter: &Parameter) -> Result<Element> {
+    let stored = parameter.pieces.iter().map(|piece| &source.tensors()[piece.source]);
+    Ok(Plan::new(stored, if parameter.is_cast { element } else { None })?.element)
 }
 
 /// Modules whose quantization a rule decided, for config.json.
