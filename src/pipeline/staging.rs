@@ -298,6 +298,7 @@ fn sync_directory(path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pipeline::journal::Done;
     use crate::plan::OutputFile;
 
     fn blueprint() -> Blueprint {
@@ -333,7 +334,8 @@ mod tests {
         let output = directory.path().join("m.gguf");
         let open = |format: &str| Stage::open(&blueprint(), &output, &request(format), false, false);
         let (mut stage, mut begun) = open("q4_0").unwrap();
-        begun.journal.append(&[0, 1, 2]).unwrap();
+        let done = [0, 1, 2].map(|job| Done { job, sums: Sums::default() });
+        begun.journal.append(&done).unwrap();
         begun.journal.seal().unwrap();
         let (temporary, final_path) = stage.renames[0].clone();
         std::fs::rename(temporary, final_path).unwrap();
