@@ -7,6 +7,7 @@ use std::path::Path;
 use requant::artifact::Artifact;
 use requant::checkpoint::{Checkpoint, Encoding, TileReader};
 use requant::plan::{self, Options, TARGETS};
+use requant::weights::Model;
 use requant_formats::Dtype;
 use requant_formats::codec::fp8::{F8E4M3, Fp8};
 use requant_formats::container::safetensors;
@@ -75,51 +76,47 @@ fn f16(value: f32) -> f32 {
 fn decode(all: &BTreeMap<String, Stored>, stem: &str, method: &str, rows: usize, cols: usize) -> Vec<f32> {
     let part = |suffix: &str| all.get(&format!("{stem}.{suffix}"));
     let needed = |suffix: &str| part(suffix).unwrap_or_else(|| panic!("{stem}.{suffix}"));
-    let mut values = Vec::with_capacity(rows * cols);
-    for row in 0..rows {
-        for col in 0..cols {
-            values.push(match method {
-                "gptq" => {
-                    let (codes, zeros, scales) = (needed("qweight"), needed("qzeros"), needed("scales"));
-                    let group = col / (cols / scales.shape[0]);
-                    let code = codes.word(col / 8, row) >> (4 * (col % 8)) & 15;
-                    let zero = (zeros.word(group, row / 8) >> (4 * (row % 8)) & 15) + 1;
-                    f16(scales.number(group * rows + row) * (code as f32 - zero as f32))
-                }
-                "awq" => {
+    let elements = (0..rows).flat_map(|row| (0..cols).map(move |col| (row, col)));
+    if method != "compressed-tensors" {
+        let (codes, zeros, scales) = (needed("qweight"), needed("qzeros"), needed("scales"));
+        let group_len = cols / scales.shape[0];
+        return elements
+            .map(|(row, col)| {
+                let group = col / group_len;
+                let (code, zero) = if method == "gptq" {
+                    let zero = zeros.word(group, row / 8) >> (4 * (row % 8)) & 15;
+                    (codes.word(col / 8, row) >> (4 * (col % 8)) & 15, zero + 1)
+                } else {
                     // Nibble n of a word is column ORDER[n].
                     const ORDER: [usize; 8] = [0, 2, 4, 6, 1, 3, 5, 7];
                     let nibble = 4 * ORDER.iter().position(|&column| column == row % 8).unwrap();
-                    let (codes, zeros, scales) = (needed("qweight"), needed("qzeros"), needed("scales"));
-                    let group = col / (cols / scales.shape[0]);
-                    let code = codes.word(col, row / 8) >> nibble & 15;
-                    let zero = zeros.word(group, row / 8) >> nibble & 15;
-                    f16(scales.number(group * rows + row) * (code as f32 - zero as f32))
-                }
-                _ => {
-                    let (codes, scales) = (needed("weight_packed"), needed("weight_scale"));
-                    let groups = scales.shape[1];
-                    let group = col / (cols / groups);
-                    if codes.dtype == Dtype::U8 {
-                        let code = codes.bytes[(row * cols + col) / 2] >> (4 * (col % 2)) & 15;
-                        let magnitude = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0][usize::from(code & 7)];
-                        let number = if code < 8 { magnitude } else { -magnitude };
-                        let scale = match part("weight_global_scale") {
-                            Some(global) => scales.number(row * groups + group) / global.number(0),
-                            None => (f32::from(scales.bytes[row * groups + group]) - 127.0).exp2(),
-                        };
-                        bf16(number * scale)
-                    } else {
-                        let code = codes.word(row, col / 8) >> (4 * (col % 8)) & 15;
-                        let zero = part("weight_zero_point")
-                            .map_or(8, |zeros| zeros.word(row / 8, group) >> (4 * (row % 8)) & 15);
-                        bf16(scales.number(row * groups + group) * (code as f32 - zero as f32))
-                    }
-                }
-            });
-        }
+                    (codes.word(col, row / 8) >> nibble & 15, zeros.word(group, row / 8) >> nibble & 15)
+                };
+                f16(scales.number(group * rows + row) * (code as f32 - zero as f32))
+            })
+            .collect();
     }
-    values
+    let (codes, scales) = (needed("weight_packed"), needed("weight_scale"));
+    let (zeros, global) = (part("weight_zero_point"), part("weight_global_scale"));
+    let groups = scales.shape[1];
+    elements
+        .map(|(row, col)| {
+            let group = col / (cols / groups);
+            if codes.dtype == Dtype::U8 {
+                let code = codes.bytes[(row * cols + col) / 2] >> (4 * (col % 2)) & 15;
+                let magnitude = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0][usize::from(code & 7)];
+                let number = if code < 8 { magnitude } else { -magnitude };
+                let scale = match global {
+                    Some(global) => scales.number(row * groups + group) / global.number(0),
+                    None => (f32::from(scales.bytes[row * groups + group]) - 127.0).exp2(),
+                };
+                return bf16(number * scale);
+            }
+            let code = codes.word(row, col / 8) >> (4 * (col % 8)) & 15;
+            let zero = zeros.map_or(8, |zeros| zeros.word(row / 8, group) >> (4 * (row % 8)) & 15);
+            bf16(scales.number(row * groups + group) * (code as f32 - zero as f32))
+        })
+        .collect()
 }
 
 /// Rows of a weight as the library reads them, in pieces of 37.
@@ -240,4 +237,80 @@ fn a_damaged_packing_is_named() {
     // Groups in the order of activations.
     let error = damage("gptq-4bit-128g", &format!("{stem}.g_idx"), &|bytes| bytes[0] = 1);
     assert!(error.contains(stem) && error.contains("g_idx"), "{error}");
+}
+
+/// Values of the weight with the same role in both, as the library reads them.
+fn pairs(first: &Checkpoint, second: &Checkpoint, suffix: &str) -> Vec<(String, Vec<f32>, Vec<f32>)> {
+    let tensors = first.tensors().iter().enumerate().filter(|(_, tensor)| tensor.name.ends_with(suffix));
+    let both = tensors.filter_map(|(id, tensor)| {
+        let other = second.by_role(tensor.role?)?;
+        Some((tensor.name.clone(), read(first, id), read(second, other)))
+    });
+    both.collect()
+}
+
+#[test]
+fn integers_become_integers_without_loss() {
+    let work = tempfile::tempdir().unwrap();
+    for (from, to) in [
+        ("compressed-tensors-w4a16-g32", "gptq-4bit-32g"),
+        ("gptq-4bit-64g", "awq-4bit-32g"),
+        ("gptq-4bit-32g-asym", "awq-4bit-32g"),
+        ("awq-4bit-32g", "gptq-4bit-32g-asym"),
+        ("compressed-tensors-w4a16-asym-g32", "awq-4bit-32g"),
+    ] {
+        let (first, second) = (work.path().join("first"), work.path().join("second"));
+        convert(&model(), from, 2, &first).unwrap();
+        convert(&first, to, 2, &second).unwrap();
+        let (first_model, second_model) = (open(&first).unwrap(), open(&second).unwrap());
+        let all = pairs(&first_model, &second_model, "_proj.weight");
+        assert!(all.len() > 100, "{}", all.len());
+        for (name, before, after) in all {
+            if !name.contains("layers.3.") {
+                // What differs is the reader's rounding of products, to BF16 or F16.
+                let close = before.iter().zip(&after).all(|(a, b)| (a - b).abs() <= a.abs() / 256.0);
+                assert!(close, "{from} to {to}: {name}");
+            }
+        }
+        std::fs::remove_dir_all(&first).unwrap();
+        std::fs::remove_dir_all(&second).unwrap();
+    }
+}
+
+#[test]
+fn integers_become_gguf_and_mlx_blocks_without_loss() {
+    let work = tempfile::tempdir().unwrap();
+    let first = work.path().join("first");
+    convert(&model(), "compressed-tensors-w4a16-g32", 2, &first).unwrap();
+    let source = open(&first).unwrap();
+    for (to, name) in
+        [("q4_0", "m.gguf"), ("q8_0", "m.gguf"), ("mlx-4bit-g32", "mlx"), ("mlx-8bit-g32", "mlx")]
+    {
+        let output = work.path().join(name);
+        convert(&first, to, 2, &output).unwrap();
+        let result = Model::open(&output).unwrap();
+        let mut compared = 0;
+        for (id, tensor) in source.tensors().iter().enumerate() {
+            // The key half of kv_b_proj is transposed, so that its groups run the other way.
+            let (Encoding::Packed(_), false) = (&tensor.encoding, tensor.name.contains("kv_b_proj")) else {
+                continue;
+            };
+            let weight = result.store().weight(tensor.role.unwrap()).unwrap();
+            let mut after = vec![0.0; weight.rows * weight.cols];
+            result.store().read_rows(&weight, 0..weight.rows, &mut after).unwrap();
+            // MLX rounds the product of code and scale, which is as large as the group's largest weight, to BF16
+            // before it adds the bias; a step is an eighth of that weight.
+            let groups = read(&source, id);
+            let close = groups.chunks(32).zip(after.chunks(32)).all(|(before, after)| {
+                let largest = before.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+                before.iter().zip(after).all(|(a, b)| (a - b).abs() <= largest / 100.0)
+            });
+            assert!(close, "{to}: {}", tensor.name);
+            compared += 1;
+        }
+        assert!(compared > 100, "{compared}");
+        if output.is_dir() { std::fs::remove_dir_all(&output) } else { std::fs::remove_file(&output) }
+            .unwrap();
+        std::fs::remove_file(requant::pipeline::manifest_path(&output)).unwrap();
+    }
 }

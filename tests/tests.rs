@@ -20,6 +20,7 @@
 //! - `perplexity`: the forward pass on the fixtures, against transformers and llama-perplexity.
 //! - `measured`: models measured straight from a hub.
 //! - `deepseek_v2`: GGUF files of DeepSeek-V2, against transformers and llama.cpp.
+//! - `economy`: what a measurement reads and how much memory it takes.
 //! - `results`: finished GGUF and MLX results, read back and measured.
 //! - `comparison`: two models side by side.
 //! - `command`: the command line as scripts see it: exit codes, streams, JSON keys.
@@ -38,6 +39,8 @@ mod conversion;
 mod crashes;
 #[cfg(test)]
 mod deepseek_v2;
+#[cfg(test)]
+mod economy;
 #[cfg(test)]
 mod error_report;
 #[cfg(test)]

@@ -15,6 +15,7 @@ mod ct_nvfp4;
 mod e2m1;
 mod fp4;
 pub mod fp8;
+mod grid;
 mod int4;
 mod iq4;
 mod iq4_nl;
@@ -41,6 +42,7 @@ mod scale_min_search;
 mod scale_search;
 mod two_bits;
 
+pub use grid::Grid;
 pub use int4::{ChannelScale, int4_channel};
 pub use plain::{round_to_bf16, round_to_f16};
 
@@ -92,6 +94,17 @@ pub trait Codec: Sync {
     fn decode_under(&self, tensor_scale: f32, src: &[&[u8]], dst: &mut [f32]) {
         let _ = tensor_scale;
         self.decode(src, dst);
+    }
+    /// Group number `group` of encoded `src` as multiples of a step, for formats whose groups are; its codes go
+    /// to `codes`, which has the length of a group.
+    fn grid<'a>(&self, src: &[&[u8]], group: usize, codes: &'a mut [u8]) -> Option<Grid<'a>> {
+        let _ = (src, group, codes);
+        None
+    }
+    /// Encodes one group exactly; says no, and leaves `dst` alone, when the format cannot hold it.
+    fn encode_grid(&self, grid: Grid<'_>, dst: &mut [&mut [u8]]) -> bool {
+        let _ = (grid, dst);
+        false
     }
     /// The naive encoder: same bytes as `encode`, written to be read.
     fn encode_scalar(&self, src: &[f32], dst: &mut [&mut [u8]]);

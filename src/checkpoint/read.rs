@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use requant_formats::Dtype;
 use requant_formats::codec::fp8::{self, BlockScales, F8E4M3, F8E5M2};
-use requant_formats::codec::{self, Codec};
+use requant_formats::codec::{self, Codec, Grid};
 use requant_formats::dispatch::{self, Kernel};
 
 use super::packed_rows::PackedRows;
@@ -58,6 +58,22 @@ impl TileReader {
         stored_codec(tensor)?.decode(&[&self.bytes], tile);
         check_finite(&tensor.name, &checkpoint.source().files()[tensor.file].name, rows.start, cols, tile)?;
         Ok(self.bytes.len() as u64)
+    }
+
+    /// One group of a packed weight as multiples of a step, if its row was just read and its codec has such
+    /// groups; `codes` has the length of a group.
+    pub fn grid<'a>(
+        &self,
+        checkpoint: &Checkpoint,
+        id: usize,
+        row: usize,
+        group: usize,
+        codes: &'a mut [u8],
+    ) -> Option<Grid<'a>> {
+        match &checkpoint.tensors()[id].encoding {
+            Encoding::Packed(packed) => self.packed.grid(checkpoint, id, packed, row, group, codes),
+            Encoding::Plain | Encoding::Scaled(_) => None,
+        }
     }
 
     fn read_bytes(&mut self, checkpoint: &Checkpoint, id: usize, rows: &Range<usize>) -> Result<()> {

@@ -21,7 +21,7 @@ use super::intake::Intake;
 use super::journal::{Done, Journal};
 use super::maxima::Maxima;
 use super::queue::Queue;
-use super::slab::{self, Slab, Worker};
+use super::slab::{self, Slab, Tile, Worker};
 use super::staging::StagedFile;
 use super::writeback::{self, Dirty};
 use crate::checkpoint::Checkpoint;
@@ -274,8 +274,9 @@ impl Run<'_> {
                 return Err(Error::Interrupted);
             }
             let end = job.source_rows.end.min(start + tile_rows);
-            let bytes = worker.read(self.source, piece, start..end)?;
-            worker.encode(&mut slab, self.sums.is_some().then_some(&mut sums));
+            let tile = Tile { source: self.source, piece, rows: start..end };
+            let bytes = worker.read(&tile)?;
+            worker.encode(&mut slab, &tile, self.sums.is_some().then_some(&mut sums));
             if slab.is_full() || end == job.source_rows.end {
                 slab.write(self.files, &shared.dirty, &mut worker.parts)?;
             }

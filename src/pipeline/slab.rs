@@ -4,17 +4,24 @@
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
-use requant_formats::codec;
+use requant_formats::codec::{self, Grid};
 
 use super::errors::Sums;
 use super::staging::StagedFile;
 use super::writeback::Dirty;
-use crate::checkpoint::{Checkpoint, TileReader};
+use crate::checkpoint::{Checkpoint, Encoding, TileReader};
 use crate::error::{Error, Result};
 use crate::plan::{OutputTensor, Piece, Rounding};
 
 /// Weights in a slab: 2.4 MB in a 4-bit format.
 const SLAB_ELEMS: usize = 1 << 22;
+
+/// Rows of a piece.
+pub(super) struct Tile<'a> {
+    pub(super) source: &'a Checkpoint,
+    pub(super) piece: &'a Piece,
+    pub(super) rows: Range<usize>,
+}
 
 /// Buffers of one worker, reused from tile to tile.
 #[derive(Default)]
@@ -31,8 +38,9 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    /// Reads rows of `piece` into the tile, as they are to be written; returns the bytes read.
-    pub(super) fn read(&mut self, source: &Checkpoint, piece: &Piece, rows: Range<usize>) -> Result<u64> {
+    /// Reads the weights of `tile`, as they are to be written; returns the bytes read.
+    pub(super) fn read(&mut self, tile: &Tile<'_>) -> Result<u64> {
+        let (Tile { source, piece, .. }, rows) = (tile, tile.rows.clone());
         if piece.unscaled {
             return self.reader.read_unscaled(source, piece.source, rows, &mut self.tile);
         }
@@ -53,13 +61,14 @@ impl Worker {
 
     /// As [`Worker::round`], then encodes the tile at the end of `slab`. With `sums`, decodes it again and adds
     /// how far that is from the source.
-    pub(super) fn encode(&mut self, slab: &mut Slab<'_>, sums: Option<&mut Sums>) {
+    pub(super) fn encode(&mut self, slab: &mut Slab<'_>, tile: &Tile<'_>, sums: Option<&mut Sums>) {
         let rounding = slab.output.rounding;
         if sums.is_some() && rounding != Rounding::Exact {
             self.source.clone_from(&self.tile);
         }
         self.round(rounding);
         slab.encode(&self.tile, &mut self.parts);
+        slab.keep_grids(tile, &self.reader, &mut self.parts);
         let Some(sums) = sums else { return };
         self.decoded.resize(self.tile.len(), 0.0);
         slab.decode_last(&self.parts, &mut self.decoded);
@@ -101,6 +110,40 @@ impl<'a> Slab<'a> {
         }
         codec.encode_under(self.tensor_scale, tile, &mut ends);
         self.rows += tile.len() / self.output.row_len_elems();
+    }
+
+    /// Writes groups anew that the source has as multiples of a step, where the codec can hold them exactly:
+    /// the rows of `tile`, which were encoded last.
+    fn keep_grids(&self, tile: &Tile<'_>, reader: &TileReader, parts: &mut [Vec<u8>]) {
+        let Tile { source, piece, rows } = tile;
+        let Encoding::Packed(packed) = &source.tensors()[piece.source].encoding else { return };
+        let (codec, own_len) = (self.output.codec, packed.codec.group_len_elems());
+        let group_len = codec.group_len_elems();
+        // Single numbers hold no multiples of a step.
+        if piece.transposed || group_len == 1 || !own_len.is_multiple_of(group_len) {
+            return;
+        }
+        let groups_per_row = self.output.row_len_elems() / group_len;
+        let first = self.rows - rows.len();
+        let mut codes = vec![0; own_len];
+        for (at, row) in rows.clone().enumerate() {
+            for own in 0..groups_per_row * group_len / own_len {
+                let Some(grid) = reader.grid(source, piece.source, row, own, &mut codes) else {
+                    return;
+                };
+                for (number, codes) in grid.codes.chunks_exact(group_len).enumerate() {
+                    let group = (first + at) * groups_per_row + own * (own_len / group_len) + number;
+                    let of_group = parts.iter_mut().zip(codec.parts());
+                    let mut places: Vec<&mut [u8]> = of_group
+                        .map(|(bytes, part)| {
+                            &mut bytes[group * part.bytes_per_group..(group + 1) * part.bytes_per_group]
+                        })
+                        .collect();
+                    // Where it cannot, what was encoded before stays.
+                    codec.encode_grid(Grid { codes, ..grid }, &mut places);
+                }
+            }
+        }
     }
 
     /// Decodes the rows that were encoded last.

@@ -7,7 +7,7 @@
 //! | `weight_zero_point` | I32 `[ceil(rows / 8), groups]` | asymmetric only: eight rows' zero points per word |
 //! | `weight_shape` | I64 `[2]` | `[rows, cols]` |
 //!
-//! Codes and zero points are stored plus 8, so as the codec gives them.
+//! Codes and zero points are stored plus 8, so as the codec gives them. Reading also takes a `weight_shape` of I32.
 //! Source: compressed-tensors 0.20.0, `compressors/pack_quantized` (`compress`, `pack_to_int32`).
 
 use std::borrow::Cow;
@@ -38,6 +38,15 @@ fn has_zero_point(matrix: Matrix<'_>) -> bool {
 /// What `weight_shape` holds.
 fn weight_shape(matrix: Matrix<'_>) -> [i64; 2] {
     [matrix.rows() as i64, matrix.cols() as i64]
+}
+
+/// Two numbers: I64, or I32 as some checkpoints have them.
+fn integers(bytes: &[u8]) -> Vec<i64> {
+    if bytes.len() == 8 {
+        bytes.as_chunks().0.iter().map(|bytes| i64::from(i32::from_le_bytes(*bytes))).collect()
+    } else {
+        bytes.as_chunks().0.iter().map(|bytes| i64::from_le_bytes(*bytes)).collect()
+    }
 }
 
 impl Layout for PackQuantized {
@@ -114,9 +123,7 @@ impl Layout for PackQuantized {
             split_rows(tensors[ZERO_POINT], matrix.groups_per_row(), IN_ORDER, parts[ZERO_POINT]);
         }
         if rows.start == 0 {
-            let stored =
-                tensors[tensors.len() - 1].as_chunks().0.iter().map(|bytes| i64::from_le_bytes(*bytes));
-            check::says("weight_shape", &stored.collect::<Vec<_>>(), &weight_shape(matrix))?;
+            check::says("weight_shape", &integers(tensors[tensors.len() - 1]), &weight_shape(matrix))?;
         }
         Ok(())
     }
