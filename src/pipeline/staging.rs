@@ -298,6 +298,7 @@ fn sync_directory(path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pipeline::journal::Done;
     use crate::plan::OutputFile;
 
     fn blueprint() -> Blueprint {
@@ -333,7 +334,7 @@ mod tests {
         let output = directory.path().join("m.gguf");
         let open = |format: &str| Stage::open(&blueprint(), &output, &request(format), false, false);
         let (mut stage, mut begun) = open("q4_0").unwrap();
-        let done = [0, 1, 2].map(|job| super::super::journal::Done { job, sums: Default::default() });
+        let done = [0, 1, 2].map(|job| Done { job, sums: Sums::default() });
         begun.journal.append(&done).unwrap();
         begun.journal.seal().unwrap();
         let (temporary, final_path) = stage.renames[0].clone();
