@@ -8,10 +8,10 @@
 use std::ops::Range;
 
 use requant_formats::Codec;
-use requant_formats::layout::{Layout, Matrix, Runs, StoredTensor};
+use requant_formats::layout::{Layout, Matrix, ROW_MAJOR, Runs, StoredTensor};
 
 use crate::arch::{ExpertChoice, Scoring};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, GgufModel, SourceTensor};
 use crate::error::{Error, Result};
 
 mod awq;
@@ -110,6 +110,15 @@ impl OutputTensor {
         Matrix { shape: &self.shape, codec: self.codec, tensor_scale }
     }
 
+    /// Whether `piece` of it is stored in `source` just as it is to be written: its bytes are copied then,
+    /// which loses nothing, where decoding and encoding again might.
+    pub fn copies(&self, piece: &Piece, source: &SourceTensor) -> bool {
+        let is_row_major = self.layout.name() == ROW_MAJOR.name();
+        let is_changed = piece.transposed || piece.unscaled || self.rounding != Rounding::Exact;
+        let same_codec = source.row_major().is_some_and(|codec| codec.name() == self.codec.name());
+        is_row_major && same_codec && !is_changed
+    }
+
     /// The tensors of the container that hold it.
     ///
     /// # Errors
@@ -199,6 +208,8 @@ pub struct Options {
     pub tokenizer_pre: Option<String>,
     /// Largest split of a GGUF output.
     pub split_max_bytes: Option<u64>,
+    /// Whether tensors of a GGUF source that are quantized already may be quantized to other types.
+    pub allow_requantize: bool,
 }
 
 /// A family of output formats: GGUF, MLX, GPTQ.
@@ -211,6 +222,18 @@ pub trait Target: Sync {
     /// # Errors
     /// Everything that makes the conversion impossible, before any tensor is read.
     fn blueprint(&self, format: &Format, source: &Checkpoint, options: &Options) -> Result<Blueprint>;
+
+    /// Works out the result for a GGUF source.
+    ///
+    /// # Errors
+    /// As [`Target::blueprint`]; unless a family says otherwise, that nothing is made of GGUF files.
+    fn requantize(&self, format: &Format, source: &GgufModel, options: &Options) -> Result<Blueprint> {
+        let _ = options;
+        Err(Error::Unsupported {
+            what: format!("{}: making {} of a GGUF file", source.path().display(), format.name),
+            hint: "a GGUF file becomes another GGUF type only; convert the checkpoint it was made from".into(),
+        })
+    }
 }
 
 /// Every family. `--help` and error messages iterate it.
@@ -234,19 +257,34 @@ pub fn blueprint(source: &Checkpoint, format: &str, options: &Options) -> Result
             hint: "its router is not deepseek_v3's (scoring_func, topk_method); it can be evaluated".into(),
         });
     }
-    for target in TARGETS {
-        for known in target.formats() {
-            if known.name.eq_ignore_ascii_case(format) {
-                let mut blueprint = target.blueprint(known, source, options)?;
-                account(source, &mut blueprint)?;
-                return Ok(blueprint);
-            }
+    let (target, known) = find(format)?;
+    let mut blueprint = target.blueprint(known, source, options)?;
+    account(source, &mut blueprint)?;
+    Ok(blueprint)
+}
+
+/// Works out the result of converting a GGUF file to `format`.
+///
+/// # Errors
+/// [`Error::Unsupported`] with the known names when `format` is not one of them; else as
+/// [`Target::requantize`].
+pub fn requantize(source: &GgufModel, format: &str, options: &Options) -> Result<Blueprint> {
+    let (target, known) = find(format)?;
+    target.requantize(known, source, options)
+}
+
+/// The format called `name`, in any case, and its family.
+fn find(name: &str) -> Result<(&'static dyn Target, &'static Format)> {
+    for &target in TARGETS {
+        let known = target.formats().iter().find(|known| known.name.eq_ignore_ascii_case(name));
+        if let Some(known) = known {
+            return Ok((target, known));
         }
     }
     let names: Vec<&str> =
         TARGETS.iter().flat_map(|target| target.formats()).map(|format| format.name).collect();
     Err(Error::Unsupported {
-        what: format!("format {format:?}"),
+        what: format!("format {name:?}"),
         hint: format!("known: {}", names.join(", ")),
     })
 }

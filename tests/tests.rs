@@ -4,6 +4,7 @@
 //! - `conversion`: converts through the library. No tests.
 //! - `hostile`: one broken checkpoint per error of the catalogue.
 //! - `gguf`: the fixture converted to GGUF, against llama.cpp's files.
+//! - `requantize`: GGUF files converted to other types, against llama-quantize's files.
 //! - `mlx`: the fixture converted to MLX, against mlx-lm's files.
 //! - `faults`: what a run leaves behind when it is stopped, fails, or meets another one.
 //! - `streaming`: conversions straight from a hub that misbehaves (crate `test-hub`).
@@ -45,6 +46,8 @@ mod measured;
 mod mlx;
 #[cfg(test)]
 mod perplexity;
+#[cfg(test)]
+mod requantize;
 #[cfg(test)]
 mod results;
 #[cfg(test)]

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::Catalogue;
 use crate::error::{Error, Result};
 use crate::plan::Blueprint;
 
@@ -54,7 +54,7 @@ pub struct Pinned {
 impl RequestRecord {
     /// Describes a conversion of `source` to what `blueprint` says.
     pub(super) fn new(
-        source: &Checkpoint,
+        source: &Catalogue,
         blueprint: &Blueprint,
         format: &str,
         pinned: Option<Pinned>,

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Settings;
 use super::digest::Digests;
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::Catalogue;
 use crate::error::{Error, Result};
 use crate::plan::Blueprint;
 
@@ -92,7 +92,7 @@ pub fn manifest_path(output: &Path) -> PathBuf {
 
 impl Manifest {
     pub(super) fn new(
-        source: &Checkpoint,
+        source: &Catalogue,
         blueprint: &Blueprint,
         output: &Path,
         settings: &Settings,

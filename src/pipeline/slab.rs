@@ -8,7 +8,7 @@ use requant_formats::codec;
 
 use super::staging::StagedFile;
 use super::writeback::Dirty;
-use crate::checkpoint::{Checkpoint, TileReader};
+use crate::checkpoint::{Catalogue, TileReader};
 use crate::error::{Error, Result};
 use crate::plan::{OutputTensor, Piece, Rounding};
 
@@ -27,7 +27,7 @@ pub(super) struct Worker {
 
 impl Worker {
     /// Reads rows of `piece` into the tile, as they are to be written; returns the bytes read.
-    pub(super) fn read(&mut self, source: &Checkpoint, piece: &Piece, rows: Range<usize>) -> Result<u64> {
+    pub(super) fn read(&mut self, source: &Catalogue, piece: &Piece, rows: Range<usize>) -> Result<u64> {
         if piece.unscaled {
             return self.reader.read_unscaled(source, piece.source, rows, &mut self.tile);
         }
@@ -79,13 +79,18 @@ impl<'a> Slab<'a> {
         self.rows * self.output.row_len_elems() >= SLAB_ELEMS
     }
 
-    /// Encodes whole rows at the end of the slab.
-    pub(super) fn encode(&mut self, tile: &[f32], parts: &mut Vec<Vec<u8>>) {
-        let codec = self.output.codec;
-        parts.resize_with(codec.parts().len().max(parts.len()), Vec::new);
+    /// Makes room for the codec's parts, empty at the start of a slab.
+    fn begin(&self, parts: &mut Vec<Vec<u8>>) {
+        parts.resize_with(self.output.codec.parts().len().max(parts.len()), Vec::new);
         if self.rows == 0 {
             parts.iter_mut().for_each(Vec::clear);
         }
+    }
+
+    /// Encodes whole rows at the end of the slab.
+    pub(super) fn encode(&mut self, tile: &[f32], parts: &mut Vec<Vec<u8>>) {
+        let codec = self.output.codec;
+        self.begin(parts);
         let mut ends = Vec::with_capacity(codec.parts().len());
         for (number, part) in parts.iter_mut().take(codec.parts().len()).enumerate() {
             let start = part.len();
@@ -94,6 +99,22 @@ impl<'a> Slab<'a> {
         }
         codec.encode_under(self.tensor_scale, tile, &mut ends);
         self.rows += tile.len() / self.output.row_len_elems();
+    }
+
+    /// Reads rows that are stored as they are to be written to the end of the slab; returns the bytes read.
+    pub(super) fn copy(
+        &mut self,
+        source: &Catalogue,
+        id: usize,
+        rows: Range<usize>,
+        worker: &mut Worker,
+    ) -> Result<u64> {
+        self.begin(&mut worker.parts);
+        let count = rows.len();
+        let Worker { reader, tile, parts, .. } = worker;
+        let bytes = reader.read_stored(source, id, self.output.codec, rows, tile, &mut parts[0])?;
+        self.rows += count;
+        Ok(bytes)
     }
 
     /// Writes what was encoded and starts afresh.

@@ -6,12 +6,13 @@
 //! - `vocabulary`, `special` (with `template_processing`), `chat_template`: its tokenizer
 //! - `loadable`: what llama.cpp would refuse to open
 //! - `layout`: where every byte goes
+//! - `requantize`: the same for a GGUF source, as `llama-quantize` alone
 
 use requant_formats::container::gguf::Metadata;
 use serde_json::Value;
 
 use super::{Blueprint, Format, Options, Target};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, GgufModel};
 use crate::error::{Error, Result};
 use crate::tokenizer::{SPECIAL_TOKENS_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, Tokenizer};
 
@@ -26,6 +27,7 @@ mod model_card;
 mod model_id;
 mod names;
 mod origins;
+mod requantize;
 mod size_label;
 mod special;
 mod template_processing;
@@ -43,10 +45,7 @@ impl Target for GgufTarget {
     }
 
     fn blueprint(&self, format: &Format, source: &Checkpoint, options: &Options) -> Result<Blueprint> {
-        let file_type =
-            file_type::FILE_TYPES.iter().find(|known| known.format.name == format.name).ok_or_else(|| {
-                Error::Unsupported { what: format!("GGUF type {}", format.name), hint: "see --help".into() }
-            })?;
+        let file_type = file_type::find(format)?;
         let planned = names::tensors(source)?;
         let mut metadata = metadata(source, &planned, options)?;
         // llama-quantize sets these two last, so they stand at the end.
@@ -54,8 +53,14 @@ impl Target for GgufTarget {
         metadata.set("general.file_type", file_type.id);
 
         let spec = source.spec();
-        let model =
-            mix::Model { layers: spec.layers, experts: spec.experts, tied_embeddings: spec.tied_embeddings };
+        let model = mix::Model {
+            layers: spec.layers,
+            experts: spec.experts,
+            tied_embeddings: spec.tied_embeddings,
+            // Latent attention has one key and value for all heads.
+            shared_heads: spec.heads >= 4,
+            is_70b: false,
+        };
         let extents: Vec<Vec<u64>> = planned.iter().map(names::Planned::ne).collect();
         let named: Vec<(&str, &[u64])> =
             planned.iter().zip(&extents).map(|(tensor, ne)| (tensor.name.as_str(), ne.as_slice())).collect();
@@ -65,6 +70,10 @@ impl Target for GgufTarget {
         let (tensors, files) = layout::place(metadata, typed, options)?;
         let dropped = names::dropped(source);
         Ok(Blueprint { is_directory: false, tensors, files, sidecars: Vec::new(), dropped })
+    }
+
+    fn requantize(&self, format: &Format, source: &GgufModel, options: &Options) -> Result<Blueprint> {
+        requantize::blueprint(file_type::find(format)?, source, options)
     }
 }
 

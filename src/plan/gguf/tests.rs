@@ -98,7 +98,7 @@ fn options() -> Options {
     Options {
         output_name: "model.gguf".into(),
         tokenizer_pre: Some("deepseek-v3".into()),
-        split_max_bytes: None,
+        ..Options::default()
     }
 }
 
