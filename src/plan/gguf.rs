@@ -33,6 +33,8 @@ mod special;
 mod template_processing;
 mod vocabulary;
 
+/// The vocabulary of models whose tokenizer is code: Kimi-K2.
+const TIKTOKEN_FILE: &str = "tiktoken.model";
 /// Version of the block formats (`GGML_QNT_VERSION`).
 const QUANTIZATION_VERSION: u32 = 2;
 
@@ -86,7 +88,6 @@ fn metadata(source: &Checkpoint, planned: &[names::Planned], options: &Options) 
     };
     // A broken generation_config.json is no reason to stop, as in llama.cpp.
     let generation = read(general::GENERATION_CONFIG)?.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-    let location = source.source().location();
 
     let mut metadata = Metadata::new();
     metadata.set("general.architecture", hparams::ARCHITECTURE);
@@ -102,10 +103,7 @@ fn metadata(source: &Checkpoint, planned: &[names::Planned], options: &Options) 
     hparams::add(&mut metadata, source.config(), source.spec())?;
     loadable::check(&metadata, source.spec())?;
 
-    let Some(tokenizer) = read(TOKENIZER_FILE)? else {
-        let message = format!("not found in {location}; GGUF files carry the tokenizer");
-        return Err(Error::checkpoint(TOKENIZER_FILE, message));
-    };
+    let Some(tokenizer) = read(TOKENIZER_FILE)? else { return Err(no_tokenizer(source)) };
     let (config, special_tokens) = (read(TOKENIZER_CONFIG_FILE)?, read(SPECIAL_TOKENS_FILE)?);
     let tokenizer = Tokenizer::new(&tokenizer, config.as_deref(), special_tokens.as_deref())?;
     vocabulary::add(&mut metadata, &tokenizer, source.spec().vocab, options.tokenizer_pre.as_deref())?;
@@ -115,6 +113,20 @@ fn metadata(source: &Checkpoint, planned: &[names::Planned], options: &Options) 
     chat_template::add(&mut metadata, &template);
     special::add_normalizer(&mut metadata, &tokenizer.definition().normalizer);
     Ok(metadata)
+}
+
+/// There is no tokenizer.json.
+fn no_tokenizer(source: &Checkpoint) -> Error {
+    let location = source.source().location();
+    let message = if source.source().find(TIKTOKEN_FILE).is_some() {
+        format!(
+            "not found in {location}, and {TIKTOKEN_FILE} is not read: GGUF files carry the tokenizer; put the \
+             tokenizer.json there that transformers makes of it (TikTokenConverter)"
+        )
+    } else {
+        format!("not found in {location}; GGUF files carry the tokenizer")
+    };
+    Error::checkpoint(TOKENIZER_FILE, message)
 }
 
 #[cfg(test)]
