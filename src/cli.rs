@@ -12,6 +12,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use crate::error::{Error, Result};
 
 mod convert;
+mod errors;
 mod fetch;
 mod inspect;
 mod measured;
@@ -19,6 +20,7 @@ mod model;
 mod perplexity;
 mod plan;
 mod report;
+mod rules;
 mod size;
 mod source;
 mod validation;

@@ -2,7 +2,7 @@
 
 use crate::checkpoint::WeightStore;
 use crate::error::{Error, Result};
-use crate::model::{self, Choice, Hidden, Observer, Walk};
+use crate::model::{self, Choice, Hidden, Observer, Walk, Workload};
 
 mod divergence;
 mod layers;
@@ -13,7 +13,7 @@ mod windows;
 pub use divergence::{Divergence, Estimate};
 pub use layers::{ExpertReport, LayerReport};
 pub use perplexity::{Perplexity, perplexity};
-pub use prediction::Prediction;
+pub use prediction::{AgainstPrediction, Prediction};
 pub use windows::{Bos, Tokens, Windows};
 
 /// What to measure.
@@ -50,6 +50,8 @@ pub struct Against {
     pub divergence: Divergence,
     /// How far its hidden states and choices of experts are, layer by layer.
     pub layers: Vec<LayerReport>,
+    /// How far its prediction module is from the original's, when both have one.
+    pub prediction: Option<AgainstPrediction>,
 }
 
 /// Refuses two models that cannot be compared.
@@ -81,43 +83,61 @@ pub fn check_comparable(model: &dyn WeightStore, original: &dyn WeightStore) -> 
 pub fn measure(request: &Request, observer: &mut dyn Observer) -> Result<Report> {
     check(request)?;
     let batches = batches(request)?;
+    let passes = batches.len();
+    match request.original {
+        None => measure_one(request.model, &batches, observer),
+        Some(original) => measure_two([request.model, original], &batches, observer),
+    }
+    .map(|report| Report { passes, ..report })
+}
+
+fn measure_one(model: &dyn WeightStore, batches: &[Windows], observer: &mut dyn Observer) -> Result<Report> {
     let mut losses = Vec::new();
-    let mut prediction = None;
-    let mut against: Option<(Vec<f64>, divergence::Samples, layers::Layers)> = None;
+    let mut prediction = prediction::Sum::default();
     for (pass, windows) in batches.iter().enumerate() {
         let mut pass = Pass { observer, pass, passes: batches.len() };
-        let (hidden, scores) = match request.original {
-            None => {
-                let hidden = model::forward(request.model, &windows.tokens, windows.context, &mut pass)?;
-                let scores = perplexity::score(request.model, &hidden, windows)?;
-                (hidden, scores)
-            }
-            Some(original) => {
-                let (base_losses, samples, layers) =
-                    against.get_or_insert_with(|| (Vec::new(), Default::default(), Default::default()));
-                let hidden = side_by_side([request.model, original], windows, layers, &mut pass)?;
-                let [(_, a), (_, b)] = &hidden;
-                let pair = [(request.model, a), (original, b)];
-                let (scores, base) = divergence::score(pair, windows, samples)?;
-                base_losses.extend(base.losses);
-                let [(_, hidden), _] = hidden;
-                (hidden, scores)
-            }
-        };
-        if model::has_second_next(request.model) {
-            let sum: &mut prediction::Sum = prediction.get_or_insert_with(Default::default);
-            sum.add(request.model, &hidden, windows, &scores.tops)?;
+        let hidden = model::forward(model, &windows.tokens, windows.context, &mut pass)?;
+        let scores = perplexity::score(model, &hidden, windows)?;
+        if model::has_second_next(model) {
+            prediction.add(model, &hidden, windows, &scores.tops)?;
         }
         losses.extend(scores.losses);
     }
-    let measured = Perplexity::from_losses(losses);
-    let against = against.map(|(base_losses, samples, layers)| Against {
-        divergence: Divergence::new(samples, &measured.losses, &base_losses),
+    let perplexity = Perplexity::from_losses(losses);
+    Ok(Report { perplexity, prediction: prediction.finish(), against: None, passes: 1 })
+}
+
+fn measure_two(
+    stores: [&dyn WeightStore; 2],
+    batches: &[Windows],
+    observer: &mut dyn Observer,
+) -> Result<Report> {
+    let (mut losses, mut base_losses) = (Vec::new(), Vec::new());
+    let (mut samples, mut layers) = (divergence::Samples::default(), layers::Layers::default());
+    let (mut prediction, mut predictions) = (prediction::Sum::default(), prediction::PairSum::default());
+    for (pass, windows) in batches.iter().enumerate() {
+        let mut pass = Pass { observer, pass, passes: batches.len() };
+        let hidden = side_by_side(stores, windows, &mut layers, &mut pass)?;
+        let pair = [(stores[0], &hidden[0]), (stores[1], &hidden[1])];
+        let (scores, base) = divergence::score(pair, windows, &mut samples)?;
+        match stores.map(model::has_second_next) {
+            [true, true] => predictions.add(pair, windows, [&scores.tops, &base.tops])?,
+            [true, false] => prediction.add(stores[0], &hidden[0], windows, &scores.tops)?,
+            [false, _] => {}
+        }
+        losses.extend(scores.losses);
+        base_losses.extend(base.losses);
+    }
+    let (compared, against_prediction) = predictions.finish();
+    let against = Against {
+        divergence: Divergence::new(samples, &losses, &base_losses),
         perplexity: Perplexity::from_losses(base_losses),
         layers: layers.reports(),
-    });
-    let prediction = prediction.and_then(|sum| sum.finish());
-    Ok(Report { perplexity: measured, prediction, against, passes: batches.len() })
+        prediction: against_prediction,
+    };
+    let perplexity = Perplexity::from_losses(losses);
+    let prediction = compared.or_else(|| prediction.finish());
+    Ok(Report { perplexity, prediction, against: Some(against), passes: 1 })
 }
 
 /// Refuses, before a weight is read, what cannot be measured.
@@ -143,12 +163,12 @@ fn check_tokens(request: &Request) -> Result<()> {
 }
 
 /// Both models' states in front of their heads; `layers` learns what differs after each layer.
-fn side_by_side<'a>(
-    [a, b]: [&'a dyn WeightStore; 2],
+fn side_by_side(
+    [a, b]: [&dyn WeightStore; 2],
     windows: &Windows,
     layers: &mut layers::Layers,
     observer: &mut dyn Observer,
-) -> Result<[(&'a dyn WeightStore, Hidden); 2]> {
+) -> Result<[Hidden; 2]> {
     let count = a.spec().layers;
     let mut walk_a = Walk::new(a, &windows.tokens, windows.context)?;
     let mut walk_b = Walk::new(b, &windows.tokens, windows.context)?;
@@ -157,7 +177,7 @@ fn side_by_side<'a>(
         layers.add(layer, a.spec(), [walk_a.hidden(), walk_b.hidden()], [&choices[0], &choices[1]]);
         observer.layer(layer, count, choices[0].as_deref());
     }
-    Ok([(a, walk_a.finish()), (b, walk_b.finish())])
+    Ok([walk_a.finish(), walk_b.finish()])
 }
 
 /// How often the weights will be read: once, or more when memory is short.
@@ -168,7 +188,16 @@ pub fn passes(request: &Request) -> Result<usize> {
     let windows = request.windows;
     let Some(memory) = request.memory_bytes else { return Ok(1) };
     let models = 1 + usize::from(request.original.is_some());
-    let need = |count: usize| model::peak_ram_bytes(request.model.spec(), count * windows.context, models);
+    let predict = |store: Option<&dyn WeightStore>| store.is_some_and(model::has_second_next);
+    let own = predict(Some(request.model));
+    let predictions = usize::from(own) + usize::from(own && predict(request.original));
+    let scored = windows.scored().len().div_ceil(windows.len().max(1));
+    let need = |count: usize| {
+        let (tokens, scored) = (count * windows.context, count * scored);
+        let load = Workload { tokens, context: windows.context, scored, models, predictions };
+        // Tensors of the two may be stored in different ways, but have the same shapes.
+        model::peak_ram_bytes(request.model.spec(), &load)
+    };
     if need(1) > memory {
         return Err(Error::Request(format!(
             "--memory: {memory} bytes are not enough for one window of {} tokens, which needs about {}",

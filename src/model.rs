@@ -29,7 +29,7 @@ mod rope;
 mod router;
 
 pub use head::{for_each_logit_chunk, for_each_logit_chunk_pair};
-pub use memory::peak_ram_bytes;
+pub use memory::{Workload, peak_ram_bytes};
 pub use mtp::{has_second_next, second_next};
 pub use order::order_of_need;
 pub use router::Choice;

@@ -17,6 +17,7 @@ use crate::plan::{self, Blueprint};
 use crate::source::Supply;
 
 mod digest;
+mod errors;
 mod execute;
 mod intake;
 mod journal;
@@ -29,6 +30,7 @@ mod staging;
 mod verify;
 mod writeback;
 
+pub use errors::{ErrorReport, TensorError};
 pub use execute::peak_ram_bytes;
 pub use journal::{Pinned, RequestRecord};
 pub use manifest::{FileRecord, Manifest, SourceRecord, TensorRecord, manifest_path};
@@ -77,6 +79,10 @@ pub struct Settings {
     pub command: Vec<String>,
     /// The value of `--to`, for the manifest.
     pub format: String,
+    /// The rules of the plan as a recipe, for the manifest.
+    pub recipe: Option<String>,
+    /// Measure how far what is written is from the source.
+    pub error_report: bool,
 }
 
 /// What a conversion did.
@@ -118,7 +124,8 @@ pub fn convert(
     let jobs = plan::jobs(blueprint, source.tensors());
     let conversion = Conversion { source, blueprint, output, settings, progress, stop, jobs: &jobs };
     let pinned = settings.pinned.clone();
-    let request = RequestRecord::new(source, blueprint, &settings.format, pinned, jobs.len());
+    let request =
+        RequestRecord::new(source, blueprint, &settings.format, pinned, jobs.len(), settings.error_report);
     let (mut stage, begun) =
         staging::Stage::open(blueprint, output, &request, settings.force, settings.restart)?;
     let result = conversion.run(&mut stage, begun);
@@ -152,7 +159,7 @@ impl Conversion<'_> {
     /// Does what `begun` has not done, and makes the result final.
     fn run(&self, stage: &mut staging::Stage, begun: staging::Begun) -> Result<Outcome> {
         let Self { source, blueprint, jobs, progress, stop, .. } = *self;
-        let staging::Begun { mut journal, done } = begun;
+        let staging::Begun { mut journal, done, sums } = begun;
         let supply = source.source().supply();
         let schedule = supply.map_or_else(plan::Schedule::default, |supply| self.schedule(supply, &done));
         let intake = supply.map(|supply| intake::Intake::new(source.source(), supply, &schedule));
@@ -161,14 +168,15 @@ impl Conversion<'_> {
         let bytes_in = bytes_read(source, blueprint);
         progress.stage("convert", bytes_in);
         let (intake, files, done) = (intake.as_ref(), stage.files(), done.as_slice());
-        let run = execute::Run { source, blueprint, jobs, done, intake, files, progress, stop };
+        let sums = self.settings.error_report.then_some(sums.as_slice());
+        let run = execute::Run { source, blueprint, jobs, done, sums, intake, files, progress, stop };
         run.report_done();
-        let digests = run.execute(self.settings.threads, queue, &mut journal)?;
+        let (digests, errors) = run.execute(self.settings.threads, queue, &mut journal)?;
         if stop.load(Ordering::Relaxed) {
             return Err(Error::Interrupted);
         }
         progress.stage("sync", 0);
-        let manifest = Manifest::new(source, blueprint, self.output, self.settings, &digests);
+        let manifest = Manifest::new(source, blueprint, self.output, self.settings, &digests, errors);
         let manifest_path = stage.commit(&manifest, &mut journal, stop)?;
         if let Some(supply) = supply {
             supply.finish()?;

@@ -7,14 +7,15 @@
 
 use std::ops::Range;
 
-use requant_formats::Codec;
-use requant_formats::layout::{Layout, Matrix, ROW_MAJOR, Runs, StoredTensor};
+use requant_formats::layout::{Layout, Matrix, Runs, StoredTensor};
+use requant_formats::{Codec, codec};
 
 use crate::arch::{ExpertChoice, Scoring};
 use crate::checkpoint::{Checkpoint, GgufModel, SourceTensor};
 use crate::error::{Error, Result};
 
 mod awq;
+pub mod budget;
 mod carried;
 mod compressed_tensors;
 mod gguf;
@@ -23,10 +24,13 @@ mod hf;
 mod jobs;
 mod mlx;
 mod python_json;
+mod rules;
 mod schedule;
 mod summary;
 
+pub use budget::{Budget, Choices};
 pub use jobs::{Job, jobs, output_rows, whole_bands};
+pub use rules::{Choice, Pattern, Rule, Rules, numbered};
 pub use schedule::{Schedule, Step, schedule};
 pub use summary::{DroppedTotals, Summary, TypeTotals, files_read, summary};
 
@@ -41,6 +45,21 @@ pub enum Rounding {
     F16,
     /// Rounded to bfloat16 and then to IEEE half: a bfloat16 checkpoint that is loaded as half.
     Bf16ThenF16,
+}
+
+impl Rounding {
+    /// Gives weights the precision that the encoder is to see.
+    pub fn apply(self, weights: &mut [f32]) {
+        match self {
+            Self::Exact => {}
+            Self::Bf16 => codec::round_to_bf16(weights),
+            Self::F16 => codec::round_to_f16(weights),
+            Self::Bf16ThenF16 => {
+                codec::round_to_bf16(weights);
+                codec::round_to_f16(weights);
+            }
+        }
+    }
 }
 
 /// Rows of a source tensor that become rows of an output tensor.
@@ -92,6 +111,8 @@ pub struct OutputTensor {
     pub scale_sources: Vec<usize>,
     /// Where each stored tensor goes, in the order of [`OutputTensor::stored`].
     pub placements: Vec<Placement>,
+    /// The rule of [`Options::rules`] that gave it its type, if one did.
+    pub rule: Option<usize>,
 }
 
 impl OutputTensor {
@@ -208,12 +229,18 @@ pub struct Options {
     pub tokenizer_pre: Option<String>,
     /// Largest split of a GGUF output.
     pub split_max_bytes: Option<u64>,
-    /// Whether tensors of a GGUF source that are quantized already may be quantized to other types.
-    pub allow_requantize: bool,
+    /// Tensors that get another type than the format gives them.
+    pub rules: Rules,
 }
 
 /// A family of output formats: GGUF, MLX, GPTQ.
 pub trait Target: Sync {
+    /// What it is called in messages: `"GGUF"`.
+    fn family(&self) -> &'static str;
+
+    /// Names of the types that a rule may give.
+    fn types(&self) -> Vec<&'static str>;
+
     /// Its formats.
     fn formats(&self) -> &'static [Format];
 
@@ -223,16 +250,13 @@ pub trait Target: Sync {
     /// Everything that makes the conversion impossible, before any tensor is read.
     fn blueprint(&self, format: &Format, source: &Checkpoint, options: &Options) -> Result<Blueprint>;
 
-    /// Works out the result for a GGUF source.
+    /// Tensors of a blueprint of this format whose type a [`Budget`] may choose, and from what; none for a family
+    /// that has nothing to choose.
     ///
     /// # Errors
-    /// As [`Target::blueprint`]; unless a family says otherwise, that nothing is made of GGUF files.
-    fn requantize(&self, format: &Format, source: &GgufModel, options: &Options) -> Result<Blueprint> {
-        let _ = options;
-        Err(Error::Unsupported {
-            what: format!("{}: making {} of a GGUF file", source.path().display(), format.name),
-            hint: "a GGUF file becomes another GGUF type only; convert the checkpoint it was made from".into(),
-        })
+    /// As [`Target::blueprint`].
+    fn choices(&self, _: &Format, _: &Checkpoint, _: &Blueprint) -> Result<Vec<Choices>> {
+        Ok(Vec::new())
     }
 }
 
@@ -257,28 +281,20 @@ pub fn blueprint(source: &Checkpoint, format: &str, options: &Options) -> Result
             hint: "its router is not deepseek_v3's (scoring_func, topk_method); it can be evaluated".into(),
         });
     }
-    let (target, known) = find(format)?;
-    let mut blueprint = target.blueprint(known, source, options)?;
+    let (target, format) = target_of(format)?;
+    options.rules.check_format(format.name)?;
+    let mut blueprint = target.blueprint(format, source, options)?;
     account(source, &mut blueprint)?;
     Ok(blueprint)
 }
 
-/// Works out the result of converting a GGUF file to `format`.
-///
-/// # Errors
-/// [`Error::Unsupported`] with the known names when `format` is not one of them; else as
-/// [`Target::requantize`].
-pub fn requantize(source: &GgufModel, format: &str, options: &Options) -> Result<Blueprint> {
-    let (target, known) = find(format)?;
-    target.requantize(known, source, options)
-}
-
-/// The format called `name`, in any case, and its family.
-fn find(name: &str) -> Result<(&'static dyn Target, &'static Format)> {
-    for &target in TARGETS {
-        let known = target.formats().iter().find(|known| known.name.eq_ignore_ascii_case(name));
-        if let Some(known) = known {
-            return Ok((target, known));
+/// The family of a value of `--to`, and what it knows it as.
+fn target_of(format: &str) -> Result<(&'static dyn Target, &'static Format)> {
+    for target in TARGETS {
+        for known in target.formats() {
+            if known.name.eq_ignore_ascii_case(format) {
+                return Ok((*target, known));
+            }
         }
     }
     let names: Vec<&str> =

@@ -88,6 +88,11 @@ pub trait Source: Send + Sync {
         Ok(Some(bytes))
     }
 
+    /// Whether every byte can be read right now.
+    fn is_at_hand(&self) -> bool {
+        true
+    }
+
     /// How files come and go, for a source whose files are not there all the time.
     fn supply(&self) -> Option<&dyn Supply> {
         None

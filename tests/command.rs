@@ -279,7 +279,7 @@ fn two_tokenizers_that_cut_the_text_otherwise_are_refused() {
     let mut tokenizer: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
     let vocabulary = tokenizer["model"]["vocab"].as_object_mut().unwrap();
     let (a, b) = (vocabulary["a"].clone(), vocabulary["b"].clone());
-    (vocabulary["a"], vocabulary["b"]) = (b, a);
+    (vocabulary["a"], vocabulary["b"]) = (b.clone(), a.clone());
     std::fs::write(&file, tokenizer.to_string()).unwrap();
     let heldout = crate::conversion::fixtures().join("text/heldout.txt");
     let failed =
@@ -288,4 +288,13 @@ fn two_tokenizers_that_cut_the_text_otherwise_are_refused() {
     let message = text(&failed.stderr);
     // Nothing was computed.
     assert!(message.contains("vocabularies do not match") && !message.contains("layer 1"), "{message}");
+
+    // Token ids instead of a text: the vocabularies themselves are compared.
+    let ids = directory.path().join("ids.json");
+    std::fs::write(&ids, serde_json::to_string(&vec![7; 600]).unwrap()).unwrap();
+    let failed = requant(&["perplexity", path(&model()), "--against", path(&other), "--tokens", path(&ids)]);
+    assert_eq!(failed.status.code(), Some(1));
+    let message = text(&failed.stderr);
+    let first = format!("token {} is", a.as_u64().unwrap().min(b.as_u64().unwrap()));
+    assert!(message.contains(&first) && !message.contains("layer 1"), "{message}");
 }

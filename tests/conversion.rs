@@ -41,6 +41,8 @@ pub(crate) fn settings(format: &str, threads: usize) -> Settings {
         pinned: None,
         command: vec!["test".into()],
         format: format.into(),
+        recipe: None,
+        error_report: false,
     }
 }
 

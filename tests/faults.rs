@@ -12,10 +12,10 @@ use crate::conversion::{Silent, convert, convert_with, model, names, open, setti
 use crate::maker::{self, Size, Storage};
 
 /// Sets a flag once `after` bytes are done, as Ctrl-C does.
-struct StopAfter<'a> {
-    after: u64,
-    done: std::sync::atomic::AtomicU64,
-    stop: &'a AtomicBool,
+pub(crate) struct StopAfter<'a> {
+    pub(crate) after: u64,
+    pub(crate) done: std::sync::atomic::AtomicU64,
+    pub(crate) stop: &'a AtomicBool,
 }
 
 impl Progress for StopAfter<'_> {

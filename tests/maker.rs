@@ -58,7 +58,7 @@ pub(crate) enum Storage {
 const HEADS: usize = 4;
 const NOPE: usize = 32;
 const ROPE: usize = 16;
-const V: usize = 32;
+const V: usize = 64;
 const Q_LORA: usize = 96;
 const VOCAB: usize = 1536;
 

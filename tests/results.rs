@@ -7,8 +7,10 @@ use requant::evaluate::{self, Bos, Perplexity, Windows};
 use requant::model::Unobserved;
 use requant::plan::Options;
 use requant::weights::Model;
+use requant_formats::Dtype;
 
 use crate::conversion::{Silent, convert, convert_with, fixtures, model, settings};
+use crate::maker;
 
 /// As `requant perplexity PATH --text heldout.txt`, first `windows` windows only.
 fn measure(path: &Path, windows: usize) -> Result<Perplexity> {
@@ -112,4 +114,39 @@ fn a_damaged_result_is_named_before_anything_is_computed() {
         let error = failing("changed.gguf", &with(from, to));
         assert!(error.contains(named), "{from}: {error}");
     }
+}
+
+/// A directory as older versions of mlx-lm, and its model of DeepSeek-V2, have it: `kv_b_proj` in one piece, no
+/// index, and nothing about quantization in config.json.
+#[test]
+fn an_mlx_directory_is_known_by_the_names_of_its_tensors() {
+    let directory = tempfile::tempdir().unwrap();
+    let [plain, mlx] = ["plain", "mlx"].map(|name| directory.path().join(name));
+    let size = maker::Size::default();
+    let mut checkpoint = maker::checkpoint(size, maker::Storage::Plain(Dtype::BF16));
+    checkpoint.tensors.retain(|tensor| !tensor.name.starts_with("model.layers.2."));
+    checkpoint.indexed = false;
+    for path in [&plain, &mlx] {
+        std::fs::create_dir(path).unwrap();
+    }
+    checkpoint.write(&plain);
+
+    let (experts, mut tensors): (Vec<_>, Vec<_>) =
+        checkpoint.tensors.drain(..).partition(|tensor| tensor.name.contains(".experts."));
+    for part in ["gate_proj", "up_proj", "down_proj"] {
+        let of_part: Vec<_> = experts.iter().filter(|tensor| tensor.name.contains(part)).collect();
+        let mut stack = of_part[0].clone();
+        stack.name = format!("model.layers.1.mlp.switch_mlp.{part}.weight");
+        stack.shape.insert(0, of_part.len());
+        stack.bytes = of_part.iter().flat_map(|tensor| tensor.bytes.clone()).collect();
+        tensors.push(stack);
+    }
+    checkpoint.tensors = tensors;
+    checkpoint.write(&mlx);
+    let windows = Windows::from_tokens((0..48 * 8).map(|i: u32| i * 7919 % 320).collect(), 48);
+    let [plain, mlx] = [plain, mlx].map(|path| {
+        let model = Model::open(&path).unwrap();
+        evaluate::perplexity(model.store(), &windows, &mut Unobserved).unwrap()
+    });
+    assert_eq!(plain, mlx);
 }

@@ -91,3 +91,123 @@ fn a_copy_without_the_prediction_layer_gives_the_same_tensors() {
     without.tensors.retain(|tensor| !tensor.name.starts_with("model.layers.2."));
     assert_eq!(digests(&without, "q4_0"), digests(&checkpoint, "q4_0"));
 }
+
+/// Gives every FP8 weight one scale per row or one for all, and the config that says so.
+fn scaled_by(checkpoint: &Checkpoint, per_row: bool, dtype: Dtype, section: serde_json::Value) -> Checkpoint {
+    let mut other = checkpoint.clone();
+    other.config["quantization_config"] = section;
+    for tensor in &mut other.tensors {
+        let Some(weight) = tensor.name.strip_suffix("_scale_inv") else { continue };
+        let rows = checkpoint.tensors.iter().find(|tensor| tensor.name == weight).unwrap().shape[0];
+        let count = if per_row { rows } else { 1 };
+        tensor.name = format!("{weight}_scale");
+        tensor.shape = if per_row { vec![rows, 1] } else { vec![1] };
+        tensor.dtype = dtype;
+        tensor.bytes.clear();
+        for row in 0..count {
+            let scale = 1e-3 * (1.0 + (row * 37 % 101) as f32 / 101.0);
+            match dtype {
+                Dtype::BF16 => tensor.bytes.extend(((scale.to_bits() >> 16) as u16).to_le_bytes()),
+                _ => tensor.bytes.extend(scale.to_le_bytes()),
+            }
+        }
+    }
+    other
+}
+
+/// Decodes FP8 weights with a scale per row or one for all; `rounded` to BF16 when the scale is.
+fn dequantized_by_row(checkpoint: &Checkpoint, rounded: bool) -> Checkpoint {
+    let mut plain = checkpoint.clone();
+    plain.config.as_object_mut().unwrap().remove("quantization_config");
+    plain.tensors.retain(|tensor| !tensor.name.ends_with("_scale"));
+    for tensor in plain.tensors.iter_mut().filter(|tensor| tensor.dtype == Dtype::F8_E4M3) {
+        let scale_name = format!("{}_scale", tensor.name);
+        let scale = checkpoint.tensors.iter().find(|tensor| tensor.name == scale_name).unwrap();
+        let cols = tensor.shape[1];
+        let mut bytes = Vec::new();
+        for (at, &code) in tensor.bytes.iter().enumerate() {
+            let row = at / cols % scale.shape[0];
+            let factor = match scale.dtype {
+                Dtype::BF16 => f32::from_bits(
+                    u32::from(u16::from_le_bytes(scale.bytes[2 * row..][..2].try_into().unwrap())) << 16,
+                ),
+                _ => f32::from_le_bytes(scale.bytes[4 * row..][..4].try_into().unwrap()),
+            };
+            let product = F8E4M3::to_f32(code) * factor;
+            let value = if rounded && scale.dtype == Dtype::BF16 {
+                half::bf16::from_f32(product).to_f32()
+            } else {
+                product
+            };
+            bytes.extend(value.to_le_bytes());
+        }
+        (tensor.dtype, tensor.bytes) = (Dtype::F32, bytes);
+    }
+    plain
+}
+
+#[test]
+fn fp8_with_a_scale_per_row_or_per_tensor() {
+    let size = Size { hidden: 288, expert_width: 96, ..Size::default() };
+    let blocks = maker::checkpoint(size, Storage::Fp8(Dtype::F8_E4M3));
+    let fp8 = serde_json::json!({"quant_method": "fp8", "activation_scheme": "dynamic"});
+    let compressed = |strategy: &str| {
+        serde_json::json!({
+            "quant_method": "compressed-tensors", "format": "float-quantized",
+            "config_groups": {"group_0": {"targets": ["Linear"], "weights": {
+                "num_bits": 8, "type": "float", "strategy": strategy, "symmetric": true, "dynamic": false
+            }}}
+        })
+    };
+    for (per_row, dtype, section, rounded) in [
+        (false, Dtype::F32, fp8.clone(), false),
+        (true, Dtype::F32, fp8, false),
+        (false, Dtype::BF16, compressed("tensor"), true),
+        (true, Dtype::BF16, compressed("channel"), true),
+    ] {
+        let source = scaled_by(&blocks, per_row, dtype, section);
+        let expected = digests(&dequantized_by_row(&source, rounded), "f32");
+        assert_eq!(digests(&source, "f32"), expected, "per row {per_row}, {dtype}");
+    }
+}
+
+#[test]
+fn a_scale_of_another_shape_is_named() {
+    let mut source = scaled_by(
+        &maker::checkpoint(Size::default(), Storage::Fp8(Dtype::F8_E4M3)),
+        true,
+        Dtype::F32,
+        serde_json::json!({"quant_method": "fp8"}),
+    );
+    let name = "model.layers.0.self_attn.o_proj.weight_scale";
+    let scale = source.tensor(name);
+    scale.shape = vec![2, 128];
+    let directory = tempfile::tempdir().unwrap();
+    source.write(directory.path());
+    let error = Box::new(requant::source::LocalDirectory::open(directory.path()).unwrap());
+    let error = requant::checkpoint::Checkpoint::open(error).err().unwrap().to_string();
+    assert!(error.contains(name) && error.contains("[2, 128]") && error.contains("[256, 1]"), "{error}");
+}
+
+#[test]
+fn an_unknown_method_is_named_with_the_known_ones() {
+    let mut source = maker::checkpoint(Size::default(), Storage::Fp8(Dtype::F8_E4M3));
+    for (section, word) in [
+        (serde_json::json!({"quant_method": "bitsandbytes"}), "compressed-tensors"),
+        (serde_json::json!({"quant_method": "gptq", "bits": 4, "desc_act": true}), "act-order"),
+        (serde_json::json!({"quant_method": "gptq", "bits": 3}), "4 bits"),
+        (serde_json::json!({"quant_method": "awq", "bits": 4, "version": "gemv"}), "gemm"),
+        (
+            serde_json::json!({"quant_method": "compressed-tensors", "format": "int-quantized",
+                "config_groups": {"group_0": {"weights": {"num_bits": 8, "type": "int"}}}}),
+            "pack-quantized",
+        ),
+    ] {
+        source.config["quantization_config"] = section;
+        let directory = tempfile::tempdir().unwrap();
+        source.write(directory.path());
+        let local = Box::new(requant::source::LocalDirectory::open(directory.path()).unwrap());
+        let error = requant::checkpoint::Checkpoint::open(local).err().unwrap().to_string();
+        assert!(error.contains("quantization_config") && error.contains(word), "{error}");
+    }
+}

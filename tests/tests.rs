@@ -6,20 +6,28 @@
 //! - `gguf`: the fixture converted to GGUF, against llama.cpp's files.
 //! - `requantize`: GGUF files converted to other types, against llama-quantize's files.
 //! - `mlx`: the fixture converted to MLX, against mlx-lm's files.
+//! - `rules`: tensors with types of their own, against llama-quantize and mlx-lm.
+//! - `budget`: types chosen for a size.
+//! - `error_report`: what was written, measured against its source.
 //! - `faults`: what a run leaves behind when it is stopped, fails, or meets another one.
 //! - `streaming`: conversions straight from a hub that misbehaves (crate `test-hub`).
 //! - `crashes`: `kill -9` at many points of a streamed conversion.
 //! - `sources`: the same weights stored in other ways.
+//! - `packed`: compressed-tensors, GPTQ and AWQ results, read by their definitions.
 //! - `verify`: damage to finished results is found and named.
 //! - `served`: runs the binary against a local hub. No tests.
 //! - `fetch`: downloads whole repositories, with faults on the way.
 //! - `checksums`: directories against the hub, records of downloads, caches and lists.
 //! - `perplexity`: the forward pass on the fixtures, against transformers and llama-perplexity.
 //! - `measured`: models measured straight from a hub.
+//! - `deepseek_v2`: GGUF files of DeepSeek-V2, against transformers and llama.cpp.
+//! - `economy`: what a measurement reads and how much memory it takes.
 //! - `results`: finished GGUF and MLX results, read back and measured.
 //! - `comparison`: two models side by side.
 //! - `command`: the command line as scripts see it: exit codes, streams, JSON keys.
 
+#[cfg(test)]
+mod budget;
 #[cfg(test)]
 mod checksums;
 #[cfg(test)]
@@ -30,6 +38,12 @@ mod comparison;
 mod conversion;
 #[cfg(test)]
 mod crashes;
+#[cfg(test)]
+mod deepseek_v2;
+#[cfg(test)]
+mod economy;
+#[cfg(test)]
+mod error_report;
 #[cfg(test)]
 mod faults;
 #[cfg(test)]
@@ -45,11 +59,15 @@ mod measured;
 #[cfg(test)]
 mod mlx;
 #[cfg(test)]
+mod packed;
+#[cfg(test)]
 mod perplexity;
 #[cfg(test)]
 mod requantize;
 #[cfg(test)]
 mod results;
+#[cfg(test)]
+mod rules;
 #[cfg(test)]
 mod served;
 #[cfg(test)]

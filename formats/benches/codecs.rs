@@ -1,14 +1,18 @@
 //! Speed of every codec, encoding and decoding, with the scalar oracle beside it, in weights
-//! per second and in bytes of `f32` per second; and of the block-scaled FP8 decoder. One core.
+//! per second and in bytes of `f32` per second; of every layout, packing and unpacking, in weights and in
+//! bytes of its tensors; and of the block-scaled FP8 decoder. One core.
 //!
-//! `cargo bench -p requant-formats -- Q4_K` runs the lines of one codec; pin it to a core.
+//! `cargo bench -p requant-formats -- Q4_K` runs the lines of one codec, `-- layout` those of the layouts; pin
+//! it to a core.
 
 use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use requant_formats::CODECS;
+use requant_formats::codec::find;
 use requant_formats::codec::fp8::{self, BlockScales, F8E4M3, Fp8};
+use requant_formats::layout::{LAYOUTS, Matrix};
 
 /// DeepSeek-V3's hidden size, and as many rows as stay in the second-level cache.
 const COLS: usize = 7168;
@@ -76,6 +80,42 @@ fn codecs(criterion: &mut Criterion) {
     }
 }
 
+/// An expert's matrix, in one band.
+fn layouts(criterion: &mut Criterion) {
+    for layout in LAYOUTS {
+        let Some(codec) = layout.example_codecs().iter().find_map(|name| find(name)) else { continue };
+        let shape = [2048, 7168];
+        let matrix = Matrix { shape: &shape, codec, tensor_scale: 1.0 };
+        let parts: Vec<Vec<u8>> = (0..codec.parts().len())
+            .map(|part| (0..shape[0] * matrix.row_bytes(part)).map(|i| (i * 37 % 251) as u8).collect())
+            .collect();
+        let parts: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
+        let bytes: usize = parts.iter().map(|part| part.len()).sum();
+        let mut group = criterion.benchmark_group(format!("layout {} of {}", layout.name(), codec.name()));
+        group.throughput(Throughput::ElementsAndBytes {
+            elements: (shape[0] * shape[1]) as u64,
+            bytes: bytes as u64,
+        });
+        group
+            .sample_size(20)
+            .warm_up_time(Duration::from_millis(200))
+            .measurement_time(Duration::from_secs(1));
+        group.bench_function("pack", |bencher| {
+            bencher.iter(|| layout.pack(matrix, 0..shape[0], black_box(&parts)));
+        });
+        let packed = layout.pack(matrix, 0..shape[0], &parts);
+        let tensors: Vec<&[u8]> = packed.iter().map(|bytes| &**bytes).collect();
+        let mut unpacked: Vec<Vec<u8>> = parts.iter().map(|part| vec![0; part.len()]).collect();
+        group.bench_function("unpack", |bencher| {
+            bencher.iter(|| {
+                let mut slices: Vec<&mut [u8]> = unpacked.iter_mut().map(Vec::as_mut_slice).collect();
+                layout.unpack(matrix, 0..shape[0], black_box(&tensors), &mut slices)
+            });
+        });
+        group.finish();
+    }
+}
+
 fn block_scaled_fp8(criterion: &mut Criterion) {
     let codes: Vec<u8> = (0..ROWS * COLS).map(|i| (i * 37 % 251) as u8).collect();
     let scales = vec![1.37e-4f32; COLS / 128];
@@ -89,5 +129,5 @@ fn block_scaled_fp8(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, codecs, block_scaled_fp8);
+criterion_group!(benches, codecs, layouts, block_scaled_fp8);
 criterion_main!(benches);

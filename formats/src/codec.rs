@@ -10,8 +10,12 @@
 mod affine;
 mod block;
 mod block32;
+mod ct_mxfp4;
+mod ct_nvfp4;
+mod e2m1;
 mod fp4;
 pub mod fp8;
+mod grid;
 mod int4;
 mod iq4;
 mod iq4_nl;
@@ -38,6 +42,7 @@ mod scale_min_search;
 mod scale_search;
 mod two_bits;
 
+pub use grid::Grid;
 pub use int4::{ChannelScale, int4_channel};
 pub use plain::{round_to_bf16, round_to_f16};
 
@@ -90,6 +95,17 @@ pub trait Codec: Sync {
         let _ = tensor_scale;
         self.decode(src, dst);
     }
+    /// Group number `group` of encoded `src` as multiples of a step, for formats whose groups are; its codes go
+    /// to `codes`, which has the length of a group.
+    fn grid<'a>(&self, src: &[&[u8]], group: usize, codes: &'a mut [u8]) -> Option<Grid<'a>> {
+        let _ = (src, group, codes);
+        None
+    }
+    /// Encodes one group exactly; says no, and leaves `dst` alone, when the format cannot hold it.
+    fn encode_grid(&self, grid: Grid<'_>, dst: &mut [&mut [u8]]) -> bool {
+        let _ = (grid, dst);
+        false
+    }
     /// The naive encoder: same bytes as `encode`, written to be read.
     fn encode_scalar(&self, src: &[f32], dst: &mut [&mut [u8]]);
     /// The naive decoder: same values as `decode`, written to be read.
@@ -126,6 +142,9 @@ const SINGLE: &[&dyn Codec] = &[
     &iq4_xs::Iq4Xs,
     &q3_k::Q3K,
     &q2_k::Q2K,
+    // Groups of compressed-tensors with 4-bit floats.
+    &ct_nvfp4::CtNvfp4,
+    &ct_mxfp4::CtMxfp4,
 ];
 
 /// Entries of all tables together.

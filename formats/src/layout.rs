@@ -17,12 +17,23 @@ use crate::codec::Codec;
 use crate::dtype::Dtype;
 use crate::error::Result;
 
+mod awq;
+mod check;
+mod fp4_pack_quantized;
+mod gptq;
+mod pack_quantized;
 mod row_major;
+mod words;
 
+pub use awq::AWQ;
+pub use fp4_pack_quantized::{MXFP4_PACK_QUANTIZED, NVFP4_PACK_QUANTIZED};
+pub use gptq::GPTQ;
+pub use pack_quantized::PACK_QUANTIZED;
 pub use row_major::ROW_MAJOR;
 
 /// Every layout.
-pub const LAYOUTS: &[&dyn Layout] = &[ROW_MAJOR];
+pub const LAYOUTS: &[&dyn Layout] =
+    &[ROW_MAJOR, PACK_QUANTIZED, NVFP4_PACK_QUANTIZED, MXFP4_PACK_QUANTIZED, GPTQ, AWQ];
 
 /// Finds a layout by name.
 pub fn find(name: &str) -> Option<&'static dyn Layout> {
@@ -100,6 +111,16 @@ impl Runs {
         Self { offset_bytes, run_bytes: len_bytes, stride_bytes: len_bytes as u64, count: 1 }
     }
 
+    /// The columns `cols` of a matrix `row_elems` wide, `rows` high, of elements of `elem_bytes`.
+    pub fn columns(row_elems: usize, elem_bytes: usize, cols: Range<usize>, rows: usize) -> Self {
+        Self {
+            offset_bytes: (cols.start * elem_bytes) as u64,
+            run_bytes: cols.len() * elem_bytes,
+            stride_bytes: (row_elems * elem_bytes) as u64,
+            count: rows,
+        }
+    }
+
     /// No piece at all.
     pub const NONE: Self = Self { offset_bytes: 0, run_bytes: 0, stride_bytes: 0, count: 0 };
 
@@ -126,8 +147,8 @@ pub trait Layout: Sync {
     /// The field's name for it: `"gptq"`, `"pack-quantized"`.
     fn name(&self) -> &'static str;
 
-    /// A codec of [`crate::CODECS`] that this layout stores, for the conformance suite.
-    fn example_codec(&self) -> &'static str;
+    /// Codecs of [`crate::CODECS`] that this layout stores, one of each kind, for the conformance suite.
+    fn example_codecs(&self) -> &'static [&'static str];
 
     /// A band starts at a multiple of this number of rows, and ends at one or with the matrix.
     fn band_rows(&self) -> usize;

@@ -192,6 +192,8 @@ fn round_trip_error_is_within_what_rounding_explains() {
         // Codes have a part of their own, or share it with two halves or as much in scales.
         let shared_bits = if codec.parts().len() == 1 { 32 } else { 0 };
         let bits = (codec.parts()[0].bytes_per_group * 8 - shared_bits) / group;
+        // The widest step of 4-bit floats is a third of their largest number, about that of 3-bit integers.
+        let bits = if codec.name().to_lowercase().contains("fp4") { 3 } else { bits };
         for (x, y) in src.chunks(group).zip(values.chunks(group)) {
             let largest = x.iter().fold(0.0f32, |m, v| m.max(v.abs()));
             let square = x.iter().zip(y).map(|(x, y)| (x - y) * (x - y)).sum::<f32>() / group as f32;
@@ -318,5 +320,72 @@ fn fp8_values_are_torchs() {
     }
     for (code, golden) in every_code.iter().zip(floats(&read("fp8/e8m0fnu.f32"))) {
         assert_eq!(fp8::e8m0_to_f32(*code).to_bits(), golden.to_bits(), "E8M0 {code}");
+    }
+}
+
+/// Groups of whole multiples of a step: whoever gives one takes it back as it was, and whoever takes one holds
+/// exactly these weights.
+#[test]
+fn grids_are_held_exactly() {
+    let mut random = Random(11);
+    let mut takers = Vec::new();
+    for codec in CODECS {
+        let len = codec.group_len_elems();
+        for round in 0..50 {
+            let weights: Vec<f32> = (0..len).map(|_| random.normal()).collect();
+            let parts = encode(*codec, true, &weights);
+            let slices: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
+            let mut codes = vec![0; len];
+            if let Some(grid) = codec.grid(&slices, 0, &mut codes) {
+                let mut again = empty_parts(*codec, len);
+                let mut places: Vec<&mut [u8]> = again.iter_mut().map(Vec::as_mut_slice).collect();
+                assert!(codec.encode_grid(grid, &mut places), "{}", codec.name());
+                assert_eq!(again, parts, "{}", codec.name());
+            }
+
+            let codes: Vec<u8> =
+                (0..len).map(|_| (random.bits() % 15) as u8 + u8::from(round % 2 == 0)).collect();
+            // A step of few bits, so that its multiples are held too.
+            let grid = codec::Grid { codes: &codes, zero: 8, step: 0.375 };
+            let mut held = empty_parts(*codec, len);
+            let mut places: Vec<&mut [u8]> = held.iter_mut().map(Vec::as_mut_slice).collect();
+            if codec.encode_grid(grid, &mut places) {
+                let expected: Vec<f32> = codes.iter().map(|&code| (f32::from(code) - 8.0) * 0.375).collect();
+                let bits: Vec<u32> = expected.iter().map(|value| value.to_bits()).collect();
+                let found = decode(*codec, true, &held, len);
+                // Zero may have a sign.
+                let same = |(a, b): (&u32, &u32)| a == b || (a << 1 == 0 && b << 1 == 0);
+                assert!(found.iter().zip(&bits).all(same), "{}", codec.name());
+                takers.push(codec.name());
+            } else {
+                assert!(
+                    held.iter().flatten().all(|&byte| byte == 0xa5),
+                    "{} wrote and said no",
+                    codec.name()
+                );
+            }
+        }
+    }
+    for name in [
+        "Q4_0",
+        "Q4_1",
+        "Q5_0",
+        "Q5_1",
+        "Q8_0",
+        "affine4_g64",
+        "affine8_g32_f16",
+        "ct_int4_g32",
+        "gptq_int4_g128",
+        "awq_int4_g64",
+    ] {
+        assert!(takers.contains(&name), "{name} takes none");
+    }
+    // A step that a half cannot hold.
+    for name in ["Q4_0", "Q8_0", "gptq_int4_g32"] {
+        let codec = codec::find(name).unwrap();
+        let grid = codec::Grid { codes: &[8; 32], zero: 8, step: 1e-30 };
+        let mut parts = empty_parts(codec, 32);
+        let mut places: Vec<&mut [u8]> = parts.iter_mut().map(Vec::as_mut_slice).collect();
+        assert!(!codec.encode_grid(grid, &mut places), "{name}");
     }
 }

@@ -1,11 +1,14 @@
 //! DeepSeek-V2 and V2-Lite: softmax scores without a bias, the best experts of the best groups or of all.
 //!
-//! Source: `modeling_deepseek.py` of the published checkpoints (`MoEGate`). With `norm_topk_prob` true it
-//! leaves out `routed_scaling_factor`, and other implementations do not; no published model says so.
+//! With `norm_topk_prob` the weights of the chosen are normalized and `routed_scaling_factor` is left out. So says
+//! the code that the checkpoints came with; transformers' own class knows no `norm_topk_prob` and always scales,
+//! llama.cpp does both. No published model sets it.
+//!
+//! Source: `modeling_deepseek.py` of the published checkpoints (`MoEGate`).
 
 use super::deepseek::{self, Family};
 use super::{ArchSpec, Architecture, Config, Expected, ExpertChoice, Scoring};
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// The `deepseek_v2` family.
 pub(super) struct DeepseekV2;
@@ -23,17 +26,40 @@ impl Architecture for DeepseekV2 {
     }
 
     fn spec(&self, config: &Config) -> Result<ArchSpec> {
-        let spec = deepseek::spec(config, &FAMILY)?;
+        let mut spec = deepseek::spec(config, &FAMILY)?;
+        // With one expert there is nothing to normalize, and MoEGate scales.
+        spec.normalize_top &= spec.experts_per_token > 1;
         if spec.normalize_top {
-            return Err(Error::Unsupported {
-                what: "norm_topk_prob true in a deepseek_v2 model".into(),
-                hint: "implementations differ in whether routed_scaling_factor then counts".into(),
-            });
+            spec.routed_scale = 1.0;
         }
         Ok(spec)
     }
 
     fn expected(&self, spec: &ArchSpec) -> Vec<Expected> {
         deepseek::expected(spec)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn normalized_weights_are_not_scaled() {
+        let mut config = serde_json::json!({
+            "model_type": "deepseek_v2", "hidden_size": 8, "num_hidden_layers": 1, "intermediate_size": 8,
+            "moe_intermediate_size": 8, "n_routed_experts": 8, "num_experts_per_tok": 2, "routed_scaling_factor": 16.0,
+            "num_attention_heads": 1, "kv_lora_rank": 8, "qk_nope_head_dim": 4, "qk_rope_head_dim": 2, "v_head_dim": 4,
+            "vocab_size": 8,
+        });
+        let scale = |config: &serde_json::Value| {
+            let spec = DeepseekV2.spec(&Config::new(config)).unwrap();
+            (spec.normalize_top, spec.routed_scale)
+        };
+        assert_eq!(scale(&config), (false, 16.0));
+        config["norm_topk_prob"] = true.into();
+        assert_eq!(scale(&config), (true, 1.0));
+        config["num_experts_per_tok"] = 1.into();
+        assert_eq!(scale(&config), (false, 16.0));
     }
 }

@@ -1,4 +1,4 @@
-//! Puts stored tensors together to logical ones: MLX keeps a quantized matrix in three tensors.
+//! Puts stored tensors together to logical ones: quantized matrices are kept in several tensors.
 
 use std::collections::HashMap;
 
@@ -8,6 +8,11 @@ use requant_formats::container::safetensors::TensorEntry;
 use serde_json::Value;
 
 use super::TensorSummary;
+
+mod packed;
+
+/// Endings of scales.
+const NOT_WEIGHTS: [&str; 4] = ["_scale_inv", ".weight_scale", ".input_scale", ".input_global_scale"];
 
 /// Longest array shown whole; of a longer one, its length is.
 const MAX_SHOWN: usize = 16;
@@ -20,8 +25,17 @@ pub(super) fn logical_tensors(
     let names: HashMap<&str, usize> =
         stored.iter().enumerate().map(|(id, (_, tensor))| (tensor.name.as_str(), id)).collect();
     let quantization = config.and_then(|config| config.get("quantization"));
+    let packed = packed::find(&stored, &names, config);
     let mut tensors = Vec::new();
-    for (file, tensor) in &stored {
+    for (id, (file, tensor)) in stored.iter().enumerate() {
+        match packed.get(&id) {
+            Some(None) => continue,
+            Some(Some(weight)) => {
+                tensors.push(weight.clone());
+                continue;
+            }
+            None => {}
+        }
         if let Some(stem) = tensor.name.strip_suffix(".scales").or(tensor.name.strip_suffix(".biases"))
             && names.contains_key(format!("{stem}.weight").as_str())
         {
@@ -36,7 +50,7 @@ pub(super) fn logical_tensors(
             shape,
             bytes: tensor.len_bytes(),
             file: file.clone(),
-            is_weight: !tensor.name.ends_with("_scale_inv"),
+            is_weight: !NOT_WEIGHTS.iter().any(|suffix| tensor.name.ends_with(suffix)),
         };
         if let (Dtype::U32, Some(scales), Some(quantization)) = (tensor.dtype, part("scales"), quantization) {
             let of_module = quantization.get(stem).unwrap_or(quantization);

@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
-use super::{Catalogue, Packed};
+use requant_formats::codec::Grid;
+
+use super::{Checkpoint, Packed};
 use crate::error::{Error, Result};
 
 /// Weights unpacked at once, at least: a tile is smaller, and layouts that store rows in short pieces
@@ -56,6 +58,25 @@ impl PackedRows {
         Ok(read_bytes)
     }
 
+    /// Group `group` of row `row` of weight `id`, if rows with it were just read and groups are multiples of a step.
+    pub(super) fn grid<'a>(
+        &self,
+        checkpoint: &Checkpoint,
+        id: usize,
+        packed: &Packed,
+        row: usize,
+        group: usize,
+        codes: &'a mut [u8],
+    ) -> Option<Grid<'a>> {
+        let (held, band) = self.held.as_ref()?;
+        if *held != id || !band.contains(&row) {
+            return None;
+        }
+        let groups = packed.matrix(&checkpoint.tensors()[id].shape, self.tensor_scale).groups_per_row();
+        let parts: Vec<&[u8]> = self.parts.iter().map(Vec::as_slice).collect();
+        packed.codec.grid(&parts, (row - band.start) * groups + group, codes)
+    }
+
     fn unpack(
         &mut self,
         catalogue: &Catalogue,
@@ -99,6 +120,11 @@ impl PackedRows {
         })?;
         Ok(read_bytes)
     }
+}
+
+/// Rows that are unpacked together when the first of them is wanted.
+pub(super) fn unit_rows(checkpoint: &Checkpoint, id: usize, packed: &Packed) -> usize {
+    band(checkpoint, id, packed, &(0..1)).len()
 }
 
 /// The rows to unpack when `rows` are wanted: whole bands of the layout, and enough of them where the

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::{Checkpoint, SourceTensor, TileReader};
+use super::{Checkpoint, Encoding, SourceTensor, TileReader, packed_rows};
 use crate::arch::{ArchSpec, Role};
 use crate::error::{Error, Result};
 use crate::source::Extent;
@@ -24,6 +24,8 @@ pub struct Weight {
     pub rows: usize,
     /// Columns.
     pub cols: usize,
+    /// Rows that are decoded together: reading a part of them costs as much as reading all.
+    pub unit_rows: usize,
 }
 
 /// A model's weights as f32.
@@ -70,10 +72,15 @@ impl WeightStore for Checkpoint {
     }
 
     fn weight(&self, role: Role) -> Result<Weight> {
-        let tensor = &self.tensors()[self.serving(role)?];
+        let id = self.serving(role)?;
+        let tensor = &self.tensors()[id];
         let (rows, cols) = tensor.matrix();
         let file = self.source().files()[tensor.file].name.clone();
-        Ok(Weight { role, name: tensor.name.clone(), file, rows, cols })
+        let unit_rows = match &tensor.encoding {
+            Encoding::Packed(packed) => packed_rows::unit_rows(self, id, packed),
+            Encoding::Plain | Encoding::Scaled(_) => 1,
+        };
+        Ok(Weight { role, name: tensor.name.clone(), file, rows, cols, unit_rows })
     }
 
     fn read_rows(&self, weight: &Weight, rows: Range<usize>, tile: &mut [f32]) -> Result<()> {

@@ -11,7 +11,7 @@ use serde_json::json;
 use super::measured::Measured;
 use super::size::human;
 use super::validation::{self, Original, Validation};
-use super::{MODEL_HELP, Subcommand, plan, report};
+use super::{MODEL_HELP, Subcommand, errors, plan, report};
 use crate::error::{Error, Result};
 use crate::pipeline::{self, Need, Settings};
 use crate::plan::{Summary, summary};
@@ -45,6 +45,11 @@ impl Subcommand for Convert {
                     .action(ArgAction::SetTrue)
                     .help("Throw away what an unfinished run has left instead of going on with it"),
             )
+            .arg(
+                Arg::new("error-report").long("error-report").action(ArgAction::SetTrue).help(
+                    "Decode what is written and list how far each tensor is from its source, worst first",
+                ),
+            )
             .args(validation::arguments())
             .arg(super::threads_argument())
             .args(super::output_arguments())
@@ -70,6 +75,8 @@ impl Subcommand for Convert {
             pinned: request.streaming.as_ref().map(|streaming| streaming.pinned.clone()),
             command: std::env::args().collect(),
             format: request.format.clone(),
+            recipe: request.recipe(),
+            error_report: matches.get_flag("error-report"),
         };
         let progress = report::progress(matches.get_flag("quiet"));
         let (source, blueprint) = (request.source.catalogue(), &request.blueprint);
@@ -99,12 +106,16 @@ impl Subcommand for Convert {
                 "files": outcome.manifest.files,
                 "manifest": outcome.manifest_path,
             });
+            if let Some(report) = &outcome.manifest.error_report {
+                value["error_report"] = json!(report);
+            }
             if let Some(found) = &found {
                 value["validation"] = found.value.clone();
             }
             super::print_json(&value);
         } else {
             print_human(output, &outcome, &totals, seconds);
+            outcome.manifest.error_report.iter().for_each(errors::print);
             found.iter().for_each(|found| println!("{}", found.human));
         }
         found.and_then(|found| found.failure).map_or(Ok(()), Err)

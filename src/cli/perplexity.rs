@@ -1,5 +1,6 @@
 //! `requant perplexity`: how well a model predicts a text, and how far it is from its original.
 
+use std::collections::HashMap;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -191,6 +192,9 @@ fn tokens(matches: &ArgMatches, model: &Model, original: Option<&Model>) -> Resu
             return Err(Error::Request("nothing to measure on: give --text or --tokens".into()));
         };
         let json = std::fs::read(file).map_err(Error::io(file, "read"))?;
+        if let Some(original) = original {
+            check_same_vocabulary(model, original)?;
+        }
         return Tokens::from_json(&json, &file.display().to_string());
     };
     let text = std::fs::read_to_string(text_path).map_err(Error::io(text_path, "read"))?;
@@ -219,6 +223,23 @@ pub(super) fn check_same(model: &Tokens, original: &Tokens) -> Result<()> {
         model.ids.len(),
         original.ids.len()
     )))
+}
+
+/// Without a text to cut, token by token: what both models have a tokenizer for must be the same.
+fn check_same_vocabulary(model: &Model, original: &Model) -> Result<()> {
+    let (Ok(model), Ok(original)) = (model.tokenizer(), original.tokenizer()) else { return Ok(()) };
+    let by_id: HashMap<u32, String> =
+        original.vocabulary().into_iter().map(|(token, id)| (id, token)).collect();
+    let differs = model.vocabulary().into_iter().filter_map(|(token, id)| {
+        let other = by_id.get(&id)?;
+        (*other != token).then_some((id, token, other))
+    });
+    match differs.min() {
+        None => Ok(()),
+        Some((id, token, other)) => Err(Error::Request(format!(
+            "the two models' vocabularies do not match: token {id} is {token:?} for the model, {other:?} for the original"
+        ))),
+    }
 }
 
 /// The estimate after each window, as llama-perplexity prints it.

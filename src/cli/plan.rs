@@ -8,12 +8,12 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use super::model::{self, Streaming};
 use super::size::{self, human};
-use super::source::{self, Source};
-use super::{MODEL_HELP, Subcommand};
-use crate::checkpoint::{Catalogue, Checkpoint, GgufModel};
+use super::{MODEL_HELP, Subcommand, report, rules};
+use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::pipeline;
-use crate::plan::{self, Blueprint, Options, Summary, TARGETS, summary};
+use crate::plan::budget::{Fitted, Watch};
+use crate::plan::{self, Blueprint, Budget, Options, Rules, Summary, TARGETS, summary};
 
 /// The subcommand.
 pub(super) struct Plan;
@@ -23,6 +23,10 @@ pub(super) struct Request {
     pub(super) source: Source,
     pub(super) format: String,
     pub(super) blueprint: Blueprint,
+    /// Rules in force.
+    pub(super) rules: Rules,
+    /// Mean relative squared error, as measured for a budget.
+    mean_error: Option<f64>,
     pub(super) threads: usize,
     /// Set when weights are streamed from the hub.
     pub(super) streaming: Option<Streaming>,
@@ -43,25 +47,32 @@ impl Request {
             output_name: file_name.unwrap_or_else(|| format!("model-{}.gguf", format.to_uppercase())),
             tokenizer_pre: matches.get_one::<String>("tokenizer-pre").cloned(),
             split_max_bytes: matches.get_one::<u64>("split-max-size").copied(),
-            allow_requantize: matches.get_flag("allow-requantize"),
+            rules: rules::from_matches(matches)?,
         };
         // A revision that an unfinished run has pinned stays pinned.
         let unfinished = output.filter(|_| !restart(matches)).and_then(pipeline::unfinished);
         let pinned = unfinished.and_then(|request| request.pinned);
-        let path = super::path(matches, "MODEL");
-        let (source, streaming, remote_files) = if source::is_gguf(path) {
-            (Source::Gguf(GgufModel::open(path)?), None, Vec::new())
-        } else {
-            let model = model::open(matches, output.map(|output| (output, pinned.as_ref())), stop)?;
-            let checkpoint = Checkpoint::open(model.source)?;
-            (Source::Checkpoint(Box::new(checkpoint)), model.streaming, model.remote_files)
+        let model = model::open(matches, output.map(|output| (output, pinned.as_ref())), stop)?;
+        let source = Checkpoint::open(model.source)?;
+        let (rules, blueprint, mean_error) = match rules::budget(matches) {
+            Some(budget) => {
+                let fitted = fitted(matches, &source, &format, &options, budget, stop)?;
+                (fitted.rules, fitted.blueprint, Some(fitted.mean_error))
+            }
+            None => (options.rules.clone(), plan::blueprint(&source, &format, &options)?, None),
         };
-        let blueprint = source.blueprint(&format, &options)?;
-        let memory = matches.get_one::<u64>("memory").copied();
-        let threads = fit(source.catalogue(), &blueprint, super::threads(matches), memory)?;
-        let request = Self { source, format, blueprint, threads, streaming, remote_files };
+        let threads =
+            fit(&source, &blueprint, super::threads(matches), matches.get_one::<u64>("memory").copied())?;
+        let (streaming, remote_files) = (model.streaming, model.remote_files);
+        let request = Self { source, format, blueprint, rules, mean_error, threads, streaming, remote_files };
+        rules::save(matches, request.recipe().as_deref())?;
         model::spool_limit(matches, request.largest_shard_bytes())?;
         Ok(request)
+    }
+
+    /// The recipe that gives this plan, if there are rules.
+    pub(super) fn recipe(&self) -> Option<String> {
+        (!self.rules.is_empty()).then(|| self.rules.to_toml(&self.format.to_lowercase()))
     }
 
     /// Shards that a conversion would download: their number and bytes.
@@ -82,6 +93,21 @@ impl Request {
         let absent = self.remote_files.iter().filter(|(file, _)| shards.contains(file));
         absent.map(|&(_, bytes)| bytes).max().unwrap_or(0)
     }
+}
+
+/// The plan that `budget` allows.
+fn fitted(
+    matches: &ArgMatches,
+    source: &Checkpoint,
+    format: &str,
+    options: &Options,
+    budget: Budget,
+    stop: &AtomicBool,
+) -> Result<Fitted> {
+    let progress = report::progress(matches.get_flag("quiet"));
+    let watch =
+        Watch { begin: &|bytes| progress.stage("measure", bytes), advance: &|bytes| progress.advance(bytes) };
+    plan::budget::fit(source, format, options, budget, super::threads(matches), &watch, stop)
 }
 
 /// `--restart`, where the subcommand has it.
@@ -132,6 +158,7 @@ pub(super) fn request_arguments() -> Vec<Arg> {
             .value_parser(size::parse)
             .help("Most memory to use: fewer threads when they would need more"),
     ];
+    arguments.extend(rules::arguments());
     arguments.extend(model::arguments());
     arguments.extend(model::spool_arguments());
     arguments
@@ -157,8 +184,11 @@ impl Subcommand for Plan {
         summary.peak_disk_bytes +=
             if matches.get_flag("keep-source") { summary.download_bytes } else { request.spool_bytes(limit) };
         if matches.get_flag("json") {
-            let value = serde_json::to_value(&summary)
+            let mut value = serde_json::to_value(&summary)
                 .map_err(|error| Error::Request(format!("cannot write JSON: {error}")))?;
+            value["rules"] = rules::to_json(&request.rules, &request.blueprint);
+            value["recipe"] = request.recipe().into();
+            value["measured_error"] = request.mean_error.map(f64::sqrt).into();
             super::print_json(&value);
         } else {
             print_human(&request, &summary);
@@ -183,6 +213,9 @@ fn print_human(request: &Request, summary: &Summary) {
     for (name, totals) in &summary.types {
         println!("{name:<14} {:>8} {:>16} {:>18}", totals.tensors, totals.parameters, totals.bytes);
     }
+    if request.mean_error.is_none() {
+        rules::print(&request.rules, &request.blueprint);
+    }
     for file in &request.blueprint.files {
         let name = if file.name.is_empty() { "(output)" } else { &file.name };
         println!("file {name}: {} bytes", file.len_bytes);
@@ -200,4 +233,11 @@ fn print_human(request: &Request, summary: &Summary) {
         human(summary.peak_ram_bytes),
         request.threads
     );
+    if let Some(error) = request.mean_error {
+        println!(
+            "relative error of the chosen types, root mean square on sampled rows: {:.4} %",
+            100.0 * error.sqrt()
+        );
+        println!("recipe:\n{}", request.recipe().unwrap_or_default());
+    }
 }

@@ -98,9 +98,19 @@ pub(super) fn score(
     samples: &mut Samples,
 ) -> Result<(Scores, Scores)> {
     let scored = windows.scored();
-    let mut pairs: Vec<Pair> = scored
-        .iter()
-        .map(|&token| Score::new(windows.tokens[token + 1]))
+    let targets = scored.iter().map(|&token| windows.tokens[token + 1]);
+    score_tokens(pair, scored, targets, samples)
+}
+
+/// Scores `targets` as predicted at the positions `scored`.
+pub(super) fn score_tokens(
+    pair: [(&dyn WeightStore, &Hidden); 2],
+    scored: &[usize],
+    targets: impl Iterator<Item = u32>,
+    samples: &mut Samples,
+) -> Result<(Scores, Scores)> {
+    let mut pairs: Vec<Pair> = targets
+        .map(Score::new)
         .map(|score| Pair {
             model: score,
             original: score,

@@ -3,7 +3,8 @@
 //! decoder accepts the draft.
 
 use super::Windows;
-use super::perplexity::{Perplexity, score_tokens};
+use super::divergence::{self, Divergence, Samples};
+use super::perplexity::{Perplexity, Scores, score_tokens};
 use crate::checkpoint::WeightStore;
 use crate::error::Result;
 use crate::model::{self, Hidden};
@@ -15,6 +16,15 @@ pub struct Prediction {
     pub perplexity: Perplexity,
     /// Share of positions where it agrees with the main head.
     pub top1_agreement: f64,
+}
+
+/// The model's prediction module held against the original's.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AgainstPrediction {
+    /// Of the original: its own module, and its own main head.
+    pub original: Prediction,
+    /// How far the module's predictions are from the original's.
+    pub divergence: Divergence,
 }
 
 /// Gathers passes.
@@ -33,26 +43,19 @@ impl Sum {
         windows: &Windows,
         tops: &[u32],
     ) -> Result<()> {
-        let context = windows.context;
-        // Where token and next token are both scored, and the second-next is in the window still.
-        let scored = windows.scored();
-        let pairs: Vec<(usize, u32)> = scored
-            .windows(2)
-            .zip(&tops[1..])
-            .filter(|(pair, _)| pair[0] + 1 == pair[1] && pair[0] / context == (pair[1] + 1) / context)
-            .map(|(pair, &top)| (pair[0], top))
-            .collect();
-        if pairs.is_empty() {
-            return Ok(());
+        let drafts = Drafts::of(windows);
+        if !drafts.positions.is_empty() {
+            let hidden = model::second_next(store, hidden, &windows.tokens, windows.context)?;
+            let scores = score_tokens(store, &hidden, &drafts.positions, drafts.targets.iter().copied())?;
+            self.take(&drafts, scores, tops);
         }
-        let hidden = model::second_next(store, hidden, &windows.tokens, context)?;
-        // Its windows are one token shorter.
-        let positions: Vec<usize> = pairs.iter().map(|&(token, _)| token - token / context).collect();
-        let targets = pairs.iter().map(|&(token, _)| windows.tokens[token + 2]);
-        let scores = score_tokens(store, &hidden, &positions, targets)?;
-        self.agreed += pairs.iter().zip(&scores.tops).filter(|((_, main), top)| main == *top).count();
-        self.losses.extend(scores.losses);
         Ok(())
+    }
+
+    fn take(&mut self, drafts: &Drafts, scores: Scores, tops: &[u32]) {
+        let main = drafts.next.iter().map(|&next| tops[next]);
+        self.agreed += main.zip(&scores.tops).filter(|(main, top)| main == *top).count();
+        self.losses.extend(scores.losses);
     }
 
     pub(super) fn finish(self) -> Option<Prediction> {
@@ -61,5 +64,72 @@ impl Sum {
             perplexity: Perplexity::from_losses(self.losses),
             top1_agreement: self.agreed as f64 / count as f64,
         })
+    }
+}
+
+/// Gathers passes of two models.
+#[derive(Default)]
+pub(super) struct PairSum {
+    model: Sum,
+    original: Sum,
+    samples: Samples,
+}
+
+impl PairSum {
+    /// Runs both modules, the model's first.
+    pub(super) fn add(
+        &mut self,
+        [(a, main_a), (b, main_b)]: [(&dyn WeightStore, &Hidden); 2],
+        windows: &Windows,
+        tops: [&[u32]; 2],
+    ) -> Result<()> {
+        let drafts = Drafts::of(windows);
+        if drafts.positions.is_empty() {
+            return Ok(());
+        }
+        let hidden_a = model::second_next(a, main_a, &windows.tokens, windows.context)?;
+        let hidden_b = model::second_next(b, main_b, &windows.tokens, windows.context)?;
+        let pair = [(a, &hidden_a), (b, &hidden_b)];
+        let targets = drafts.targets.iter().copied();
+        let (model, original) =
+            divergence::score_tokens(pair, &drafts.positions, targets, &mut self.samples)?;
+        self.model.take(&drafts, model, tops[0]);
+        self.original.take(&drafts, original, tops[1]);
+        Ok(())
+    }
+
+    /// The model's quality, and how it compares.
+    pub(super) fn finish(self) -> (Option<Prediction>, Option<AgainstPrediction>) {
+        let Self { model, original, samples } = self;
+        let (Some(model), Some(original)) = (model.finish(), original.finish()) else { return (None, None) };
+        let divergence = Divergence::new(samples, &model.perplexity.losses, &original.perplexity.losses);
+        (Some(model), Some(AgainstPrediction { original, divergence }))
+    }
+}
+
+/// What the module is asked: where token and next token are both scored, and the second-next is in the window still.
+struct Drafts {
+    /// In the module's windows, which are one token shorter.
+    positions: Vec<usize>,
+    /// The second-next tokens.
+    targets: Vec<u32>,
+    /// Which of the scored positions is that of the next token: there the main head speaks.
+    next: Vec<usize>,
+}
+
+impl Drafts {
+    fn of(windows: &Windows) -> Self {
+        let context = windows.context;
+        let scored = windows.scored();
+        let mut drafts = Self { positions: Vec::new(), targets: Vec::new(), next: Vec::new() };
+        for (at, pair) in scored.windows(2).enumerate() {
+            let &[token, next] = pair else { continue };
+            if token + 1 == next && token / context == (next + 1) / context {
+                drafts.positions.push(token - token / context);
+                drafts.targets.push(windows.tokens[token + 2]);
+                drafts.next.push(at + 1);
+            }
+        }
+        drafts
     }
 }

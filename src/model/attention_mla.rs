@@ -21,7 +21,7 @@ use crate::error::Result;
 /// Heads of a group.
 pub(super) const GROUP_HEADS: usize = 16;
 /// Queries of a block: what is above the diagonal beyond it is not computed.
-const QUERY_BLOCK: usize = 128;
+pub(super) const QUERY_BLOCK: usize = 128;
 
 /// Latents that queries, and keys with values, are expanded from.
 struct Latents {

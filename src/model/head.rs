@@ -26,7 +26,8 @@ impl<'a> Head<'a> {
     fn new(store: &'a dyn WeightStore, hidden: &Hidden, tokens: &[usize]) -> Result<Self> {
         let spec = store.spec();
         let row = |&token: &usize| &hidden.hidden_TD[token * spec.hidden..][..spec.hidden];
-        let x_SD: Vec<f32> = tokens.iter().flat_map(row).copied().collect();
+        let mut x_SD = Vec::with_capacity(tokens.len() * spec.hidden);
+        tokens.iter().for_each(|token| x_SD.extend_from_slice(row(token)));
         let norm = vector(store, hidden.norm)?;
         let x_SD = rms_norm(&x_SD, spec.hidden, &norm, spec.norm_eps);
         Ok(Self { store, weight: store.weight(hidden.head)?, x_SD, logits_SC: Vec::new() })

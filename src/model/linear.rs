@@ -12,8 +12,8 @@ use crate::error::{Error, Result};
 
 /// Most weights of a tile.
 pub(super) const TILE_WEIGHTS: usize = 4 << 20;
-/// Rows decoded by one task; a multiple of the row blocks of every block format.
-const DECODE_ROWS: usize = 128;
+/// Rows decoded by one task, about; a multiple of the row blocks of every block format.
+pub(super) const DECODE_ROWS: usize = 128;
 /// Tokens multiplied by one task.
 const TOKEN_BLOCK: usize = 256;
 
@@ -87,7 +87,7 @@ pub(super) fn for_each_tile(
     rows: Range<usize>,
     mut consume: impl FnMut(usize, View) -> Result<()> + Send,
 ) -> Result<()> {
-    let tile_rows = (TILE_WEIGHTS / weight.cols / DECODE_ROWS).max(1) * DECODE_ROWS;
+    let tile_rows = tile_rows(weight.cols, weight.unit_rows);
     let tile = |first: usize| first..(first + tile_rows).min(rows.end);
     let mut current = Vec::new();
     let mut next = Vec::new();
@@ -104,11 +104,23 @@ pub(super) fn for_each_tile(
     Ok(())
 }
 
+/// Rows decoded by one task: whole units, so that none is decoded twice.
+fn piece_rows(unit_rows: usize) -> usize {
+    (DECODE_ROWS / unit_rows).max(1) * unit_rows
+}
+
+/// Rows of a tile of a weight with `cols` columns: whole pieces, at least one.
+pub(super) fn tile_rows(cols: usize, unit_rows: usize) -> usize {
+    let piece_rows = piece_rows(unit_rows);
+    (TILE_WEIGHTS / cols / piece_rows).max(1) * piece_rows
+}
+
 /// Decodes `rows`, several pieces at once.
 fn decode(store: &dyn WeightStore, weight: &Weight, rows: Range<usize>, tile: &mut Vec<f32>) -> Result<()> {
     tile.resize(rows.len() * weight.cols, 0.0);
-    tile.par_chunks_mut(DECODE_ROWS * weight.cols).enumerate().try_for_each(|(piece, tile)| {
-        let first = rows.start + piece * DECODE_ROWS;
+    let piece_rows = piece_rows(weight.unit_rows);
+    tile.par_chunks_mut(piece_rows * weight.cols).enumerate().try_for_each(|(piece, tile)| {
+        let first = rows.start + piece * piece_rows;
         store.read_rows(weight, first..first + tile.len() / weight.cols, tile)
     })
 }

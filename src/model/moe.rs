@@ -37,7 +37,9 @@ pub(super) fn mixture(
             continue;
         }
         let row = |token: usize| &x_TD[token * spec.hidden..][..spec.hidden];
-        let x_SD: Vec<f32> = seen.iter().flat_map(|&(token, _)| row(token)).copied().collect();
+        // Its full size at once: a vector that grows would take twice as much.
+        let mut x_SD = Vec::with_capacity(seen.len() * spec.hidden);
+        seen.iter().for_each(|&(token, _)| x_SD.extend_from_slice(row(token)));
         let mut y_SD = vec![0.0; x_SD.len()];
         let role = |ffn| Role::Layer(layer, LayerRole::Expert(expert, ffn));
         feed_forward(store, role, &x_SD, Output::replace(&mut y_SD, spec.hidden))?;

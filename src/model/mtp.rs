@@ -46,12 +46,11 @@ pub fn second_next(store: &dyn WeightStore, main: &Hidden, tokens: &[u32], conte
     let states = state
         .chunks(context * spec.hidden)
         .flat_map(|window| window[..window.len() - spec.hidden].chunks_exact(spec.hidden));
-    let joined: Vec<f32> = embedding_TD
-        .chunks_exact(spec.hidden)
-        .zip(states)
-        .flat_map(|(e, s)| e.iter().chain(s))
-        .copied()
-        .collect();
+    let mut joined = Vec::with_capacity(2 * embedding_TD.len());
+    for (embedding_D, state_D) in embedding_TD.chunks_exact(spec.hidden).zip(states) {
+        joined.extend_from_slice(embedding_D);
+        joined.extend_from_slice(state_D);
+    }
     drop((embedding_TD, state));
 
     let mut hidden_TD = vec![0.0; next.len() * spec.hidden];

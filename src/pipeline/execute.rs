@@ -16,11 +16,12 @@ use rayon::ThreadPoolBuilder;
 
 use super::Progress;
 use super::digest::{self, Digests};
+use super::errors::{ErrorReport, Sums};
 use super::intake::Intake;
-use super::journal::Journal;
+use super::journal::{Done, Journal};
 use super::maxima::Maxima;
 use super::queue::Queue;
-use super::slab::{self, Slab, Worker};
+use super::slab::{self, Slab, Tile, Worker};
 use super::staging::StagedFile;
 use super::writeback::{self, Dirty};
 use crate::checkpoint::Catalogue;
@@ -39,8 +40,9 @@ pub fn peak_ram_bytes(source: &Catalogue, blueprint: &Blueprint, threads: usize)
     let headers: u64 = blueprint.files.iter().map(|file| file.header.len() as u64).sum();
     let catalogue = 1024 * (source.tensors().len() + blueprint.tensors.len()) as u64;
     let widest = source.tensors().iter().map(|tensor| tensor.matrix().1).max().unwrap_or(0);
-    // f32 tile, its transposed copy and source bytes: at most 4 bytes a weight each.
-    let tiles = 12 * widest.max(TILE_ELEMS) as u64;
+    // f32 tile, its transposed copy, source bytes, and for an error report the tile before rounding and after
+    // decoding: at most 4 bytes a weight each.
+    let tiles = 20 * widest.max(TILE_ELEMS) as u64;
     let slab = blueprint.tensors.iter().map(|tensor| slab::most_bytes(tensor, TILE_ELEMS)).max().unwrap_or(0);
     BASE_RAM_BYTES + 3 * headers + catalogue + threads as u64 * (tiles + slab)
 }
@@ -52,6 +54,8 @@ pub(super) struct Run<'a> {
     pub(super) jobs: &'a [Job],
     /// For each job whether an earlier run has done it.
     pub(super) done: &'a [bool],
+    /// For each job that an earlier run has done its part of the error report; `None` when there is none to be.
+    pub(super) sums: Option<&'a [Sums]>,
     /// Brings the source's files, if they have to be brought.
     pub(super) intake: Option<&'a Intake<'a>>,
     pub(super) files: &'a [StagedFile],
@@ -68,6 +72,8 @@ struct Shared {
     finished: Mutex<Vec<usize>>,
     /// Digests of parts, by tensor.
     parts: Vec<OnceLock<Vec<String>>>,
+    /// Parts of the error report, by job; empty when there is none to be.
+    sums: Vec<OnceLock<Sums>>,
     frontiers: Vec<Frontier>,
     dirty: Dirty,
     /// Largest magnitudes, for codecs with a factor on a whole tensor.
@@ -93,8 +99,14 @@ impl Shared {
 }
 
 impl Run<'_> {
-    /// Runs every job of `queue` that is not done and returns the digests of the result.
-    pub(super) fn execute(&self, threads: usize, queue: Queue, journal: &mut Journal) -> Result<Digests> {
+    /// Runs every job of `queue` that is not done and returns the digests of the result, and the error report if
+    /// there is to be one.
+    pub(super) fn execute(
+        &self,
+        threads: usize,
+        queue: Queue,
+        journal: &mut Journal,
+    ) -> Result<(Digests, Option<ErrorReport>)> {
         let shared = self.share(queue);
         let pool = ThreadPoolBuilder::new()
             .num_threads(threads)
@@ -134,7 +146,12 @@ impl Run<'_> {
         }
         let files = files?.ok_or(Error::Interrupted)?;
         let parts = shared.parts.into_iter().map(|digests| digests.into_inner().unwrap_or_default());
-        Ok(Digests { files, parts: parts.collect() })
+        let digests = Digests { files, parts: parts.collect() };
+        let report = self.sums.map(|_| {
+            let sums = shared.sums.into_iter().map(|sums| sums.into_inner().unwrap_or_default());
+            ErrorReport::new(self.blueprint, self.jobs, &sums.collect::<Vec<_>>())
+        });
+        Ok((digests, report))
     }
 
     /// Counts what an earlier run has done as progress.
@@ -158,6 +175,10 @@ impl Run<'_> {
             finished: Mutex::new(finished.collect()),
             remaining,
             parts: self.blueprint.tensors.iter().map(|_| OnceLock::new()).collect(),
+            sums: self.sums.map_or(Vec::new(), |sums| {
+                let known = sums.iter().zip(self.done).map(|(sums, done)| done.then_some(*sums));
+                known.map(|sums| sums.map_or_else(OnceLock::new, OnceLock::from)).collect()
+            }),
             frontiers: self.blueprint.files.iter().map(|_| Frontier::new()).collect(),
             dirty: Dirty::new(self.blueprint.files.len()),
             maxima: Maxima::new(self.source.tensors().len()),
@@ -204,7 +225,7 @@ impl Run<'_> {
     }
 
     /// One worker: jobs until there are none.
-    fn work(&self, shared: &Shared, finished: &Sender<usize>) {
+    fn work(&self, shared: &Shared, finished: &Sender<Done>) {
         let patient = || !self.stop.load(Ordering::Relaxed) && !shared.failed.load(Ordering::Relaxed);
         let take_finished =
             || shared.finished.lock().unwrap_or_else(std::sync::PoisonError::into_inner).pop();
@@ -218,18 +239,24 @@ impl Run<'_> {
         }
         let mut worker = Worker::default();
         while let Some(number) = shared.queue.next(patient) {
-            if let Err(error) = self.run_job(shared, &self.jobs[number], &mut worker) {
-                return shared.fail(error);
+            let sums = match self.run_job(shared, &self.jobs[number], &mut worker) {
+                Ok(sums) => sums,
+                Err(error) => return shared.fail(error),
+            };
+            if let Some(slot) = shared.sums.get(number) {
+                // A job runs once, so nobody else sets this cell.
+                let _ = slot.set(sums);
             }
             // Only closed when recording has failed, which ends the run anyway.
-            let _ = finished.send(number);
+            let _ = finished.send(Done { job: number, sums });
         }
         if !patient() {
             shared.halt();
         }
     }
 
-    fn run_job(&self, shared: &Shared, job: &Job, worker: &mut Worker) -> Result<()> {
+    /// Returns the job's part of the error report, if there is to be one.
+    fn run_job(&self, shared: &Shared, job: &Job, worker: &mut Worker) -> Result<Sums> {
         let output = &self.blueprint.tensors[job.tensor];
         let piece = &output.pieces[job.piece];
         let (_, cols) = self.source.tensors()[piece.source].matrix();
@@ -241,20 +268,16 @@ impl Run<'_> {
         let tensor_scale = shared.maxima.tensor_scale(self.source, output, &mut worker.reader)?;
         let copies = output.copies(piece, &self.source.tensors()[piece.source]);
         let mut slab = Slab::new(output, job.first_row, tensor_scale);
+        let mut sums = Sums::default();
         let mut start = job.source_rows.start;
         while start < job.source_rows.end {
             if self.stop.load(Ordering::Relaxed) {
                 return Err(Error::Interrupted);
             }
             let end = job.source_rows.end.min(start + tile_rows);
-            let bytes = if copies {
-                slab.copy(self.source, piece.source, start..end, worker)?
-            } else {
-                let bytes = worker.read(self.source, piece, start..end)?;
-                worker.round(output.rounding);
-                slab.encode(&worker.tile, &mut worker.parts);
-                bytes
-            };
+            let tile = Tile { source: self.source, piece, rows: start..end };
+            let bytes = worker.read(&tile)?;
+            worker.encode(&mut slab, &tile, self.sums.is_some().then_some(&mut sums));
             if slab.is_full() || end == job.source_rows.end {
                 slab.write(self.files, &shared.dirty, &mut worker.parts)?;
             }
@@ -265,7 +288,7 @@ impl Run<'_> {
         if shared.remaining[job.tensor].fetch_sub(1, Ordering::AcqRel) == 1 {
             self.digest_parts(shared, job.tensor)?;
         }
-        Ok(())
+        Ok(sums)
     }
 
     fn digest_parts(&self, shared: &Shared, tensor: usize) -> Result<()> {

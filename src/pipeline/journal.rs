@@ -3,7 +3,9 @@
 //! ```text
 //! OUTPUT.journal   one line of JSON, the request; then a record for each finished job:
 //!                  its number and the same number scrambled with the request's key (u32 each);
-//!                  the number of jobs itself is the seal: final names were about to be given
+//!                  the number of jobs itself is the seal: final names were about to be given.
+//!                  With an error report a record goes on with the job's sums (f64 each), which
+//!                  are scrambled into its second word
 //! ```
 //!
 //! The first line is written under a temporary name and synced, so it is whole or not there.
@@ -17,7 +19,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::checkpoint::Catalogue;
+use super::errors::Sums;
+use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::plan::Blueprint;
 
@@ -38,6 +41,9 @@ pub struct RequestRecord {
     pub blueprint_sha256: String,
     /// Number of jobs.
     pub jobs: usize,
+    /// `--error-report`.
+    #[serde(default)]
+    pub error_report: bool,
 }
 
 /// A hub revision pinned to its commit.
@@ -59,6 +65,7 @@ impl RequestRecord {
         format: &str,
         pinned: Option<Pinned>,
         jobs: usize,
+        error_report: bool,
     ) -> Self {
         let mut files = Sha256::new();
         let mut used: Vec<usize> = source.tensors().iter().map(|tensor| tensor.file).collect();
@@ -90,6 +97,7 @@ impl RequestRecord {
             source_sha256: super::digest::hex(files),
             blueprint_sha256: super::digest::hex(result),
             jobs,
+            error_report,
         }
     }
 
@@ -108,6 +116,9 @@ impl RequestRecord {
             changed("requant", &earlier.requant_version, &self.requant_version)
         } else if self.source_sha256 != earlier.source_sha256 {
             Some("files of the source have changed since".to_owned())
+        } else if self.error_report != earlier.error_report {
+            let said = |is_there: bool| if is_there { "given" } else { "not given" };
+            changed("--error-report", said(earlier.error_report), said(self.error_report))
         } else if self != earlier {
             Some("its options were other ones".to_owned())
         } else {
@@ -128,13 +139,25 @@ pub(super) struct Journal {
     path: PathBuf,
     key: u32,
     jobs: usize,
+    has_sums: bool,
+}
+
+/// A job whose bytes are in their files.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Done {
+    /// Its number.
+    pub(super) job: usize,
+    /// Its part of the error report; zeros when there is none.
+    pub(super) sums: Sums,
 }
 
 /// What a journal says.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct Progress {
     /// For each job whether it is done.
     pub(super) done: Vec<bool>,
+    /// For each job that is done its part of the error report.
+    pub(super) sums: Vec<Sums>,
     /// The files were about to get their final names; some may have them.
     pub(super) sealed: bool,
 }
@@ -172,20 +195,23 @@ impl Journal {
         let key = request.key();
         // One more than there are jobs: the last one is the seal.
         let mut done = vec![false; request.jobs + 1];
+        let mut sums = vec![Sums::default(); request.jobs + 1];
         let mut valid = start;
-        for record in bytes[start..].chunks_exact(8) {
-            let word =
-                |at: usize| u32::from_le_bytes([record[at], record[at + 1], record[at + 2], record[at + 3]]);
-            match done.get_mut(word(0) as usize) {
-                Some(slot) if word(4) == scrambled(word(0), key) => *slot = true,
-                _ => break,
+        let record_len = record_len(request.error_report);
+        for record in bytes[start..].chunks_exact(record_len) {
+            match parse_record(record, key).filter(|found| found.job < done.len()) {
+                Some(found) => (done[found.job], sums[found.job]) = (true, found.sums),
+                None => break,
             }
-            valid += 8;
+            valid += record_len;
         }
         let file = OpenOptions::new().append(true).open(path).map_err(Error::io(path, "open"))?;
         file.set_len(valid as u64).map_err(Error::io(path, "resize"))?;
         let sealed = done.pop().unwrap_or(false);
-        Ok(Some((Self { file, path: path.to_owned(), key, jobs: request.jobs }, Progress { done, sealed })))
+        sums.truncate(request.jobs);
+        let has_sums = request.error_report;
+        let journal = Self { file, path: path.to_owned(), key, jobs: request.jobs, has_sums };
+        Ok(Some((journal, Progress { done, sums, sealed })))
     }
 
     /// Begins a journal at `path`.
@@ -201,16 +227,20 @@ impl Journal {
         file.sync_all().map_err(Error::io(&temporary, "sync"))?;
         std::fs::rename(&temporary, path).map_err(Error::io(path, "rename to"))?;
         let file = OpenOptions::new().append(true).open(path).map_err(Error::io(path, "open"))?;
-        Ok(Self { file, path: path.to_owned(), key: request.key(), jobs: request.jobs })
+        let (key, jobs, has_sums) = (request.key(), request.jobs, request.error_report);
+        Ok(Self { file, path: path.to_owned(), key, jobs, has_sums })
     }
 
     /// Records that jobs are done; their bytes must be on the disk already.
-    pub(super) fn append(&mut self, jobs: &[usize]) -> Result<()> {
-        let mut records = Vec::with_capacity(8 * jobs.len());
-        for &job in jobs {
+    pub(super) fn append(&mut self, jobs: &[Done]) -> Result<()> {
+        let mut records = Vec::with_capacity(record_len(self.has_sums) * jobs.len());
+        for &Done { job, sums } in jobs {
             let number = job as u32;
+            let sums = sums.to_bytes();
+            let sums = if self.has_sums { &sums[..] } else { &[] };
             records.extend(number.to_le_bytes());
-            records.extend(scrambled(number, self.key).to_le_bytes());
+            records.extend(scrambled(number, sums, self.key).to_le_bytes());
+            records.extend(sums);
         }
         self.file.write_all(&records).map_err(Error::io(&self.path, "write"))?;
         self.file.sync_data().map_err(Error::io(&self.path, "sync"))
@@ -218,12 +248,27 @@ impl Journal {
 
     /// Records that everything is done and the final names come next.
     pub(super) fn seal(&mut self) -> Result<()> {
-        self.append(&[self.jobs])
+        self.append(&[Done { job: self.jobs, sums: Sums::default() }])
     }
 }
 
-fn scrambled(number: u32, key: u32) -> u32 {
-    number.wrapping_mul(0x9e37_79b1) ^ key
+fn record_len(has_sums: bool) -> usize {
+    8 + if has_sums { Sums::LEN_BYTES } else { 0 }
+}
+
+/// A record of either length; `None` when it is torn.
+fn parse_record(record: &[u8], key: u32) -> Option<Done> {
+    let (number, rest) = record.split_first_chunk::<4>()?;
+    let (check, sums) = rest.split_first_chunk::<4>()?;
+    let number = u32::from_le_bytes(*number);
+    let is_whole = u32::from_le_bytes(*check) == scrambled(number, sums, key);
+    let sums = sums.first_chunk().map_or(Sums::default(), Sums::from_bytes);
+    is_whole.then_some(Done { job: number as usize, sums })
+}
+
+fn scrambled(number: u32, sums: &[u8], key: u32) -> u32 {
+    let folded = sums.iter().fold(number, |hash, &byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    folded.wrapping_mul(0x9e37_79b1) ^ key
 }
 
 /// The request on the first line, and where the records start.
@@ -245,11 +290,12 @@ mod tests {
             source_sha256: "a".into(),
             blueprint_sha256: "b".into(),
             jobs: 10,
+            error_report: false,
         }
     }
 
-    fn done(path: &Path) -> Vec<usize> {
-        let (_, progress) = Journal::resume(path, path, &request()).unwrap().unwrap();
+    fn done(path: &Path, request: &RequestRecord) -> Vec<usize> {
+        let (_, progress) = Journal::resume(path, path, request).unwrap().unwrap();
         assert!(!progress.sealed);
         progress.done.iter().enumerate().filter(|(_, done)| **done).map(|(job, _)| job).collect()
     }
@@ -258,24 +304,36 @@ mod tests {
     fn every_torn_end_is_survived() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("j");
-        let mut journal = Journal::create(&path, &request()).unwrap();
-        let start = std::fs::metadata(&path).unwrap().len() as usize;
-        journal.append(&[3, 0, 7]).unwrap();
-        let whole = std::fs::read(&path).unwrap();
-        for len in start..=whole.len() {
-            for tail in [&[][..], &[0; 5], &[0; 24], &[0xff; 16]] {
-                std::fs::write(&path, [&whole[..len], tail].concat()).unwrap();
-                let mut expected = [3, 0, 7][..(len - start) / 8].to_vec();
-                expected.sort_unstable();
-                assert_eq!(done(&path), expected, "{len}");
-                // And it can be gone on with.
-                let (mut journal, _) = Journal::resume(&path, &path, &request()).unwrap().unwrap();
-                journal.append(&[9]).unwrap();
-                assert!(done(&path).contains(&9));
+        for error_report in [false, true] {
+            let request = RequestRecord { error_report, ..request() };
+            let of = |job: usize| {
+                let mut sums = Sums::default();
+                sums.add(&[job as f32 + 1.0], &[0.5]);
+                Done { job, sums }
+            };
+            let mut journal = Journal::create(&path, &request).unwrap();
+            let start = std::fs::metadata(&path).unwrap().len() as usize;
+            journal.append(&[of(3), of(0), of(7)]).unwrap();
+            let whole = std::fs::read(&path).unwrap();
+            for len in start..=whole.len() {
+                for tail in [&[][..], &[0; 5], &[0; 24], &[0xff; 16], &[0; 80]] {
+                    std::fs::write(&path, [&whole[..len], tail].concat()).unwrap();
+                    let mut expected = [3, 0, 7][..(len - start) / record_len(error_report)].to_vec();
+                    expected.sort_unstable();
+                    assert_eq!(done(&path, &request), expected, "{len}");
+                    // And it can be gone on with.
+                    let (mut journal, progress) = Journal::resume(&path, &path, &request).unwrap().unwrap();
+                    for job in expected {
+                        let sums = if error_report { of(job).sums } else { Sums::default() };
+                        assert_eq!(progress.sums[job], sums);
+                    }
+                    journal.append(&[of(9)]).unwrap();
+                    assert!(done(&path, &request).contains(&9));
+                }
             }
+            std::fs::write(&path, &whole[..start - 1]).unwrap();
+            assert!(Journal::resume(&path, &path, &request).unwrap().is_none());
         }
-        std::fs::write(&path, &whole[..start - 1]).unwrap();
-        assert!(Journal::resume(&path, &path, &request()).unwrap().is_none());
     }
 
     #[test]
@@ -286,5 +344,8 @@ mod tests {
         let other = RequestRecord { format: "q8_0".into(), ..request() };
         let error = Journal::resume(&path, &path, &other).err().unwrap().to_string();
         assert!(error.contains("q4_0") && error.contains("q8_0") && error.contains("--restart"), "{error}");
+        let other = RequestRecord { error_report: true, ..request() };
+        let error = Journal::resume(&path, &path, &other).err().unwrap().to_string();
+        assert!(error.contains("--error-report was not given, now given"), "{error}");
     }
 }

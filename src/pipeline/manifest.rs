@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::Settings;
 use super::digest::Digests;
-use crate::checkpoint::Catalogue;
+use super::errors::ErrorReport;
+use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::plan::Blueprint;
 
@@ -16,7 +17,7 @@ use crate::plan::Blueprint;
 const MANIFEST_VERSION: u32 = 1;
 
 /// `<output>.manifest.json`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     /// Layout of this file.
     pub manifest_version: u32,
@@ -26,6 +27,9 @@ pub struct Manifest {
     pub command: Vec<String>,
     /// The format asked for.
     pub format: String,
+    /// The rules that changed types of tensors, as a recipe that can be used again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recipe: Option<String>,
     /// Where the source was.
     pub source: String,
     /// Source files that were read.
@@ -36,6 +40,9 @@ pub struct Manifest {
     pub files: Vec<FileRecord>,
     /// Every tensor of the result, each part on its own.
     pub tensors: Vec<TensorRecord>,
+    /// How far the tensors are from their source, when that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error_report: Option<ErrorReport>,
     /// How far the result is from its source, when that was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation: Option<serde_json::Value>,
@@ -97,6 +104,7 @@ impl Manifest {
         output: &Path,
         settings: &Settings,
         digests: &Digests,
+        error_report: Option<ErrorReport>,
     ) -> Self {
         let output_name = output.file_name().unwrap_or_default().to_string_lossy();
         let file_name = |file: usize| match blueprint.files[file].name.as_str() {
@@ -137,11 +145,13 @@ impl Manifest {
             requant_version: env!("CARGO_PKG_VERSION").to_owned(),
             command: settings.command.clone(),
             format: settings.format.clone(),
+            recipe: settings.recipe.clone(),
             source: source.source().location(),
             source_files: source_files.collect(),
             is_directory: blueprint.is_directory,
             files: files.chain(sidecars).collect(),
             tensors: tensors.collect(),
+            error_report,
             validation: None,
         }
     }

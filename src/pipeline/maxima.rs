@@ -5,8 +5,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use super::slab;
-use crate::checkpoint::{Catalogue, TileReader};
+use crate::checkpoint::{Checkpoint, TileReader};
 use crate::error::Result;
 use crate::plan::OutputTensor;
 
@@ -39,7 +38,7 @@ impl Maxima {
         }
         // Rounding keeps order: the largest of rounded weights is the largest, rounded.
         let mut largest = [largest];
-        slab::round(output.rounding, &mut largest);
+        output.rounding.apply(&mut largest);
         Ok(output.codec.tensor_scale(largest[0]).unwrap_or(1.0))
     }
 

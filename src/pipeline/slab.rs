@@ -4,16 +4,24 @@
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
-use requant_formats::codec;
+use requant_formats::codec::{self, Grid};
 
+use super::errors::Sums;
 use super::staging::StagedFile;
 use super::writeback::Dirty;
-use crate::checkpoint::{Catalogue, TileReader};
+use crate::checkpoint::{Checkpoint, Encoding, TileReader};
 use crate::error::{Error, Result};
 use crate::plan::{OutputTensor, Piece, Rounding};
 
 /// Weights in a slab: 2.4 MB in a 4-bit format.
 const SLAB_ELEMS: usize = 1 << 22;
+
+/// Rows of a piece.
+pub(super) struct Tile<'a> {
+    pub(super) source: &'a Checkpoint,
+    pub(super) piece: &'a Piece,
+    pub(super) rows: Range<usize>,
+}
 
 /// Buffers of one worker, reused from tile to tile.
 #[derive(Default)]
@@ -23,11 +31,16 @@ pub(super) struct Worker {
     transposed: Vec<f32>,
     /// Encoded bytes of the slab, by part.
     pub(super) parts: Vec<Vec<u8>>,
+    /// The tile as the source has it, for an error report.
+    source: Vec<f32>,
+    /// What was encoded, decoded.
+    decoded: Vec<f32>,
 }
 
 impl Worker {
-    /// Reads rows of `piece` into the tile, as they are to be written; returns the bytes read.
-    pub(super) fn read(&mut self, source: &Catalogue, piece: &Piece, rows: Range<usize>) -> Result<u64> {
+    /// Reads the weights of `tile`, as they are to be written; returns the bytes read.
+    pub(super) fn read(&mut self, tile: &Tile<'_>) -> Result<u64> {
+        let (Tile { source, piece, .. }, rows) = (tile, tile.rows.clone());
         if piece.unscaled {
             return self.reader.read_unscaled(source, piece.source, rows, &mut self.tile);
         }
@@ -42,21 +55,24 @@ impl Worker {
     }
 
     /// Gives the tile the precision that the encoder is to see.
-    pub(super) fn round(&mut self, rounding: Rounding) {
-        round(rounding, &mut self.tile);
+    fn round(&mut self, rounding: Rounding) {
+        rounding.apply(&mut self.tile);
     }
-}
 
-/// Gives weights the precision that the encoder is to see.
-pub(super) fn round(rounding: Rounding, weights: &mut [f32]) {
-    match rounding {
-        Rounding::Exact => {}
-        Rounding::Bf16 => codec::round_to_bf16(weights),
-        Rounding::F16 => codec::round_to_f16(weights),
-        Rounding::Bf16ThenF16 => {
-            codec::round_to_bf16(weights);
-            codec::round_to_f16(weights);
+    /// As [`Worker::round`], then encodes the tile at the end of `slab`. With `sums`, decodes it again and adds
+    /// how far that is from the source.
+    pub(super) fn encode(&mut self, slab: &mut Slab<'_>, tile: &Tile<'_>, sums: Option<&mut Sums>) {
+        let rounding = slab.output.rounding;
+        if sums.is_some() && rounding != Rounding::Exact {
+            self.source.clone_from(&self.tile);
         }
+        self.round(rounding);
+        slab.encode(&self.tile, &mut self.parts);
+        slab.keep_grids(tile, &self.reader, &mut self.parts);
+        let Some(sums) = sums else { return };
+        self.decoded.resize(self.tile.len(), 0.0);
+        slab.decode_last(&self.parts, &mut self.decoded);
+        sums.add(if rounding == Rounding::Exact { &self.tile } else { &self.source }, &self.decoded);
     }
 }
 
@@ -79,9 +95,10 @@ impl<'a> Slab<'a> {
         self.rows * self.output.row_len_elems() >= SLAB_ELEMS
     }
 
-    /// Makes room for the codec's parts, empty at the start of a slab.
-    fn begin(&self, parts: &mut Vec<Vec<u8>>) {
-        parts.resize_with(self.output.codec.parts().len().max(parts.len()), Vec::new);
+    /// Encodes whole rows at the end of the slab.
+    fn encode(&mut self, tile: &[f32], parts: &mut Vec<Vec<u8>>) {
+        let codec = self.output.codec;
+        parts.resize_with(codec.parts().len().max(parts.len()), Vec::new);
         if self.rows == 0 {
             parts.iter_mut().for_each(Vec::clear);
         }
@@ -101,20 +118,53 @@ impl<'a> Slab<'a> {
         self.rows += tile.len() / self.output.row_len_elems();
     }
 
-    /// Reads rows that are stored as they are to be written to the end of the slab; returns the bytes read.
-    pub(super) fn copy(
-        &mut self,
-        source: &Catalogue,
-        id: usize,
-        rows: Range<usize>,
-        worker: &mut Worker,
-    ) -> Result<u64> {
-        self.begin(&mut worker.parts);
-        let count = rows.len();
-        let Worker { reader, tile, parts, .. } = worker;
-        let bytes = reader.read_stored(source, id, self.output.codec, rows, tile, &mut parts[0])?;
-        self.rows += count;
-        Ok(bytes)
+    /// Writes groups anew that the source has as multiples of a step, where the codec can hold them exactly:
+    /// the rows of `tile`, which were encoded last.
+    fn keep_grids(&self, tile: &Tile<'_>, reader: &TileReader, parts: &mut [Vec<u8>]) {
+        let Tile { source, piece, rows } = tile;
+        let Encoding::Packed(packed) = &source.tensors()[piece.source].encoding else { return };
+        let (codec, own_len) = (self.output.codec, packed.codec.group_len_elems());
+        let group_len = codec.group_len_elems();
+        // Single numbers hold no multiples of a step.
+        if piece.transposed || group_len == 1 || !own_len.is_multiple_of(group_len) {
+            return;
+        }
+        let groups_per_row = self.output.row_len_elems() / group_len;
+        let first = self.rows - rows.len();
+        let mut codes = vec![0; own_len];
+        for (at, row) in rows.clone().enumerate() {
+            for own in 0..groups_per_row * group_len / own_len {
+                let Some(grid) = reader.grid(source, piece.source, row, own, &mut codes) else {
+                    return;
+                };
+                for (number, codes) in grid.codes.chunks_exact(group_len).enumerate() {
+                    let group = (first + at) * groups_per_row + own * (own_len / group_len) + number;
+                    let of_group = parts.iter_mut().zip(codec.parts());
+                    let mut places: Vec<&mut [u8]> = of_group
+                        .map(|(bytes, part)| {
+                            &mut bytes[group * part.bytes_per_group..(group + 1) * part.bytes_per_group]
+                        })
+                        .collect();
+                    // Where it cannot, what was encoded before stays.
+                    codec.encode_grid(Grid { codes, ..grid }, &mut places);
+                }
+            }
+        }
+    }
+
+    /// Decodes the rows that were encoded last.
+    fn decode_last(&self, parts: &[Vec<u8>], decoded: &mut [f32]) {
+        let codec = self.output.codec;
+        let ends: Vec<&[u8]> = parts
+            .iter()
+            .take(codec.parts().len())
+            .enumerate()
+            .map(|(number, part)| {
+                let len = codec::part_len_bytes(codec, number, decoded.len() as u64) as usize;
+                &part[part.len() - len..]
+            })
+            .collect();
+        codec.decode_under(self.tensor_scale, &ends, decoded);
     }
 
     /// Writes what was encoded and starts afresh.

@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::errors::Sums;
 use super::journal::{Journal, RequestRecord};
 use super::manifest::{Manifest, manifest_path};
 use crate::error::{Error, Result};
@@ -40,6 +41,8 @@ pub(super) struct Begun {
     pub(super) journal: Journal,
     /// For each job whether it is done.
     pub(super) done: Vec<bool>,
+    /// For each job that is done its part of the error report.
+    pub(super) sums: Vec<Sums>,
 }
 
 impl Stage {
@@ -84,12 +87,13 @@ impl Stage {
         if let Some((journal, progress)) = earlier
             && stage.reopen(blueprint)?
         {
-            return Ok((stage, Begun { journal, done: progress.done }));
+            return Ok((stage, Begun { journal, done: progress.done, sums: progress.sums }));
         }
         stage.keep = false;
         stage.create(blueprint)?;
         let journal = Journal::create(&stage.journal_path, request)?;
-        Ok((stage, Begun { journal, done: vec![false; request.jobs] }))
+        let (done, sums) = (vec![false; request.jobs], vec![Sums::default(); request.jobs]);
+        Ok((stage, Begun { journal, done, sums }))
     }
 
     /// A run that was cut off while it gave final names: those files are ours.
@@ -311,6 +315,7 @@ mod tests {
             source_sha256: "a".into(),
             blueprint_sha256: "b".into(),
             jobs: 3,
+            error_report: false,
         }
     }
 
@@ -328,7 +333,8 @@ mod tests {
         let output = directory.path().join("m.gguf");
         let open = |format: &str| Stage::open(&blueprint(), &output, &request(format), false, false);
         let (mut stage, mut begun) = open("q4_0").unwrap();
-        begun.journal.append(&[0, 1, 2]).unwrap();
+        let done = [0, 1, 2].map(|job| super::super::journal::Done { job, sums: Default::default() });
+        begun.journal.append(&done).unwrap();
         begun.journal.seal().unwrap();
         let (temporary, final_path) = stage.renames[0].clone();
         std::fs::rename(temporary, final_path).unwrap();

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use super::journal::Journal;
+use super::journal::{Done, Journal};
 use super::staging::StagedFile;
 use crate::error::{Error, Result};
 
@@ -34,7 +34,7 @@ impl Dirty {
 pub(super) fn run(
     files: &[StagedFile],
     dirty: &Dirty,
-    finished: &Receiver<usize>,
+    finished: &Receiver<Done>,
     journal: &mut Journal,
     recorded: impl Fn(usize) -> Result<()>,
 ) -> Result<()> {
@@ -55,7 +55,7 @@ pub(super) fn run(
         }
         if !batch.is_empty() {
             journal.append(&batch)?;
-            batch.drain(..).try_for_each(&recorded)?;
+            batch.drain(..).try_for_each(|done: Done| recorded(done.job))?;
         }
         if ended {
             return Ok(());

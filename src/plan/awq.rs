@@ -57,22 +57,52 @@ const NAMES: [Format; FORMATS.len()] = {
     names
 };
 
+/// What every format begins with; the rest is the name of its type.
+const PREFIX: &str = "awq-";
+
 impl Target for AwqTarget {
+    fn family(&self) -> &'static str {
+        "AWQ"
+    }
+
+    fn types(&self) -> Vec<&'static str> {
+        FORMATS.iter().filter_map(|row| row.format.name.strip_prefix(PREFIX)).collect()
+    }
+
     fn formats(&self) -> &'static [Format] {
         &NAMES
     }
 
-    fn blueprint(&self, format: &Format, source: &Checkpoint, _: &Options) -> Result<Blueprint> {
-        match FORMATS.iter().find(|row| row.format == *format) {
-            Some(row) => hf::blueprint(source, row),
-            None => Err(Error::Unsupported { what: format.name.into(), hint: "not an AWQ format".into() }),
-        }
+    fn blueprint(&self, format: &Format, source: &Checkpoint, options: &Options) -> Result<Blueprint> {
+        let default = format.name.strip_prefix(PREFIX).unwrap_or(format.name);
+        hf::blueprint(source, &Awq, default, &options.rules)
     }
 }
 
-impl Packing for AwqFormat {
-    fn scheme(&self, tensor: &SourceTensor) -> Result<Option<Stored>> {
-        let codec = codec::find(&format!("awq_int4_g{}", self.group_len));
+/// Weights in a group of a type.
+fn group_len(type_name: &str) -> Result<usize> {
+    let row = FORMATS.iter().find(|row| row.format.name.strip_prefix(PREFIX) == Some(type_name));
+    row.map(|row| row.group_len).ok_or_else(|| Error::Unsupported {
+        what: format!("type {type_name}"),
+        hint: "not an AWQ type".into(),
+    })
+}
+
+/// How AWQ checkpoints are put together.
+struct Awq;
+
+impl Packing for Awq {
+    fn target(&self) -> &'static dyn Target {
+        &AwqTarget
+    }
+
+    fn with_groups(&self, name: &str, group_len: usize) -> String {
+        let bits = name.split_once('-').map_or(name, |(bits, _)| bits);
+        format!("{bits}-{group_len}g")
+    }
+
+    fn stored(&self, type_name: &'static str, tensor: &SourceTensor) -> Result<Option<Stored>> {
+        let codec = codec::find(&format!("awq_int4_g{}", group_len(type_name)?));
         // AutoAWQ loads a 16-bit copy as F16.
         let rounding = match hf::rounding_of(tensor) {
             Rounding::Bf16 => Rounding::Bf16ThenF16,
@@ -81,14 +111,20 @@ impl Packing for AwqFormat {
         hf::encoded_if_it_fits(tensor, codec, "awq", rounding)
     }
 
-    fn quantization_config(&self, modules: &Modules) -> Value {
-        json!({
+    fn quantization_config(&self, default: &'static str, modules: &Modules) -> Result<Value> {
+        if let Some((other, _)) = modules.types(default).into_iter().find(|(name, _)| *name != default) {
+            return Err(Error::Request(format!(
+                "a rule gives {other}, but all modules of an AWQ checkpoint have one group length, here that of \
+                 {default}; rules can only leave modules out"
+            )));
+        }
+        Ok(json!({
             "quant_method": "awq",
             "bits": 4,
-            "group_size": self.group_len,
+            "group_size": group_len(default)?,
             "zero_point": true,
             "version": "gemm",
             "modules_to_not_convert": modules.kept_substrings()
-        })
+        }))
     }
 }

@@ -6,9 +6,11 @@
 //!
 //! A format is one row of [`FORMATS`].
 
+use std::collections::BTreeSet;
+
 use requant_formats::Dtype;
 use requant_formats::codec::{self, ChannelScale};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::hf::{self, Modules, Packing, Stored};
 use super::{Blueprint, Format, Options, Target};
@@ -21,7 +23,7 @@ pub(super) struct CompressedTensorsTarget;
 /// Version of the package that the configuration is written after.
 const PACKAGE_VERSION: &str = "0.20.0";
 
-/// What a format writes.
+/// What a type is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     /// `pack-quantized`: 4-bit integers in groups of this length (0: one per row), with zero points or not.
@@ -30,16 +32,29 @@ enum Kind {
     Nvfp4,
     /// `mxfp4-pack-quantized`: FP4 with powers of two.
     Mxfp4,
-    /// The source's FP8 numbers and block scales.
+    /// `float-quantized`: the source's FP8 numbers and block scales.
     Fp8Block,
 }
 
-const fn int4(name: &'static str, about: &'static str, group_len: usize, symmetric: bool) -> (Format, Kind) {
-    (Format { name, about }, Kind::Int4 { group_len, symmetric })
+/// One `--to` format, and the type of the same name.
+struct Row {
+    format: Format,
+    kind: Kind,
 }
 
+const fn row(name: &'static str, about: &'static str, kind: Kind) -> Row {
+    Row { format: Format { name, about }, kind }
+}
+
+const fn int4(name: &'static str, about: &'static str, group_len: usize, symmetric: bool) -> Row {
+    row(name, about, Kind::Int4 { group_len, symmetric })
+}
+
+/// What every format begins with; the rest is the name of its type.
+const PREFIX: &str = "compressed-tensors-";
+
 /// Every format. Bits per weight count a 16-bit scale per group, and 4 bits of zero point.
-const FORMATS: &[(Format, Kind)] = &[
+const FORMATS: &[Row] = &[
     int4(
         "compressed-tensors-w4a16",
         "compressed-tensors, 4-bit integers, groups of 128: 4.13 bits per weight",
@@ -88,89 +103,104 @@ const FORMATS: &[(Format, Kind)] = &[
         0,
         false,
     ),
-    (
-        Format {
-            name: "compressed-tensors-nvfp4",
-            about: "compressed-tensors, FP4 with an FP8 scale per 16: 4.5 bits per weight",
-        },
+    row(
+        "compressed-tensors-nvfp4",
+        "compressed-tensors, FP4 with an FP8 scale per 16: 4.5 bits per weight",
         Kind::Nvfp4,
     ),
-    (
-        Format {
-            name: "compressed-tensors-mxfp4",
-            about: "compressed-tensors, FP4 with a power of two per 32: 4.25 bits per weight",
-        },
+    row(
+        "compressed-tensors-mxfp4",
+        "compressed-tensors, FP4 with a power of two per 32: 4.25 bits per weight",
         Kind::Mxfp4,
     ),
-    (
-        Format {
-            name: "compressed-tensors-fp8-block",
-            about: "compressed-tensors, the source's own FP8 blocks: 8 bits per weight",
-        },
+    row(
+        "compressed-tensors-fp8-block",
+        "compressed-tensors, the source's own FP8 blocks: 8 bits per weight",
         Kind::Fp8Block,
     ),
 ];
 
-/// The first column of [`FORMATS`].
+/// The `format` column of [`FORMATS`].
 const NAMES: [Format; FORMATS.len()] = {
-    let mut names = [FORMATS[0].0; FORMATS.len()];
+    let mut names = [FORMATS[0].format; FORMATS.len()];
     let mut at = 0;
     while at < FORMATS.len() {
-        names[at] = FORMATS[at].0;
+        names[at] = FORMATS[at].format;
         at += 1;
     }
     names
 };
 
 impl Target for CompressedTensorsTarget {
+    fn family(&self) -> &'static str {
+        "compressed-tensors"
+    }
+
+    fn types(&self) -> Vec<&'static str> {
+        FORMATS.iter().filter_map(|row| row.format.name.strip_prefix(PREFIX)).collect()
+    }
+
     fn formats(&self) -> &'static [Format] {
         &NAMES
     }
 
-    fn blueprint(&self, format: &Format, source: &Checkpoint, _: &Options) -> Result<Blueprint> {
-        let Some((_, kind)) = FORMATS.iter().find(|(known, _)| known == format) else {
-            return Err(Error::Unsupported { what: format.name.into(), hint: "see --help".into() });
+    fn blueprint(&self, format: &Format, source: &Checkpoint, options: &Options) -> Result<Blueprint> {
+        let default = format.name.strip_prefix(PREFIX).unwrap_or(format.name);
+        let block = source.tensors().iter().find_map(SourceTensor::scale);
+        let packing = CompressedTensors {
+            block: block.map(|scale| [scale.block_rows, scale.block_cols]),
+            carries: kind(default)? == Kind::Fp8Block,
+            location: source.source().location(),
         };
-        match kind {
-            Kind::Fp8Block => hf::blueprint(source, &Fp8Block::of(source)?),
-            kind => hf::blueprint(source, &Packed(*kind)),
-        }
+        hf::blueprint(source, &packing, default, &options.rules)
     }
 }
 
-/// A format of 4-bit codes.
-struct Packed(Kind);
+/// The row of a type.
+fn kind(type_name: &str) -> Result<Kind> {
+    let row = FORMATS.iter().find(|row| row.format.name.strip_prefix(PREFIX) == Some(type_name));
+    row.map(|row| row.kind)
+        .ok_or_else(|| Error::Unsupported { what: format!("type {type_name}"), hint: "see --help".into() })
+}
 
-impl Packing for Packed {
-    fn scheme(&self, tensor: &SourceTensor) -> Result<Option<Stored>> {
-        let cols = tensor.matrix().1;
-        // Scales have the weights' number format.
-        let (number, suffix) = match tensor.dtype {
-            Dtype::F16 => (ChannelScale::F16, "_f16"),
-            _ => (ChannelScale::Bf16, ""),
-        };
-        let (codec, layout) = match self.0 {
-            Kind::Int4 { group_len: 0, symmetric } => {
-                (Some(codec::int4_channel(cols, symmetric, number)), "pack-quantized")
-            }
-            Kind::Int4 { group_len, symmetric } => {
-                let kind = if symmetric { "ct_int4" } else { "ct_int4_asym" };
-                (codec::find(&format!("{kind}_g{group_len}{suffix}")), "pack-quantized")
-            }
-            Kind::Nvfp4 => (codec::find("ct_nvfp4_g16"), "nvfp4-pack-quantized"),
-            Kind::Mxfp4 | Kind::Fp8Block => (codec::find("ct_mxfp4_g32"), "mxfp4-pack-quantized"),
-        };
-        hf::encoded_if_it_fits(tensor, codec, layout, hf::rounding_of(tensor))
+/// What the formats have to know of the source.
+struct CompressedTensors {
+    /// Rows and columns of the source's FP8 blocks.
+    block: Option<[usize; 2]>,
+    /// Whether FP8 is carried over wherever it is, prediction layers included.
+    carries: bool,
+    location: String,
+}
+
+impl CompressedTensors {
+    fn fp8(&self, tensor: &SourceTensor) -> Result<Option<Stored>> {
+        if self.block.is_none() {
+            return Err(Error::Unsupported {
+                what: format!("fp8-block of {}", self.location),
+                hint:
+                    "it carries FP8 blocks over, and this checkpoint has none; choose a type that quantizes"
+                        .into(),
+            });
+        }
+        match tensor.dtype {
+            Dtype::F8_E4M3 => Ok(Some(Stored::Carried { scale_suffix: "weight_scale" })),
+            Dtype::F8_E5M2 => Err(Error::Unsupported {
+                what: format!("tensor {}: dtype {} as fp8-block", tensor.name, tensor.dtype),
+                hint: "the format means F8_E4M3".into(),
+            }),
+            _ => Ok(None),
+        }
     }
 
-    fn quantization_config(&self, modules: &Modules) -> Value {
-        let float = |group_len: usize, strategy: &str, scale_dtype: &str| {
+    /// Format, weights and activations of a type, as `config_groups` states them.
+    fn arguments(&self, kind: Kind) -> (&'static str, Value, Value) {
+        let fp4 = |group_len: usize, strategy: &str, scale_dtype: &str| {
             json!({
                 "num_bits": 4, "type": "float", "symmetric": true, "group_size": group_len,
                 "strategy": strategy, "dynamic": false, "scale_dtype": scale_dtype
             })
         };
-        let (format, weights) = match self.0 {
+        match kind {
             Kind::Int4 { group_len, symmetric } => {
                 let (group_size, strategy) = match group_len {
                     0 => (Value::Null, "channel"),
@@ -180,85 +210,101 @@ impl Packing for Packed {
                     "num_bits": 4, "type": "int", "symmetric": symmetric, "group_size": group_size,
                     "strategy": strategy, "dynamic": false
                 });
-                ("pack-quantized", weights)
+                ("pack-quantized", weights, Value::Null)
             }
-            Kind::Nvfp4 => ("nvfp4-pack-quantized", float(16, "tensor_group", "torch.float8_e4m3fn")),
-            Kind::Mxfp4 | Kind::Fp8Block => ("mxfp4-pack-quantized", float(32, "group", "torch.uint8")),
+            Kind::Nvfp4 => {
+                ("nvfp4-pack-quantized", fp4(16, "tensor_group", "torch.float8_e4m3fn"), Value::Null)
+            }
+            Kind::Mxfp4 => ("mxfp4-pack-quantized", fp4(32, "group", "torch.uint8"), Value::Null),
+            Kind::Fp8Block => {
+                let block = self.block.unwrap_or_default();
+                let weights = json!({
+                    "num_bits": 8, "type": "float", "symmetric": true, "group_size": null,
+                    "strategy": "block", "block_structure": block, "dynamic": false
+                });
+                let activations = json!({
+                    "num_bits": 8, "type": "float", "symmetric": true, "group_size": block[1],
+                    "strategy": "group", "dynamic": true
+                });
+                ("float-quantized", weights, activations)
+            }
+        }
+    }
+}
+
+impl Packing for CompressedTensors {
+    fn target(&self) -> &'static dyn Target {
+        &CompressedTensorsTarget
+    }
+
+    fn stored(&self, type_name: &'static str, tensor: &SourceTensor) -> Result<Option<Stored>> {
+        let cols = tensor.matrix().1;
+        // Scales have the weights' number format.
+        let (number, suffix) = match tensor.dtype {
+            Dtype::F16 => (ChannelScale::F16, "_f16"),
+            _ => (ChannelScale::Bf16, ""),
         };
-        config(format, weights, Value::Null, modules)
+        let (codec, layout) = match kind(type_name)? {
+            Kind::Int4 { group_len: 0, symmetric } => {
+                (Some(codec::int4_channel(cols, symmetric, number)), "pack-quantized")
+            }
+            Kind::Int4 { group_len, symmetric } => {
+                let kind = if symmetric { "ct_int4" } else { "ct_int4_asym" };
+                (codec::find(&format!("{kind}_g{group_len}{suffix}")), "pack-quantized")
+            }
+            Kind::Nvfp4 => (codec::find("ct_nvfp4"), "nvfp4-pack-quantized"),
+            Kind::Mxfp4 => (codec::find("ct_mxfp4"), "mxfp4-pack-quantized"),
+            Kind::Fp8Block => return self.fp8(tensor),
+        };
+        hf::encoded_if_it_fits(tensor, codec, layout, hf::rounding_of(tensor))
     }
-}
 
-/// `float-quantized` with the block scales of the source.
-struct Fp8Block {
-    block: [usize; 2],
-}
-
-impl Fp8Block {
-    fn of(source: &Checkpoint) -> Result<Self> {
-        match source.tensors().iter().find_map(SourceTensor::scale) {
-            Some(scale) => Ok(Self { block: [scale.block_rows, scale.block_cols] }),
-            None => Err(Error::Unsupported {
-                what: format!("compressed-tensors-fp8-block of {}", source.source().location()),
-                hint:
-                    "it carries FP8 blocks over, and this checkpoint has none; choose a format that quantizes"
-                        .into(),
-            }),
-        }
-    }
-}
-
-impl Packing for Fp8Block {
-    fn scheme(&self, tensor: &SourceTensor) -> Result<Option<Stored>> {
-        match tensor.dtype {
-            Dtype::F8_E4M3 => Ok(Some(Stored::Carried { scale_suffix: "weight_scale" })),
-            Dtype::F8_E5M2 => Err(Error::Unsupported {
-                what: format!(
-                    "tensor {}: dtype {} in compressed-tensors-fp8-block",
-                    tensor.name, tensor.dtype
-                ),
-                hint: "the format means F8_E4M3".into(),
-            }),
-            _ => Ok(None),
-        }
+    fn with_groups(&self, name: &str, group_len: usize) -> String {
+        // 128 is what a name without a group length means.
+        if group_len == 128 { name.to_owned() } else { format!("{name}-g{group_len}") }
     }
 
     fn takes_prediction_layers(&self) -> bool {
-        true
+        self.carries
     }
 
-    fn quantization_config(&self, modules: &Modules) -> Value {
-        let weights = json!({
-            "num_bits": 8, "type": "float", "symmetric": true, "group_size": null, "strategy": "block",
-            "block_structure": self.block, "dynamic": false
-        });
-        let activations = json!({
-            "num_bits": 8, "type": "float", "symmetric": true, "group_size": self.block[1],
-            "strategy": "group", "dynamic": true
-        });
-        config("float-quantized", weights, activations, modules)
+    fn quantization_config(&self, default: &'static str, modules: &Modules) -> Result<Value> {
+        let types = modules.types(default);
+        let mut groups = Map::new();
+        let mut formats = BTreeSet::new();
+        // Names count before the class of a module: the default comes last.
+        for (number, (type_name, patterns)) in types.iter().rev().enumerate() {
+            let (format, weights, activations) = self.arguments(kind(type_name)?);
+            let targets = if *type_name == default { vec!["Linear".into()] } else { matched(patterns) };
+            let group = json!({
+                "targets": targets, "weights": weights, "input_activations": activations,
+                "output_activations": null, "format": format
+            });
+            groups.insert(format!("group_{number}"), group);
+            formats.insert(format);
+        }
+        let format = match formats.first() {
+            Some(format) if formats.len() == 1 => *format,
+            _ => "mixed-precision",
+        };
+        Ok(json!({
+            "config_groups": groups,
+            "quant_method": "compressed-tensors",
+            "kv_cache_scheme": null,
+            "format": format,
+            "quantization_status": "compressed",
+            "global_compression_ratio": null,
+            "ignore": matched(&modules.kept_patterns()),
+            "sparsity_config": {},
+            "transform_config": {},
+            "version": PACKAGE_VERSION
+        }))
     }
 }
 
-/// `quantization_config`, with one group for all linear layers that are not ignored.
-fn config(format: &str, weights: Value, activations: Value, modules: &Modules) -> Value {
-    let ignore = modules.kept_patterns().into_iter().map(|pattern| {
-        // A name without anything special in it is matched as it is.
-        if pattern.contains('\\') { format!("re:{pattern}$") } else { pattern }
-    });
-    json!({
-        "config_groups": {"group_0": {
-            "targets": ["Linear"], "weights": weights, "input_activations": activations,
-            "output_activations": null, "format": format
-        }},
-        "quant_method": "compressed-tensors",
-        "kv_cache_scheme": null,
-        "format": format,
-        "quantization_status": "compressed",
-        "global_compression_ratio": null,
-        "ignore": ignore.collect::<Vec<_>>(),
-        "sparsity_config": {},
-        "transform_config": {},
-        "version": PACKAGE_VERSION
-    })
+/// Regular expressions as the package marks them; a name without anything special in it is matched as it is.
+fn matched(patterns: &[String]) -> Vec<String> {
+    let mark =
+        |pattern: &String| if pattern.contains('\\') { format!("re:{pattern}$") } else { pattern.clone() };
+    patterns.iter().map(mark).collect()
 }

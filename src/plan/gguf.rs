@@ -1,18 +1,18 @@
 //! GGUF as llama.cpp writes it: the bytes of `convert_hf_to_gguf.py --outtype f32` followed by
 //! `llama-quantize TYPE`.
 //!
-//! - `names`, `mix`, `file_type`: which tensors, in which order, of which type
+//! - `names`, `mix`, `file_type`, `overrides`: which tensors, in which order, of which type
 //! - `hparams`, `general` (with `model_card`, `model_id`, `origins`, `size_label`): what the model is
 //! - `vocabulary`, `special` (with `template_processing`), `chat_template`: its tokenizer
 //! - `loadable`: what llama.cpp would refuse to open
 //! - `layout`: where every byte goes
 //! - `requantize`: the same for a GGUF source, as `llama-quantize` alone
 
-use requant_formats::container::gguf::Metadata;
+use requant_formats::container::gguf::{GgmlType, Metadata};
 use serde_json::Value;
 
-use super::{Blueprint, Format, Options, Target};
-use crate::checkpoint::{Checkpoint, GgufModel};
+use super::{Blueprint, Choices, Format, Options, Target};
+use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::tokenizer::{SPECIAL_TOKENS_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, Tokenizer};
 
@@ -27,14 +27,14 @@ mod model_card;
 mod model_id;
 mod names;
 mod origins;
-mod requantize;
+mod overrides;
 mod size_label;
 mod special;
 mod template_processing;
 mod vocabulary;
 
-/// The vocabulary of models whose tokenizer is code: Kimi-K2.
-const TIKTOKEN_FILE: &str = "tiktoken.model";
+use layout::Typed;
+
 /// Version of the block formats (`GGML_QNT_VERSION`).
 const QUANTIZATION_VERSION: u32 = 2;
 
@@ -42,6 +42,14 @@ const QUANTIZATION_VERSION: u32 = 2;
 pub(super) struct GgufTarget;
 
 impl Target for GgufTarget {
+    fn family(&self) -> &'static str {
+        "GGUF"
+    }
+
+    fn types(&self) -> Vec<&'static str> {
+        overrides::types().map(GgmlType::name).collect()
+    }
+
     fn formats(&self) -> &'static [Format] {
         file_type::FORMATS
     }
@@ -66,16 +74,25 @@ impl Target for GgufTarget {
         let extents: Vec<Vec<u64>> = planned.iter().map(names::Planned::ne).collect();
         let named: Vec<(&str, &[u64])> =
             planned.iter().zip(&extents).map(|(tensor, ne)| (tensor.name.as_str(), ne.as_slice())).collect();
-        let types = mix::types(file_type, model, &named);
-        let typed = planned.into_iter().zip(types).collect();
+        let overrides = overrides::resolve(&options.rules, file_type, source, &planned)?;
+        let forced: Vec<Option<GgmlType>> =
+            overrides.iter().map(|found| found.map(|found| found.1)).collect();
+        let types = mix::types(file_type, model, &named, &forced);
+        let typed = planned.into_iter().zip(types).zip(overrides).map(|((planned, ggml_type), found)| {
+            Typed { planned, ggml_type, rule: found.map(|found| found.0) }
+        });
+        let typed = typed.collect();
 
         let (tensors, files) = layout::place(metadata, typed, options)?;
         let dropped = names::dropped(source);
         Ok(Blueprint { is_directory: false, tensors, files, sidecars: Vec::new(), dropped })
     }
 
-    fn requantize(&self, format: &Format, source: &GgufModel, options: &Options) -> Result<Blueprint> {
-        requantize::blueprint(file_type::find(format)?, source, options)
+    fn choices(&self, format: &Format, _: &Checkpoint, blueprint: &Blueprint) -> Result<Vec<Choices>> {
+        let is_quantized = file_type::FILE_TYPES
+            .iter()
+            .any(|known| known.format == *format && known.base.block_len_elems() > 1);
+        Ok(if is_quantized { overrides::choices(&blueprint.tensors) } else { Vec::new() })
     }
 }
 

@@ -69,34 +69,74 @@ const NAMES: [Format; FORMATS.len()] = {
     names
 };
 
+/// What every format begins with; the rest is the name of its type.
+const PREFIX: &str = "gptq-";
+
 impl Target for GptqTarget {
+    fn family(&self) -> &'static str {
+        "GPTQ"
+    }
+
+    fn types(&self) -> Vec<&'static str> {
+        FORMATS.iter().filter_map(|row| row.format.name.strip_prefix(PREFIX)).collect()
+    }
+
     fn formats(&self) -> &'static [Format] {
         &NAMES
     }
 
-    fn blueprint(&self, format: &Format, source: &Checkpoint, _: &Options) -> Result<Blueprint> {
-        match FORMATS.iter().find(|row| row.format == *format) {
-            Some(row) => hf::blueprint(source, row),
-            None => Err(Error::Unsupported { what: format.name.into(), hint: "not a GPTQ format".into() }),
-        }
+    fn blueprint(&self, format: &Format, source: &Checkpoint, options: &Options) -> Result<Blueprint> {
+        let default = format.name.strip_prefix(PREFIX).unwrap_or(format.name);
+        hf::blueprint(source, &Gptq, default, &options.rules)
     }
 }
 
-impl Packing for GptqFormat {
-    fn scheme(&self, tensor: &SourceTensor) -> Result<Option<Stored>> {
-        let kind = if self.symmetric { "gptq_int4" } else { "gptq_int4_asym" };
-        let codec = codec::find(&format!("{kind}_g{}", self.group_len));
+/// The row of a type.
+fn row_of(type_name: &str) -> Result<&'static GptqFormat> {
+    let row = FORMATS.iter().find(|row| row.format.name.strip_prefix(PREFIX) == Some(type_name));
+    row.ok_or_else(|| Error::Unsupported {
+        what: format!("type {type_name}"),
+        hint: "not a GPTQ type".into(),
+    })
+}
+
+/// How GPTQ checkpoints are put together.
+struct Gptq;
+
+impl Packing for Gptq {
+    fn target(&self) -> &'static dyn Target {
+        &GptqTarget
+    }
+
+    fn with_groups(&self, name: &str, group_len: usize) -> String {
+        let (bits, rest) = name.split_once('-').unwrap_or((name, ""));
+        // A group length in the name gives way to the one asked for.
+        let rest = rest.trim_start_matches(|c: char| c.is_ascii_digit() || c == 'g').trim_start_matches('-');
+        if rest.is_empty() { format!("{bits}-{group_len}g") } else { format!("{bits}-{group_len}g-{rest}") }
+    }
+
+    fn stored(&self, type_name: &'static str, tensor: &SourceTensor) -> Result<Option<Stored>> {
+        let row = row_of(type_name)?;
+        let kind = if row.symmetric { "gptq_int4" } else { "gptq_int4_asym" };
+        let codec = codec::find(&format!("{kind}_g{}", row.group_len));
         hf::encoded_if_it_fits(tensor, codec, "gptq", hf::rounding_of(tensor))
     }
 
-    fn quantization_config(&self, modules: &Modules) -> Value {
-        // "-:" and a regular expression for the start of a name: these modules are not quantized.
-        let dynamic: Map<String, Value> =
+    fn quantization_config(&self, default: &'static str, modules: &Modules) -> Result<Value> {
+        // "-:" and a regular expression for the start of a name: these modules are not quantized. "+:": these
+        // are quantized otherwise.
+        let mut dynamic: Map<String, Value> =
             modules.kept_patterns().into_iter().map(|pattern| (format!("-:{pattern}$"), json!({}))).collect();
-        json!({
+        for (type_name, patterns) in modules.types(default) {
+            let row = row_of(type_name)?;
+            let other = json!({"bits": 4, "group_size": row.group_len, "sym": row.symmetric});
+            dynamic.extend(patterns.into_iter().map(|pattern| (format!("+:{pattern}$"), other.clone())));
+        }
+        let row = row_of(default)?;
+        Ok(json!({
             "bits": 4,
-            "group_size": self.group_len,
-            "sym": self.symmetric,
+            "group_size": row.group_len,
+            "sym": row.symmetric,
             "desc_act": false,
             "lm_head": false,
             "quant_method": "gptq",
@@ -104,7 +144,7 @@ impl Packing for GptqFormat {
             "pack_dtype": "int32",
             "meta": {"quantizer": [concat!("requant:", env!("CARGO_PKG_VERSION"))]},
             "dynamic": dynamic
-        })
+        }))
     }
 
     fn sidecars(&self, quantization_config: &Value) -> Vec<Sidecar> {

@@ -12,24 +12,23 @@
 //! all, and its members share their factor where the codec has one. Source: vLLM
 //! `model_executor/models/deepseek_v2.py` (`packed_modules_mapping`), `layers/fused_moe`.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use requant_formats::Dtype;
 use requant_formats::codec::{self, Codec};
 use requant_formats::layout::{self, Layout, ROW_MAJOR};
 use serde_json::Value;
 
-use super::{Blueprint, OutputTensor, Piece, Rounding, Sidecar, carried};
-use crate::arch::{ArchSpec, Ffn, LayerRole, Role};
+use super::{Blueprint, OutputTensor, Piece, Rounding, Rules, Sidecar, Target, carried};
+use crate::arch::{ArchSpec, LayerRole, Role};
 use crate::checkpoint::{Checkpoint, SourceTensor};
 use crate::error::{Error, Result};
 
+mod choices;
 mod modules;
 mod shards;
 
 pub(super) use modules::Modules;
 
-/// How the weight of a linear layer is stored.
+/// How the weight of a linear layer is encoded.
 #[derive(Clone, Copy)]
 pub(super) struct Scheme {
     pub(super) codec: &'static dyn Codec,
@@ -45,21 +44,30 @@ pub(super) enum Stored {
     Carried { scale_suffix: &'static str },
 }
 
-/// A family of formats of this shape.
+/// A family of formats of this shape. Its types are what rules can give: a format without the family's name.
 pub(super) trait Packing {
-    /// How the weight of a linear layer is stored; `None` when it does not fit.
+    /// The family.
+    fn target(&self) -> &'static dyn Target;
+
+    /// How the weight of a linear layer is stored as one of the family's types; `None` when it does not fit.
     ///
     /// # Errors
-    /// When the source is none that this format can be made of.
-    fn scheme(&self, tensor: &SourceTensor) -> Result<Option<Stored>>;
+    /// When the source is none that this type can be made of.
+    fn stored(&self, type_name: &'static str, tensor: &SourceTensor) -> Result<Option<Stored>>;
+
+    /// The name of the type `name` with groups of `group_len`, for rules that state the two apart.
+    fn with_groups(&self, name: &str, group_len: usize) -> String;
 
     /// Whether prediction layers are quantized too, when they can be.
     fn takes_prediction_layers(&self) -> bool {
         false
     }
 
-    /// `quantization_config` of config.json.
-    fn quantization_config(&self, modules: &Modules) -> Value;
+    /// `quantization_config` of config.json; `default` is the type that no rule gave.
+    ///
+    /// # Errors
+    /// When it cannot say what `modules` are.
+    fn quantization_config(&self, default: &'static str, modules: &Modules) -> Result<Value>;
 
     /// Files beside config.json that say how the model is quantized.
     fn sidecars(&self, quantization_config: &Value) -> Vec<Sidecar> {
@@ -93,54 +101,29 @@ pub(super) fn rounding_of(tensor: &SourceTensor) -> Rounding {
     if tensor.dtype == Dtype::F16 { Rounding::Exact } else { Rounding::Bf16 }
 }
 
-/// Works out the result.
+/// Works out the result; `default` is the type of what no rule is for.
 ///
 /// # Errors
-/// What [`Packing::scheme`] refuses, and matrices that its layout cannot store.
-pub(super) fn blueprint(source: &Checkpoint, packing: &dyn Packing) -> Result<Blueprint> {
-    let spec = source.spec();
-    let mut fitting: BTreeMap<usize, Stored> = BTreeMap::new();
-    let mut sets: BTreeMap<FusedSet, Vec<usize>> = BTreeMap::new();
-    let mut misfits: BTreeSet<FusedSet> = BTreeSet::new();
-    let mut modules = Modules::new(spec);
-    for (id, tensor) in source.tensors().iter().enumerate() {
-        let Some((layer, role)) = linear(tensor.role) else { continue };
-        if layer >= spec.layers && !packing.takes_prediction_layers() {
-            continue;
-        }
-        let set = fused_set(layer, role);
-        sets.entry(set).or_default().push(id);
-        match packing.scheme(tensor)? {
-            Some(stored) => drop(fitting.insert(id, stored)),
-            None => drop(misfits.insert(set)),
-        }
-    }
-    for id in misfits.iter().flat_map(|set| &sets[set]) {
-        fitting.remove(id);
-    }
-    if fitting.is_empty() {
-        let widths: BTreeSet<usize> =
-            sets.values().flatten().map(|&id| source.tensors()[id].matrix().1).collect();
-        return Err(Error::Unsupported {
-            what: format!(
-                "quantizing this model so: its rows of {widths:?} weights do not fit, and nothing would change"
-            ),
-            hint: "choose a smaller group".into(),
-        });
-    }
-
+/// What [`Packing::stored`] refuses, matrices that its layout cannot store, and rules that cannot be followed.
+pub(super) fn blueprint(
+    source: &Checkpoint,
+    packing: &dyn Packing,
+    default: &'static str,
+    rules: &Rules,
+) -> Result<Blueprint> {
+    let choices = choices::Choices::new(source, packing, default, rules)?;
+    let mut modules = Modules::new(source.spec());
     let mut tensors = Vec::new();
     for (id, tensor) in source.tensors().iter().enumerate() {
         let Some(role) = tensor.role else { continue };
         let stem = tensor.name.strip_suffix(".weight").unwrap_or(&tensor.name);
-        match fitting.get(&id) {
-            Some(stored) => {
-                modules.quantized(stem);
+        let first = tensors.len();
+        match choices.of(id) {
+            Some((type_name, stored)) => {
+                modules.quantized(stem, type_name);
                 match *stored {
                     Stored::Encoded(scheme) => {
-                        let set = linear(tensor.role).map(|(layer, role)| fused_set(layer, role));
-                        let shared = set.map(|set| sharing(source, &sets[&set], id)).unwrap_or_default();
-                        tensors.push(encoded(tensor, id, scheme, shared)?);
+                        tensors.push(encoded(tensor, id, scheme, choices.sharing(source, id))?);
                     }
                     Stored::Carried { scale_suffix } => {
                         tensors.extend(carried_over(source, id, &format!("{stem}.{scale_suffix}"))?);
@@ -154,11 +137,12 @@ pub(super) fn blueprint(source: &Checkpoint, packing: &dyn Packing) -> Result<Bl
                 tensors.push(kept(tensor, id)?);
             }
         }
+        tensors[first..].iter_mut().for_each(|output| output.rule = choices.rule(id));
     }
 
     let files = shards::lay_out(&mut tensors)?;
     let mut sidecars = carried::sidecars(source)?;
-    let quantization_config = packing.quantization_config(&modules);
+    let quantization_config = packing.quantization_config(default, &modules)?;
     sidecars.extend(packing.sidecars(&quantization_config));
     sidecars.push(shards::index(&tensors, &files));
     sidecars.push(config(source, quantization_config));
@@ -207,36 +191,8 @@ fn is_module(role: Role) -> bool {
         )
 }
 
-/// Layers that engines fuse: layer, and the first role of the set.
-type FusedSet = (usize, LayerRole);
-
-fn fused_set(layer: usize, role: LayerRole) -> FusedSet {
-    let first = match role {
-        LayerRole::KvA => LayerRole::QA,
-        LayerRole::Dense(Ffn::Up) => LayerRole::Dense(Ffn::Gate),
-        LayerRole::Shared(Ffn::Up) => LayerRole::Shared(Ffn::Gate),
-        LayerRole::Expert(..) => LayerRole::Expert(0, Ffn::Gate),
-        role => role,
-    };
-    (layer, first)
-}
-
-/// Members of a fused set that share their factor with tensor `id`: of routed experts, gate and up
-/// projection of the same expert.
-fn sharing(source: &Checkpoint, set: &[usize], id: usize) -> Vec<usize> {
-    let role = |id: usize| source.tensors()[id].role;
-    match role(id) {
-        Some(Role::Layer(_, LayerRole::Expert(_, Ffn::Down))) => vec![id],
-        Some(Role::Layer(layer, LayerRole::Expert(expert, _))) => [Ffn::Gate, Ffn::Up]
-            .into_iter()
-            .filter_map(|ffn| source.by_role(Role::Layer(layer, LayerRole::Expert(expert, ffn))))
-            .collect(),
-        _ => set.to_vec(),
-    }
-}
-
-fn whole(tensor: &SourceTensor, id: usize) -> Vec<Piece> {
-    vec![Piece { source: id, rows: 0..tensor.matrix().0, transposed: false, unscaled: false }]
+fn whole(tensor: &SourceTensor, id: usize) -> Piece {
+    Piece { source: id, rows: 0..tensor.matrix().0, transposed: false, unscaled: false }
 }
 
 fn encoded(tensor: &SourceTensor, id: usize, scheme: Scheme, shared: Vec<usize>) -> Result<OutputTensor> {
@@ -249,8 +205,9 @@ fn encoded(tensor: &SourceTensor, id: usize, scheme: Scheme, shared: Vec<usize>)
         codec,
         layout,
         rounding,
-        pieces: whole(tensor, id),
+        pieces: vec![whole(tensor, id)],
         scale_sources: if codec.tensor_scale(1.0).is_some() { shared } else { Vec::new() },
+        rule: None,
         placements: Vec::new(),
     };
     output.names = output.stored()?.iter().map(|stored| format!("{stem}{}", stored.suffix)).collect();
@@ -285,8 +242,9 @@ fn plain(
         codec,
         layout: ROW_MAJOR,
         rounding,
-        pieces: whole(tensor, id),
+        pieces: vec![whole(tensor, id)],
         scale_sources: Vec::new(),
+        rule: None,
         placements: Vec::new(),
     })
 }

@@ -16,18 +16,20 @@
 //!   files unchanged: they load to the same tokenizer. `*.py`, generation_config.json and the model card are
 //!   as mlx-lm's.
 //!
-//! A format is one row of [`FORMATS`].
+//! A format is one row of [`FORMATS`]. A module is quantized when it can be and its rows are whole groups;
+//! else it is skipped, unless a rule says otherwise ([`overrides`]).
 
 use requant_formats::codec::{self, Codec};
 use requant_formats::layout::ROW_MAJOR;
 
-use super::{Blueprint, Dropped, Format, Options, OutputTensor, Sidecar, Target, carried};
+use super::{Blueprint, Choices, Dropped, Format, Options, OutputTensor, Sidecar, Target, carried};
 use crate::arch::Role;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 
 mod config;
 mod element;
+mod overrides;
 mod parameters;
 mod shards;
 #[cfg(test)]
@@ -40,6 +42,9 @@ use parameters::Parameter;
 const MODEL_CARD: &str =
     "---\nlanguage: en\nlibrary_name: mlx\npipeline_tag: text-generation\ntags:\n- mlx\n---\n";
 
+/// What the family is called.
+const FAMILY: &str = "MLX";
+
 /// MLX.
 pub(super) struct MlxTarget;
 
@@ -51,6 +56,21 @@ struct Quantization {
     group_len: usize,
 }
 
+impl Quantization {
+    /// The codec with BF16 scales, which is also how `plan` shows the type.
+    fn codec_name(self) -> String {
+        format!("{}{}_g{}", self.mode, self.bits, self.group_len)
+    }
+
+    /// What encodes weights that are `element` otherwise.
+    fn codec(self, element: Element) -> Result<&'static dyn Codec> {
+        find(&format!("{}{}", self.codec_name(), element.affine_suffix()))
+    }
+}
+
+/// The mode with integer codes, a scale and a bias.
+const AFFINE: &str = "affine";
+
 /// One `--to` format.
 struct MlxFormat {
     format: Format,
@@ -61,7 +81,7 @@ struct MlxFormat {
 }
 
 const fn affine(name: &'static str, about: &'static str, bits: usize, group_len: usize) -> MlxFormat {
-    let quantization = Some(Quantization { mode: "affine", bits, group_len });
+    let quantization = Some(Quantization { mode: AFFINE, bits, group_len });
     MlxFormat { format: Format { name, about }, quantization, element: None }
 }
 
@@ -104,19 +124,37 @@ const NAMES: [Format; FORMATS.len()] = {
 };
 
 impl Target for MlxTarget {
+    fn family(&self) -> &'static str {
+        FAMILY
+    }
+
+    fn types(&self) -> Vec<&'static str> {
+        overrides::types()
+    }
+
     fn formats(&self) -> &'static [Format] {
         &NAMES
     }
 
-    fn blueprint(&self, format: &Format, source: &Checkpoint, _: &Options) -> Result<Blueprint> {
+    fn blueprint(&self, format: &Format, source: &Checkpoint, options: &Options) -> Result<Blueprint> {
         let Some(row) = FORMATS.iter().find(|row| row.format == *format) else {
             return Err(Error::Unsupported { what: format.name.into(), hint: "not an MLX format".into() });
         };
         config::check(source.config())?;
         let element = row.element.or_else(|| Element::of_config(source.config()));
-        let mut tensors = parameters::parameters(source)?
+        let parameters = parameters::parameters(source)?;
+        let overrides = overrides::resolve(&options.rules, row, source, element, &parameters)?;
+        let modules = overrides::modules(&parameters, &overrides);
+        let mut tensors = parameters
             .into_iter()
-            .map(|parameter| output_tensor(source, row.quantization, element, parameter))
+            .zip(overrides)
+            .map(|(parameter, found)| {
+                let by_default =
+                    || row.quantization.filter(|q| parameter.row_len().is_multiple_of(q.group_len));
+                let quantization = found.map_or_else(by_default, |found| found.quantization);
+                let rule = found.map(|found| found.rule);
+                Ok(OutputTensor { rule, ..output_tensor(source, quantization, element, parameter)? })
+            })
             .collect::<Result<Vec<_>>>()?;
         let parameter_count = tensors.iter().map(OutputTensor::len_elems).sum();
 
@@ -124,7 +162,7 @@ impl Target for MlxTarget {
         let mut sidecars = carried::sidecars(source)?;
         sidecars.push(Sidecar { name: "README.md".into(), bytes: MODEL_CARD.into() });
         sidecars.push(shards::index(&tensors, &shards, parameter_count));
-        sidecars.push(config::sidecar(source, row.quantization)?);
+        sidecars.push(config::sidecar(source, row.quantization, &modules)?);
         sidecars.sort_by(|a, b| a.name.cmp(&b.name));
         // In the order of first bytes, a file is finished from front to back.
         tensors.sort_by_key(|tensor| {
@@ -132,11 +170,19 @@ impl Target for MlxTarget {
         });
         Ok(Blueprint { is_directory: true, tensors, files: shards, sidecars, dropped: dropped(source) })
     }
+
+    fn choices(&self, format: &Format, source: &Checkpoint, blueprint: &Blueprint) -> Result<Vec<Choices>> {
+        match FORMATS.iter().find(|row| row.format == *format) {
+            Some(MlxFormat { quantization: Some(_), element, .. }) => {
+                let element = element.or_else(|| Element::of_config(source.config()));
+                overrides::choices(source, element, &parameters::parameters(source)?, &blueprint.tensors)
+            }
+            _ => Ok(Vec::new()),
+        }
+    }
 }
 
-/// One parameter of the model, with the codec that mlx-lm's rules give it.
-///
-/// A module is quantized when it can be and its rows are whole groups; else it is skipped.
+/// One parameter of the model, quantized if it can be.
 fn output_tensor(
     source: &Checkpoint,
     quantization: Option<Quantization>,
@@ -145,11 +191,9 @@ fn output_tensor(
 ) -> Result<OutputTensor> {
     let stored = parameter.pieces.iter().map(|piece| &source.tensors()[piece.source]);
     let plan = Plan::new(stored, if parameter.is_cast { element } else { None })?;
-    let row_len = parameter.shape.last().copied().unwrap_or(1);
-    let quantization =
-        quantization.filter(|q| parameter.is_quantizable && row_len.is_multiple_of(q.group_len));
+    let quantization = quantization.filter(|_| parameter.is_quantizable);
     let codec = match quantization {
-        Some(q) => find(&format!("{}{}_g{}{}", q.mode, q.bits, q.group_len, plan.element.affine_suffix()))?,
+        Some(q) => q.codec(plan.element)?,
         None => find(plan.element.codec_name())?,
     };
     let base = parameter.name.strip_suffix("weight");
@@ -167,6 +211,7 @@ fn output_tensor(
         pieces: parameter.pieces,
         scale_sources: Vec::new(),
         placements: Vec::new(),
+        rule: None,
     })
 }
 

@@ -225,6 +225,10 @@ impl Source for Streamed {
         Err(Error::hub(self.place(id), message))
     }
 
+    fn is_at_hand(&self) -> bool {
+        false
+    }
+
     fn supply(&self) -> Option<&dyn Supply> {
         self.spool.is_some().then_some(self)
     }

@@ -12,6 +12,9 @@ use crate::arch::{self, Config, Ffn, LayerRole, Role};
 use crate::error::{Error, Result};
 use crate::source::{LocalDirectory, Source, SourceReader};
 
+/// What follows the layer in the name of an unsplit `kv_b_proj`.
+const UNSPLIT: &str = ".attn_kv_b.weight";
+
 /// A GGUF model.
 pub(super) struct Gguf {
     pub(super) store: PackedStore,
@@ -63,6 +66,14 @@ pub(super) fn open(path: &Path) -> Result<Gguf> {
         Error::checkpoint(&name, format!("its hyper-parameters, spelled as in config.json: {error}"))
     })?;
     let expected = family.expected(&spec);
+    // Files from before May 2025 keep the projection whole.
+    let is_unsplit = stored.iter().any(|tensor| tensor.name.ends_with(UNSPLIT));
+    let home = |role| match role {
+        Role::Layer(layer, LayerRole::KvB) if is_unsplit => {
+            Some(Home::Whole(format!("blk.{layer}{UNSPLIT}")))
+        }
+        _ => home(role),
+    };
     Ok(Gguf { store: PackedStore::new(source, spec, &expected, stored, home)?, metadata, name })
 }
 

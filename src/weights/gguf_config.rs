@@ -5,7 +5,11 @@
 //! published model has the two equal, which makes the factor on sine and cosine 1. Without
 //! `expert_gating_func` the router is a softmax (the GGUF files of DeepSeek-V2 lack the key).
 //!
-//! Source: llama.cpp `src/models/deepseek2.cpp`.
+//! A softmax router with groups judges a group by its best expert, as DeepSeek-V2 does; llama.cpp judges groups
+//! of every model by the sum of their two best, and so computes something else than the model it was made from.
+//! V2 files without group counts, which is most of them, choose from all experts, here and there.
+//!
+//! Source: llama.cpp `src/models/deepseek2.cpp`, `src/llama-graph.cpp` (`build_moe_ffn`).
 
 use requant_formats::container::gguf::{Metadata, Value};
 use serde_json::{Map, json};
@@ -24,7 +28,6 @@ const COUNTS: &[(&str, &str)] = &[
     ("feed_forward_length", "intermediate_size"),
     ("attention.head_count", "num_attention_heads"),
     ("attention.kv_lora_rank", "kv_lora_rank"),
-    ("attention.value_length_mla", "v_head_dim"),
     ("rope.dimension_count", "qk_rope_head_dim"),
     ("expert_count", "n_routed_experts"),
     ("expert_used_count", "num_experts_per_tok"),
@@ -63,18 +66,24 @@ pub(super) fn config(metadata: &Metadata, file: &str, vocab: usize, tied: bool) 
         }
     }
     let key = "attention.key_length_mla";
-    let key_length = keys.count(key)?.ok_or_else(|| keys.missing(key))?;
+    let key_length = keys.head_length("key_length")?.ok_or_else(|| keys.missing(key))?;
+    let value_length = keys.head_length("value_length")?;
+    let value_length = value_length.ok_or_else(|| keys.missing("attention.value_length_mla"))?;
+    config.insert("v_head_dim".into(), value_length.into());
     let rope = keys.count("rope.dimension_count")?.unwrap_or(0);
     let nope = key_length.checked_sub(rope).ok_or_else(|| keys.missing(key))?;
     config.insert("qk_nope_head_dim".into(), nope.into());
 
     let gating = keys.count("expert_gating_func")?.unwrap_or(SOFTMAX);
+    let flag = metadata.get(&keys.full("expert_weights_norm")).and_then(Value::as_bool).unwrap_or(false);
+    // llama.cpp scales weights that it has normalized, as V3 does and V2 does not.
+    let softmax_family = if flag { "deepseek_v3" } else { "deepseek_v2" };
     let (model_type, scoring, method) = match gating {
         SIGMOID => ("deepseek_v3", "sigmoid", "noaux_tc"),
         SOFTMAX if keys.count("expert_group_count")?.unwrap_or(1) > 1 => {
-            ("deepseek_v2", "softmax", "group_limited_greedy")
+            (softmax_family, "softmax", "group_limited_greedy")
         }
-        SOFTMAX => ("deepseek_v2", "softmax", "greedy"),
+        SOFTMAX => (softmax_family, "softmax", "greedy"),
         other => {
             return Err(Error::Unsupported {
                 what: format!("{file}: {ARCHITECTURE}.expert_gating_func {other}"),
@@ -87,7 +96,6 @@ pub(super) fn config(metadata: &Metadata, file: &str, vocab: usize, tied: bool) 
     config.insert("topk_method".into(), method.into());
     config.insert("vocab_size".into(), vocab.into());
     config.insert("tie_word_embeddings".into(), tied.into());
-    let flag = metadata.get(&keys.full("expert_weights_norm")).and_then(Value::as_bool).unwrap_or(false);
     config.insert("norm_topk_prob".into(), flag.into());
     // llama.cpp takes 0 for absent.
     let scale = keys.number("expert_weights_scale")?.filter(|&scale| scale != 0.0).unwrap_or(1.0);
@@ -157,6 +165,12 @@ impl Keys<'_> {
         let Some(value) = self.metadata.get(&self.full(key)) else { return Ok(None) };
         let number = value.as_f64().ok_or_else(|| self.invalid(key, value))?;
         Ok(Some((number as f32).to_string().parse().unwrap_or(number)))
+    }
+
+    /// Width of a head; files from before May 2025 do not tell it from the width of what is cached.
+    fn head_length(&self, key: &str) -> Result<Option<u64>> {
+        let own = self.count(&format!("attention.{key}_mla"))?;
+        if own.is_some() { Ok(own) } else { self.count(&format!("attention.{key}")) }
     }
 
     fn missing(&self, key: &str) -> Error {
@@ -237,6 +251,29 @@ mod tests {
         }
         let spec = spec(&metadata).unwrap();
         assert_eq!((spec.choice, spec.q_lora), (ExpertChoice::Greedy, None));
+    }
+
+    #[test]
+    fn heads_may_be_described_as_they_were_before_the_projection_was_split() {
+        let mut metadata = deepseek_v2();
+        for (new, old, count) in
+            [("key_length_mla", "key_length", 192u32), ("value_length_mla", "value_length", 128)]
+        {
+            metadata.remove(&format!("deepseek2.attention.{new}"));
+            assert!(spec(&metadata).unwrap_err().to_string().contains(new));
+            metadata.set(format!("deepseek2.attention.{old}"), count);
+        }
+        let spec = spec(&metadata).unwrap();
+        assert_eq!((spec.nope_dim, spec.rope_dim, spec.v_dim), (128, 64, 128));
+    }
+
+    #[test]
+    fn normalized_weights_are_scaled_as_llama_cpp_does() {
+        let mut metadata = deepseek_v2();
+        metadata.set("deepseek2.expert_weights_norm", true);
+        let spec = spec(&metadata).unwrap();
+        assert_eq!((spec.scoring, spec.choice), (Scoring::Softmax, ExpertChoice::BestGroups));
+        assert_eq!((spec.normalize_top, spec.routed_scale), (true, 16.0));
     }
 
     #[test]

@@ -16,10 +16,12 @@ use crate::source::Source;
 
 const CONFIG: &str = "config.json";
 const INDEX: &str = "model.safetensors.index.json";
-/// A name that only mlx-lm's model has.
-const MARK: &[u8] = b".self_attn.embed_q.";
+/// Names that only mlx-lm's models have.
+const MARKS: [&str; 2] = [".self_attn.embed_q.", ".mlp.switch_mlp."];
+/// What follows the layer in the name of a `kv_b_proj` that is in one piece.
+const UNSPLIT: &str = ".self_attn.kv_b_proj.weight";
 
-/// Whether a directory holds an MLX model: its config says how it is quantized, or its index has MLX's names.
+/// Whether a directory holds an MLX model: its config says how it is quantized, or its tensors have MLX's names.
 ///
 /// # Errors
 /// When config or index cannot be read.
@@ -29,8 +31,12 @@ pub(super) fn is_mlx(source: &dyn Source) -> Result<bool> {
     if config.is_some_and(|config| config.get("quantization").is_some()) {
         return Ok(true);
     }
-    let index = source.read_small(INDEX)?;
-    Ok(index.is_some_and(|index| index.windows(MARK.len()).any(|window| window == MARK)))
+    let is_mlx = |name: &str| MARKS.iter().any(|mark| name.contains(mark));
+    Ok(match source.read_small(INDEX)? {
+        Some(index) => is_mlx(&String::from_utf8_lossy(&index)),
+        // What is wrong with headers is said by whoever opens the model.
+        None => read_headers(source).is_ok_and(|tensors| tensors.iter().any(|tensor| is_mlx(&tensor.name))),
+    })
 }
 
 /// Opens it.
@@ -61,6 +67,14 @@ pub(super) fn open(source: Box<dyn Source>) -> Result<PackedStore> {
         });
     }
     let expected = family.expected(&spec);
+    // Older versions, and the model of DeepSeek-V2, keep the projection whole.
+    let is_unsplit = stored.iter().any(|tensor| tensor.name.ends_with(UNSPLIT));
+    let home = |role| match role {
+        Role::Layer(layer, LayerRole::KvB) if is_unsplit => {
+            Some(Home::Whole(format!("model.layers.{layer}{UNSPLIT}")))
+        }
+        _ => home(role),
+    };
     PackedStore::new(source, spec, &expected, stored, home)
 }
 

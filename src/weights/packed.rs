@@ -243,13 +243,16 @@ impl WeightStore for PackedStore {
     }
 
     fn weight(&self, role: Role) -> Result<Weight> {
-        let (tensor, rows, cols) = match self.rows_of(role)? {
-            Rows::From { tensor, rows, cols, .. } => (tensor, rows, cols),
+        let (tensor, rows, cols, unit_rows) = match self.rows_of(role)? {
+            Rows::From { tensor, rows, cols, .. } => (tensor, rows, cols, 1),
             Rows::KeyValue { keys, .. } => {
-                (keys, self.spec.heads * (self.spec.nope_dim + self.spec.v_dim), self.spec.kv_lora)
+                // A head's keys are stored transposed: any row takes all of them.
+                let head_rows = self.spec.nope_dim + self.spec.v_dim;
+                (keys, self.spec.heads * head_rows, self.spec.kv_lora, head_rows)
             }
         };
-        Ok(Weight { role, name: self.tensors[tensor].name.clone(), file: self.file_name(tensor), rows, cols })
+        let (name, file) = (self.tensors[tensor].name.clone(), self.file_name(tensor));
+        Ok(Weight { role, name, file, rows, cols, unit_rows })
     }
 
     fn read_rows(&self, weight: &Weight, rows: Range<usize>, tile: &mut [f32]) -> Result<()> {

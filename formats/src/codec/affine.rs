@@ -27,7 +27,8 @@
 //! (`affine_dequantize`), checked against mlx 0.32.4 on x86-64 bit by bit, including groups with
 //! infinities and NaNs.
 
-use super::{Codec, Part};
+use super::grid::{exact_bf16, exact_f16};
+use super::{Codec, Grid, Part};
 use crate::dtype::Dtype;
 
 mod kernel;
@@ -130,6 +131,24 @@ impl<const BITS: usize, const GROUP: usize> Codec for Affine<BITS, GROUP> {
         let &[weight, scales, biases] = src else { panic!("{}: three parts", self.name) };
         self.check(dst.len(), [weight.len(), scales.len(), biases.len()]);
         kernel::decode::<BITS, GROUP>(self.scale, [weight, scales, biases], dst);
+    }
+
+    fn encode_grid(&self, grid: Grid<'_>, dst: &mut [&mut [u8]]) -> bool {
+        let [weight, scales, biases] = dst else { panic!("{}: three parts", self.name) };
+        self.check(grid.codes.len(), [weight.len(), scales.len(), biases.len()]);
+        let is_held = |value: f32| match self.scale {
+            Scale::Bf16 => exact_bf16(value).is_some(),
+            Scale::F16 => exact_f16(value).is_some(),
+            Scale::F32 => true,
+        };
+        let bias = grid.lowest();
+        if BITS < 4 || !is_held(grid.step) || !is_held(bias) {
+            return false;
+        }
+        pack::pack::<BITS>(grid.codes, weight);
+        scalar::store(self.scale, grid.step, scales);
+        scalar::store(self.scale, bias, biases);
+        true
     }
 
     fn encode_scalar(&self, src: &[f32], dst: &mut [&mut [u8]]) {

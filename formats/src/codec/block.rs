@@ -5,7 +5,7 @@
 
 use std::marker::PhantomData;
 
-use super::{Codec, Part};
+use super::{Codec, Grid, Part};
 use crate::dispatch::{self, Kernel};
 use crate::dtype::Dtype;
 
@@ -31,6 +31,10 @@ pub(crate) trait Block: Sync {
     fn encode_block_scalar(src: &[f32], dst: &mut [u8]);
     /// Decodes one block: plain code in the reference's order of operations.
     fn decode_block_scalar(src: &[u8], dst: &mut [f32]);
+    /// See [`Codec::encode_grid`].
+    fn encode_block_grid(_: Grid<'_>, _: &mut [u8]) -> bool {
+        false
+    }
 }
 
 /// Encodes with the plain code, compiled for the widest instruction set of this CPU. For formats
@@ -92,6 +96,11 @@ impl<B: Block> Codec for B {
     fn decode(&self, src: &[&[u8]], dst: &mut [f32]) {
         check_lengths::<B>(dst.len(), src[0].len());
         B::decode_blocks(src[0], dst);
+    }
+
+    fn encode_grid(&self, grid: Grid<'_>, dst: &mut [&mut [u8]]) -> bool {
+        check_lengths::<B>(grid.codes.len(), dst[0].len());
+        B::encode_block_grid(grid, dst[0])
     }
 
     fn encode_scalar(&self, src: &[f32], dst: &mut [&mut [u8]]) {

@@ -16,7 +16,7 @@
 //!
 //! NaNs are passed over in the search for extremes and get the lowest code: sources are checked before.
 
-use super::{Codec, Part};
+use super::{Codec, Grid, Part};
 use crate::dtype::Dtype;
 
 mod awq;
@@ -38,6 +38,8 @@ use number::{Bf16, F16, F32, Number};
 
 /// Weights in a word of codes.
 const WORD: usize = 8;
+/// The code of zero where no zero point is stored.
+const SYMMETRIC_ZERO: u8 = 8;
 
 /// How a format derives scale and zero point from a group's extremes.
 trait Scheme: Sync + 'static {
@@ -115,6 +117,35 @@ impl<S: Scheme> Codec for Int4<S> {
         let [codes, scales, zeros @ ..] = src else { panic!("{}: two or three parts", self.name) };
         let zeros = zeros.first().map_or(&[][..], |zeros| zeros);
         kernel::decode::<S>(self.group_len, codes, scales, zeros, dst);
+    }
+
+    fn grid<'a>(&self, src: &[&[u8]], group: usize, codes: &'a mut [u8]) -> Option<Grid<'a>> {
+        let words = &src[0][group * self.parts[0].bytes_per_group..];
+        for (i, code) in codes.iter_mut().enumerate() {
+            *code = words[i / 2] >> (4 * (i % 2)) & 15;
+        }
+        let step = S::Scale::load(&src[1][group * S::Scale::LEN..]);
+        Some(Grid { codes, zero: src.get(2).map_or(SYMMETRIC_ZERO, |zeros| zeros[group]), step })
+    }
+
+    fn encode_grid(&self, grid: Grid<'_>, dst: &mut [&mut [u8]]) -> bool {
+        self.check(grid.codes.len(), |part| dst[part].len());
+        let zero = if S::HAS_ZERO { grid.zero } else { SYMMETRIC_ZERO };
+        let mut codes = vec![0; grid.codes.len()];
+        let is_held = S::Scale::round(grid.step).to_bits() == grid.step.to_bits();
+        if !is_held || !grid.shifted(zero, 15, &mut codes) {
+            return false;
+        }
+        let [words, scale, zeros @ ..] = dst else { panic!("{}: two or three parts", self.name) };
+        words.fill(0);
+        for (i, code) in codes.into_iter().enumerate() {
+            words[i / 2] |= code << (4 * (i % 2));
+        }
+        S::Scale::store(grid.step, scale);
+        if let Some(zeros) = zeros.first_mut() {
+            zeros[0] = zero;
+        }
+        true
     }
 
     fn encode_scalar(&self, src: &[f32], dst: &mut [&mut [u8]]) {

@@ -12,6 +12,7 @@
 
 use super::block::Block;
 use super::block32::{LEN, signed_extreme};
+use super::grid::{Grid, exact_f16};
 use crate::dispatch::{self, Kernel, LaneKernel, Lanes};
 use crate::rounding::{f16_bits_to_f32, f32_to_f16_bits, truncate};
 
@@ -101,6 +102,16 @@ impl Block for Q4_0 {
             let code = |v: f32| (truncate(v * inverse + 8.5) as i8).min(15) as u8;
             y[2 + i] = code(x[i]) | code(x[LEN / 2 + i]) << 4;
         }
+    }
+
+    fn encode_block_grid(grid: Grid<'_>, y: &mut [u8]) -> bool {
+        let mut codes = [0; LEN];
+        let (Some(d), true) = (exact_f16(grid.step), grid.shifted(8, 15, &mut codes)) else { return false };
+        y[..2].copy_from_slice(&d.to_le_bytes());
+        for i in 0..LEN / 2 {
+            y[2 + i] = codes[i] | codes[LEN / 2 + i] << 4;
+        }
+        true
     }
 
     fn decode_block_scalar(y: &[u8], x: &mut [f32]) {

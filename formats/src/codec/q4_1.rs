@@ -12,6 +12,7 @@
 
 use super::block::Block;
 use super::block32::{LEN, range};
+use super::grid::{Grid, exact_f16};
 use crate::dispatch::{self, Kernel, LaneKernel, Lanes};
 use crate::rounding::{f16_bits_to_f32, f32_to_f16_bits, truncate};
 
@@ -105,6 +106,16 @@ impl Block for Q4_1 {
             let code = |v: f32| (truncate((v - min) * inverse + 0.5) as i8).min(15) as u8;
             y[4 + i] = code(x[i]) | code(x[LEN / 2 + i]) << 4;
         }
+    }
+
+    fn encode_block_grid(grid: Grid<'_>, y: &mut [u8]) -> bool {
+        let (Some(d), Some(m)) = (exact_f16(grid.step), exact_f16(grid.lowest())) else { return false };
+        y[..2].copy_from_slice(&d.to_le_bytes());
+        y[2..4].copy_from_slice(&m.to_le_bytes());
+        for i in 0..LEN / 2 {
+            y[4 + i] = grid.codes[i] | grid.codes[LEN / 2 + i] << 4;
+        }
+        true
     }
 
     fn decode_block_scalar(y: &[u8], x: &mut [f32]) {

@@ -12,6 +12,7 @@
 
 use super::block::Block;
 use super::block32::{LEN, pack_5_bits, signed_extreme, store_5_bits, unpack_5_bits};
+use super::grid::{Grid, exact_f16};
 use crate::dispatch::{self, Kernel, LaneKernel, Lanes};
 use crate::rounding::{f16_bits_to_f32, f32_to_f16_bits, truncate};
 
@@ -92,6 +93,14 @@ impl Block for Q5_0 {
             *code = (truncate(v * inverse + 16.5) as i8).min(31) as u8;
         }
         pack_5_bits(&codes, &mut y[2..]);
+    }
+
+    fn encode_block_grid(grid: Grid<'_>, y: &mut [u8]) -> bool {
+        let mut codes = [0; LEN];
+        let (Some(d), true) = (exact_f16(grid.step), grid.shifted(16, 31, &mut codes)) else { return false };
+        y[..2].copy_from_slice(&d.to_le_bytes());
+        pack_5_bits(&codes, &mut y[2..]);
+        true
     }
 
     fn decode_block_scalar(y: &[u8], x: &mut [f32]) {

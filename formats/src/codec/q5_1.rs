@@ -12,6 +12,7 @@
 
 use super::block::Block;
 use super::block32::{LEN, pack_5_bits, range, store_5_bits, unpack_5_bits};
+use super::grid::{Grid, exact_f16};
 use crate::dispatch::{self, Kernel, LaneKernel, Lanes};
 use crate::rounding::{f16_bits_to_f32, f32_to_f16_bits, truncate};
 
@@ -96,6 +97,16 @@ impl Block for Q5_1 {
             *code = truncate((v - min) * inverse + 0.5) as u8;
         }
         pack_5_bits(&codes, &mut y[4..]);
+    }
+
+    fn encode_block_grid(grid: Grid<'_>, y: &mut [u8]) -> bool {
+        let (Some(d), Some(m)) = (exact_f16(grid.step), exact_f16(grid.lowest())) else { return false };
+        y[..2].copy_from_slice(&d.to_le_bytes());
+        y[2..4].copy_from_slice(&m.to_le_bytes());
+        let mut codes = [0; LEN];
+        codes.copy_from_slice(grid.codes);
+        pack_5_bits(&codes, &mut y[4..]);
+        true
     }
 
     fn decode_block_scalar(y: &[u8], x: &mut [f32]) {

@@ -11,6 +11,7 @@
 
 use super::block::Block;
 use super::block32::{LEN, largest_magnitude};
+use super::grid::{Grid, exact_f16};
 use crate::dispatch::{self, Kernel, LaneKernel, Lanes};
 use crate::rounding::{f16_bits_to_f32, f32_to_f16_bits, truncate};
 
@@ -92,6 +93,15 @@ impl Block for Q8_0 {
         for (code, v) in y[2..].iter_mut().zip(x) {
             *code = truncate((v * inverse).round()) as u8;
         }
+    }
+
+    fn encode_block_grid(grid: Grid<'_>, y: &mut [u8]) -> bool {
+        let Some(d) = exact_f16(grid.step) else { return false };
+        y[..2].copy_from_slice(&d.to_le_bytes());
+        for (byte, code) in y[2..].iter_mut().zip(grid.codes) {
+            *byte = code.wrapping_sub(grid.zero);
+        }
+        true
     }
 
     fn decode_block_scalar(y: &[u8], x: &mut [f32]) {

@@ -16,8 +16,8 @@ impl Layout for RowMajor {
         "row-major"
     }
 
-    fn example_codec(&self) -> &'static str {
-        "affine4_g64"
+    fn example_codecs(&self) -> &'static [&'static str] {
+        &["affine4_g64", "Q4_K"]
     }
 
     fn band_rows(&self) -> usize {

@@ -92,10 +92,14 @@ fn find(module: &Module<'_>) -> Result<(&'static dyn Codec, &'static dyn Layout)
     let groups = shape.get(1).copied().unwrap_or(1);
     let group_len = module.group_len("weight_scale", groups)?;
     let (codec, layout) = match scale {
-        Dtype::F8_E4M3 => (codec::find(&format!("ct_nvfp4_g{group_len}")), "nvfp4-pack-quantized"),
-        Dtype::U8 | Dtype::F8_E8M0 => {
-            (codec::find(&format!("ct_mxfp4_g{group_len}")), "mxfp4-pack-quantized")
-        }
+        Dtype::F8_E4M3 => (
+            codec::find("ct_nvfp4").filter(|codec| codec.group_len_elems() == group_len),
+            "nvfp4-pack-quantized",
+        ),
+        Dtype::U8 | Dtype::F8_E8M0 => (
+            codec::find("ct_mxfp4").filter(|codec| codec.group_len_elems() == group_len),
+            "mxfp4-pack-quantized",
+        ),
         _ => (int4(module, groups, group_len, scale), "pack-quantized"),
     };
     match (codec, layout::find(layout)) {

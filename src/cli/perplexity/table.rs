@@ -12,7 +12,7 @@ const MIN_TOKENS: u64 = 20;
 /// Keys of `against`; agreement is a fraction.
 pub(in crate::cli) fn against_json(against: &Against) -> Value {
     let divergence = &against.divergence;
-    json!({
+    let mut value = json!({
         "perplexity": against.perplexity.perplexity,
         "perplexity_error": against.perplexity.error,
         "mean_kld": divergence.mean.value,
@@ -33,7 +33,15 @@ pub(in crate::cli) fn against_json(against: &Against) -> Value {
         "perplexity_difference": divergence.difference.value,
         "perplexity_difference_error": divergence.difference.error,
         "layers": against.layers,
-    })
+    });
+    if let Some(prediction) = &against.prediction {
+        let mut mtp = prediction_json(&prediction.original);
+        mtp["mean_kld"] = prediction.divergence.mean.value.into();
+        mtp["mean_kld_error"] = prediction.divergence.mean.error.into();
+        mtp["same_top1"] = prediction.divergence.top1_agreement.value.into();
+        value["mtp"] = mtp;
+    }
+    value
 }
 
 /// Keys of `mtp`.
@@ -76,6 +84,17 @@ pub(in crate::cli) fn print_against(against: &Against) {
     line("same likeliest token", divergence.top1_agreement, 100.0, " %");
     line("delta p of the token: mean", divergence.mean_delta_p, 100.0, " %");
     line("root mean square", divergence.rms_delta_p, 100.0, " %");
+    if let Some(prediction) = &against.prediction {
+        let Prediction { perplexity, top1_agreement, .. } = &prediction.original;
+        println!(
+            "prediction layer of the original: perplexity {:.4} +/- {:.4}, likeliest as its main head's {:.2} %",
+            perplexity.perplexity,
+            perplexity.error,
+            100.0 * top1_agreement
+        );
+        line("prediction: KL divergence", prediction.divergence.mean, 1.0, "");
+        line("same likeliest token", prediction.divergence.top1_agreement, 100.0, " %");
+    }
     println!("layer  relative error      cosine  routing  experts with the least agreement");
     for layer in &against.layers {
         let routing =

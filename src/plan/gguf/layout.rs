@@ -10,6 +10,13 @@ use super::names::Planned;
 use crate::error::{Error, Result};
 use crate::plan::{Options, OutputFile, OutputTensor, Placement, Rounding};
 
+/// A tensor of the result with its type, and the rule that gave it, if one did.
+pub(super) struct Typed {
+    pub(super) planned: Planned,
+    pub(super) ggml_type: GgmlType,
+    pub(super) rule: Option<usize>,
+}
+
 /// Builds headers and placements for `tensors`, each with its type, in file order.
 ///
 /// # Errors
@@ -17,14 +24,14 @@ use crate::plan::{Options, OutputFile, OutputTensor, Placement, Rounding};
 /// instance.
 pub(super) fn place(
     metadata: Metadata,
-    tensors: Vec<(Planned, GgmlType)>,
+    tensors: Vec<Typed>,
     options: &Options,
 ) -> Result<(Vec<OutputTensor>, Vec<OutputFile>)> {
     let refuse = |error| Error::format(&options.output_name)(error);
-    let specs = tensors.iter().map(|(planned, ggml_type)| TensorSpec {
-        name: planned.name.clone(),
-        shape: planned.ne(),
-        ggml_type: *ggml_type,
+    let specs = tensors.iter().map(|typed| TensorSpec {
+        name: typed.planned.name.clone(),
+        shape: typed.planned.ne(),
+        ggml_type: typed.ggml_type,
     });
     let parts = match options.split_max_bytes {
         None => vec![split::Part { metadata, tensors: specs.collect() }],
@@ -48,22 +55,24 @@ pub(super) fn place(
         files.push(OutputFile { name, header, len_bytes: gguf.file_len_bytes() });
     }
 
-    let outputs = tensors.into_iter().zip(placements).map(|((planned, ggml_type), placement)| {
-        let codec = ggml_type.codec().ok_or_else(|| Error::Unsupported {
-            what: format!("tensor {}: type {ggml_type}", planned.name),
-            hint: "this version has no encoder for it".into(),
-        })?;
-        Ok(OutputTensor {
-            names: vec![planned.name],
-            shape: planned.shape,
-            type_name: ggml_type.to_string(),
-            codec,
-            layout: ROW_MAJOR,
-            rounding: Rounding::Exact,
-            pieces: planned.pieces,
-            scale_sources: Vec::new(),
-            placements: vec![placement],
-        })
-    });
+    let outputs =
+        tensors.into_iter().zip(placements).map(|(Typed { planned, ggml_type, rule }, placement)| {
+            let codec = ggml_type.codec().ok_or_else(|| Error::Unsupported {
+                what: format!("tensor {}: type {ggml_type}", planned.name),
+                hint: "this version has no encoder for it".into(),
+            })?;
+            Ok(OutputTensor {
+                names: vec![planned.name],
+                shape: planned.shape,
+                type_name: ggml_type.to_string(),
+                codec,
+                layout: ROW_MAJOR,
+                rounding: Rounding::Exact,
+                pieces: planned.pieces,
+                scale_sources: Vec::new(),
+                placements: vec![placement],
+                rule,
+            })
+        });
     Ok((outputs.collect::<Result<_>>()?, files))
 }

@@ -93,20 +93,27 @@ pub(super) struct Model {
     pub(super) is_70b: bool,
 }
 
-/// Types of `tensors` (name and `ne`, in file order) in a file of type `file_type`.
-pub(super) fn types(file_type: &FileType, model: Model, tensors: &[(&str, &[u64])]) -> Vec<GgmlType> {
+/// Types of `tensors` (name and `ne`, in file order) in a file of type `file_type`, some of them
+/// `forced`: their types still have to fit the rows, and they do not count in their category.
+pub(super) fn types(
+    file_type: &FileType,
+    model: Model,
+    tensors: &[(&str, &[u64])],
+    forced: &[Option<GgmlType>],
+) -> Vec<GgmlType> {
     let attention_v = tensors.iter().filter(|(name, _)| category(name) == Category::AttentionV).count();
     let mut seen = Seen::default();
     tensors
         .iter()
-        .map(|(name, ne)| {
+        .zip(forced)
+        .map(|((name, ne), forced)| {
             if !can_be_quantized(name, ne) {
                 return GgmlType::F32;
             }
             if file_type.base.block_len_elems() == 1 {
                 return file_type.base;
             }
-            let wanted = choose(file_type, model, attention_v, &mut seen, name, ne);
+            let wanted = forced.unwrap_or_else(|| choose(file_type, model, attention_v, &mut seen, name, ne));
             fit(wanted, row_len_elems(ne))
         })
         .collect()
@@ -119,7 +126,7 @@ struct Seen {
     ffn_down: usize,
 }
 
-/// Matrices, but not those of [`KEPT`]; everything else keeps the type it has.
+/// Matrices, but no norms and no routers; everything else stays F32.
 pub(super) fn can_be_quantized(name: &str, ne: &[u64]) -> bool {
     let dimensions = ne.iter().rposition(|&extent| extent > 1).map_or(1, |last| last + 1);
     dimensions >= 2
@@ -199,15 +206,26 @@ fn fit(wanted: GgmlType, row_len_elems: u64) -> GgmlType {
     if fits(wanted) {
         return wanted;
     }
-    let stand_in = match wanted {
+    let stand_in = stand_in(wanted);
+    if fits(stand_in) { stand_in } else { GgmlType::F16 }
+}
+
+/// The type with shorter blocks that replaces `wanted` where its blocks do not fit.
+fn stand_in(wanted: GgmlType) -> GgmlType {
+    match wanted {
         GgmlType::Q4_K => GgmlType::Q5_0,
         GgmlType::Q5_K => GgmlType::Q5_1,
         GgmlType::Q6_K => GgmlType::Q8_0,
         GgmlType::Q2_K | GgmlType::Q3_K => GgmlType::Q4_0,
         GgmlType::IQ4_XS => GgmlType::IQ4_NL,
         other => other,
-    };
-    if fits(stand_in) { stand_in } else { GgmlType::F16 }
+    }
+}
+
+/// Whether llama-quantize knows what to do where the blocks of `wanted` do not fit: it fails for types
+/// with blocks of more than 32 that have no stand-in.
+pub(super) fn can_fall_back(wanted: GgmlType) -> bool {
+    wanted.block_len_elems() <= 32 || stand_in(wanted) != wanted
 }
 
 fn row_len_elems(ne: &[u64]) -> u64 {
@@ -232,7 +250,7 @@ mod tests {
 
     fn typed(file: &str, model: Model, tensors: &[(&str, &[u64])]) -> Vec<String> {
         let file = FILE_TYPES.iter().find(|file_type| file_type.format.name == file).unwrap();
-        types(file, model, tensors).iter().map(ToString::to_string).collect()
+        types(file, model, tensors, &vec![None; tensors.len()]).iter().map(ToString::to_string).collect()
     }
 
     const MODEL: Model =

@@ -96,6 +96,7 @@ fn checkpoint(variant: &str, change: impl FnOnce(&mut BTreeMap<String, Vec<u8>>)
 
 fn options() -> Options {
     Options {
+        rules: Default::default(),
         output_name: "model.gguf".into(),
         tokenizer_pre: Some("deepseek-v3".into()),
         ..Options::default()

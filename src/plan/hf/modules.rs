@@ -9,7 +9,8 @@ use crate::arch::ArchSpec;
 /// Names of linear layers, without `.weight`.
 #[derive(Debug, Clone, Default)]
 pub(in crate::plan) struct Modules {
-    quantized: BTreeSet<String>,
+    /// Quantized ones, with their type.
+    quantized: BTreeMap<String, &'static str>,
     kept: BTreeSet<String>,
     prediction_layers: Range<usize>,
 }
@@ -19,8 +20,8 @@ impl Modules {
         Self { prediction_layers: prediction_layers(spec), ..Self::default() }
     }
 
-    pub(super) fn quantized(&mut self, name: &str) {
-        self.quantized.insert(name.to_owned());
+    pub(super) fn quantized(&mut self, name: &str, type_name: &'static str) {
+        self.quantized.insert(name.to_owned(), type_name);
     }
 
     pub(super) fn kept(&mut self, name: &str) {
@@ -33,19 +34,28 @@ impl Modules {
     /// prediction layer that is kept whole is one too.
     pub(in crate::plan) fn kept_patterns(&self) -> Vec<String> {
         let layers = self.kept_layers();
-        let taken: BTreeSet<String> = self.quantized.iter().map(|name| any_number(name)).collect();
-        let mut patterns = BTreeMap::new();
-        for layer in &layers {
-            patterns.insert(format!(r"model\.layers\.{layer}\..*"), ());
+        let is_alone = |name: &str| !layers.iter().any(|layer| name.starts_with(&in_layer(*layer)));
+        let mut patterns: BTreeSet<String> =
+            layers.iter().map(|layer| format!(r"model\.layers\.{layer}\..*")).collect();
+        let kept = self.kept.iter().map(String::as_str).filter(|name| is_alone(name));
+        patterns.extend(general(kept, self.quantized.keys().map(String::as_str)));
+        patterns.into_iter().collect()
+    }
+
+    /// Types in use, `default` first, each but the default with regular expressions for its modules' names.
+    pub(in crate::plan) fn types(&self, default: &'static str) -> Vec<(&'static str, Vec<String>)> {
+        let others: BTreeSet<&'static str> =
+            self.quantized.values().copied().filter(|&name| name != default).collect();
+        let mut types = vec![(default, Vec::new())];
+        for of_type in others {
+            let (own, rest): (Vec<_>, Vec<_>) =
+                self.quantized.iter().partition(|(_, name)| **name == of_type);
+            let rest =
+                rest.into_iter().map(|(name, _)| name.as_str()).chain(self.kept.iter().map(String::as_str));
+            let patterns = general(own.into_iter().map(|(name, _)| name.as_str()), rest);
+            types.push((of_type, patterns.into_iter().collect()));
         }
-        for name in
-            self.kept.iter().filter(|name| !layers.iter().any(|layer| name.starts_with(&in_layer(*layer))))
-        {
-            let general = any_number(name);
-            let pattern = if taken.contains(&general) { escaped(name) } else { general };
-            patterns.insert(pattern, ());
-        }
-        patterns.into_keys().collect()
+        types
     }
 
     /// Texts that are part of the name of every kept module and of no quantized one, for engines that look
@@ -54,7 +64,7 @@ impl Modules {
         let layers = self.kept_layers();
         let mut texts: Vec<String> = layers.iter().map(|layer| in_layer(*layer)).collect();
         let others = self.kept.iter().filter(|name| !texts.iter().any(|text| name.starts_with(text)));
-        let clear = others.filter(|name| !self.quantized.iter().any(|taken| taken.contains(name.as_str())));
+        let clear = others.filter(|name| !self.quantized.keys().any(|taken| taken.contains(name.as_str())));
         let clear: Vec<String> = clear.cloned().collect();
         texts.extend(clear);
         texts.sort();
@@ -66,7 +76,7 @@ impl Modules {
         let is_kept = |layer: &usize| {
             let prefix = in_layer(*layer);
             self.kept.iter().any(|name| name.starts_with(&prefix))
-                && !self.quantized.iter().any(|name| name.starts_with(&prefix))
+                && !self.quantized.keys().any(|name| name.starts_with(&prefix))
         };
         self.prediction_layers.clone().filter(is_kept).collect()
     }
@@ -74,6 +84,20 @@ impl Modules {
 
 fn in_layer(layer: usize) -> String {
     format!("model.layers.{layer}.")
+}
+
+/// Regular expressions for whole names that match all of `names` and none of `others`: names that differ in their
+/// numbers only are one expression where none of `others` is like them.
+fn general<'a>(
+    names: impl Iterator<Item = &'a str>,
+    others: impl Iterator<Item = &'a str>,
+) -> BTreeSet<String> {
+    let taken: BTreeSet<String> = others.map(any_number).collect();
+    let pattern = |name: &str| {
+        let general = any_number(name);
+        if taken.contains(&general) { escaped(name) } else { general }
+    };
+    names.map(pattern).collect()
 }
 
 /// A regular expression for the name.
@@ -100,7 +124,7 @@ mod tests {
             "model.layers.1.self_attn.o_proj",
             "model.layers.1.mlp.gate_proj",
         ] {
-            modules.quantized(name);
+            modules.quantized(name, "4bit");
         }
         for name in [
             "lm_head",

@@ -39,17 +39,27 @@ pub(super) fn check(config: &Value) -> Result<()> {
     }
 }
 
-/// config.json.
+/// config.json, with an entry for each module of `modules`.
 ///
 /// # Errors
 /// When generation_config.json cannot be read.
-pub(super) fn sidecar(source: &Checkpoint, quantization: Option<Quantization>) -> Result<Sidecar> {
+pub(super) fn sidecar(
+    source: &Checkpoint,
+    quantization: Option<Quantization>,
+    modules: &[(String, Quantization)],
+) -> Result<Sidecar> {
     let generation = source.source().read_small(GENERATION)?;
-    let config = merged(source.config(), generation.as_deref(), quantization);
+    let config = merged(source.config(), generation.as_deref(), quantization, modules);
     Ok(Sidecar { name: NAME.into(), bytes: python_json::dump(&config).into_bytes() })
 }
 
-pub(super) fn merged(config: &Value, generation: Option<&[u8]>, quantization: Option<Quantization>) -> Value {
+/// `modules` are those whose quantization was decided one by one, in the order of the model.
+pub(super) fn merged(
+    config: &Value,
+    generation: Option<&[u8]>,
+    quantization: Option<Quantization>,
+    modules: &[(String, Quantization)],
+) -> Value {
     let mut entries = config.as_object().cloned().unwrap_or_default();
     // A file that is not JSON counts as absent, as for mlx-lm.
     let generation: Option<Value> = generation.and_then(|bytes| serde_json::from_slice(bytes).ok());
@@ -61,18 +71,25 @@ pub(super) fn merged(config: &Value, generation: Option<&[u8]>, quantization: Op
     for key in REMOVED {
         entries.remove(key);
     }
-    if let Some(Quantization { mode, bits, group_len }) = quantization {
-        let section = Map::from_iter([
-            ("group_size".to_owned(), Value::from(group_len)),
-            ("bits".to_owned(), Value::from(bits)),
-            ("mode".to_owned(), Value::from(mode)),
-        ]);
+    if let Some(quantization) = quantization {
+        let mut section = section(quantization);
+        for (module, quantization) in modules {
+            section.insert(module.clone(), Value::from(self::section(*quantization)));
+        }
         entries.insert("quantization".into(), Value::from(section.clone()));
         entries.insert("quantization_config".into(), Value::from(section));
     }
     let mut sorted: Vec<(String, Value)> = entries.into_iter().collect();
     sorted.sort_by(|a, b| a.0.cmp(&b.0));
     Value::from(Map::from_iter(sorted))
+}
+
+fn section(Quantization { mode, bits, group_len }: Quantization) -> Map<String, Value> {
+    Map::from_iter([
+        ("group_size".to_owned(), Value::from(group_len)),
+        ("bits".to_owned(), Value::from(bits)),
+        ("mode".to_owned(), Value::from(mode)),
+    ])
 }
 
 /// Whether Python takes a value for true.

@@ -35,6 +35,18 @@ impl Element {
         }
     }
 
+    /// All of them.
+    pub(super) const ALL: [Self; 3] = [Self::Bf16, Self::F16, Self::F32];
+
+    /// What rules call it.
+    pub(super) fn rule_name(self) -> &'static str {
+        match self {
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+            Self::F32 => "f32",
+        }
+    }
+
     /// The codec of unquantized weights.
     pub(super) fn codec_name(self) -> &'static str {
         match self {

@@ -28,6 +28,18 @@ pub(super) struct Parameter {
     pub(super) is_cast: bool,
 }
 
+impl Parameter {
+    /// Length of a row: the innermost dimension.
+    pub(super) fn row_len(&self) -> usize {
+        self.shape.last().copied().unwrap_or(1)
+    }
+
+    /// Path of its module, under which config.json has what is particular to it.
+    pub(super) fn module(&self) -> &str {
+        self.name.rsplit_once('.').map_or(&*self.name, |(module, _)| module)
+    }
+}
+
 /// All of them.
 ///
 /// # Errors

@@ -22,8 +22,8 @@ use super::{Parameters, Scheme};
 /// The only variant: groups with zero points.
 pub(super) struct Awq;
 
-/// 1e-5 as an F16 number: the least range of a group.
-const LEAST_RANGE: f32 = 1.001_358_032_226_562_5e-5;
+/// 1e-5 as an F16 number, 168 * 2^-24: the least range of a group.
+const LEAST_RANGE: f32 = 168.0 / 16_777_216.0;
 
 impl Scheme for Awq {
     type Scale = F16;

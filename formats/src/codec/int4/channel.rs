@@ -59,9 +59,9 @@ pub fn int4_channel(cols: usize, symmetric: bool, scale: ChannelScale) -> &'stat
 }
 
 fn make<S: Scheme>(cols: usize, symmetric: bool, scale: ChannelScale, dtype: Dtype) -> &'static dyn Codec {
-    let (prefix, .., suffix) =
-        NAMES.iter().find(|row| (row.1, row.2) == (symmetric, scale)).expect("a name for each variant");
-    let name = Box::leak(format!("{prefix}{cols}{suffix}").into_boxed_str());
+    let mut rows = NAMES.iter().filter(|row| (row.1, row.2) == (symmetric, scale));
+    let name = rows.next().map(|(prefix, .., suffix)| format!("{prefix}{cols}{suffix}")).unwrap_or_default();
+    let name = Box::leak(name.into_boxed_str());
     let parts = if symmetric {
         &Box::leak(Box::new(two_parts(CT, cols, dtype)))[..]
     } else {

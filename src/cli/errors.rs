@@ -1,0 +1,41 @@
+//! The table of `--error-report`.
+
+use crate::pipeline::{ErrorReport, TensorError};
+
+/// Rows that are printed; the manifest has all.
+const SHOWN: usize = 40;
+
+/// Prints the worst tensors, and how it is on the whole.
+pub(super) fn print(report: &ErrorReport) {
+    let is_off = |tensor: &&TensorError| tensor.relative_error != Some(0.0);
+    let off = report.tensors.iter().filter(is_off).count();
+    println!("{:>14} {:>12} {:>14}  {:<14} tensor", "relative error", "cosine", "parameters", "type");
+    for tensor in report.tensors.iter().filter(is_off).take(SHOWN) {
+        println!(
+            "{:>14} {:>12} {:>14}  {:<14} {}",
+            percent(tensor.relative_error),
+            cosine(tensor.cosine),
+            tensor.parameters,
+            tensor.type_name,
+            tensor.name
+        );
+    }
+    if off > SHOWN {
+        println!("and {} more in the manifest", off - SHOWN);
+    }
+    println!(
+        "{} of {} tensors as they were; all together: relative error {}, cosine {}",
+        report.tensors.len() - off,
+        report.tensors.len(),
+        percent(report.relative_error),
+        cosine(report.cosine)
+    );
+}
+
+fn percent(error: Option<f64>) -> String {
+    error.map_or("not a number".into(), |error| format!("{:.4} %", 100.0 * error))
+}
+
+fn cosine(cosine: Option<f64>) -> String {
+    cosine.map_or("not a number".into(), |cosine| format!("{cosine:.8}"))
+}
