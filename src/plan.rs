@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use requant_formats::layout::{Layout, Matrix, Runs, StoredTensor};
+use requant_formats::layout::{Layout, Matrix, ROW_MAJOR, Runs, StoredTensor};
 use requant_formats::{Codec, codec};
 
 use crate::arch::{ExpertChoice, Scoring};
@@ -231,6 +231,8 @@ pub struct Options {
     pub split_max_bytes: Option<u64>,
     /// Tensors that get another type than the format gives them.
     pub rules: Rules,
+    /// Whether tensors of a GGUF source that are quantized already may be quantized to other types.
+    pub allow_requantize: bool,
 }
 
 /// A family of output formats: GGUF, MLX, GPTQ.
@@ -249,6 +251,19 @@ pub trait Target: Sync {
     /// # Errors
     /// Everything that makes the conversion impossible, before any tensor is read.
     fn blueprint(&self, format: &Format, source: &Checkpoint, options: &Options) -> Result<Blueprint>;
+
+    /// Works out the result for a GGUF source.
+    ///
+    /// # Errors
+    /// As [`Target::blueprint`]; unless a family says otherwise, that nothing is made of GGUF files.
+    fn requantize(&self, format: &Format, source: &GgufModel, options: &Options) -> Result<Blueprint> {
+        let _ = options;
+        Err(Error::Unsupported {
+            what: format!("{}: making {} of a GGUF file", source.path().display(), format.name),
+            hint: "a GGUF file becomes another GGUF type only; convert the checkpoint it was made from"
+                .into(),
+        })
+    }
 
     /// Tensors of a blueprint of this format whose type a [`Budget`] may choose, and from what; none for a family
     /// that has nothing to choose.
@@ -288,6 +303,17 @@ pub fn blueprint(source: &Checkpoint, format: &str, options: &Options) -> Result
     Ok(blueprint)
 }
 
+/// Works out the result of converting a GGUF file to `format`.
+///
+/// # Errors
+/// [`Error::Unsupported`] with the known names when `format` is not one of them; else as
+/// [`Target::requantize`].
+pub fn requantize(source: &GgufModel, format: &str, options: &Options) -> Result<Blueprint> {
+    let (target, format) = target_of(format)?;
+    options.rules.check_format(format.name)?;
+    target.requantize(format, source, options)
+}
+
 /// The family of a value of `--to`, and what it knows it as.
 fn target_of(format: &str) -> Result<(&'static dyn Target, &'static Format)> {
     for target in TARGETS {
@@ -300,7 +326,7 @@ fn target_of(format: &str) -> Result<(&'static dyn Target, &'static Format)> {
     let names: Vec<&str> =
         TARGETS.iter().flat_map(|target| target.formats()).map(|format| format.name).collect();
     Err(Error::Unsupported {
-        what: format!("format {name:?}"),
+        what: format!("format {format:?}"),
         hint: format!("known: {}", names.join(", ")),
     })
 }

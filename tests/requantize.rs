@@ -251,6 +251,33 @@ fn split_sets_go_in_and_out() {
     assert_eq!(digests(&parts), digests(&whole));
 }
 
+#[test]
+fn rules_choose_types_and_leave_what_they_ignore() {
+    let directory = tempfile::tempdir().unwrap();
+    let source = small(&directory.path().join("s.gguf"), |_, tensors| {
+        tensors[2].ggml_type = gguf::GgmlType::BF16;
+    });
+    let recipe =
+        "[[rule]]\ntarget = 'token_embd'\nignore = true\n[[rule]]\ntarget = 'ffn_up'\ntype = 'q6_k'\n";
+    let rules = plan::Rules::from_toml(Path::new("r.toml"), recipe).unwrap();
+    // What a rule gives the type that it has is not quantized a second time.
+    let keep = plan::Rule::from_argument("ffn_down=q8_0").unwrap();
+    let rules = plan::Rules::new(vec![keep]).then(rules);
+    let options = Options { rules, allow_requantize: false, ..allowed() };
+    let blueprint = blueprint(&source, "q4_0", &options).unwrap();
+    let found: Vec<(&str, &str, Option<usize>)> = blueprint
+        .tensors
+        .iter()
+        .map(|tensor| (tensor.names[0].as_str(), tensor.type_name.as_str(), tensor.rule))
+        .collect();
+    let expected = [
+        ("token_embd.weight", "F16", Some(1)),
+        ("blk.0.ffn_down.weight", "Q8_0", Some(0)),
+        ("blk.0.ffn_up.weight", "Q6_K", Some(2)),
+    ];
+    assert_eq!(found, expected);
+}
+
 /// Sets a flag once `after` bytes are done, as Ctrl-C does.
 struct StopAfter<'a> {
     after: u64,
@@ -279,8 +306,7 @@ fn a_stopped_run_goes_on() {
         let stop = AtomicBool::new(false);
         let progress = StopAfter { after, done: 0.into(), stop: &stop };
         let settings = settings("q6_k", 2);
-        let stopped =
-            pipeline::convert(model.catalogue(), &blueprint, &output, &settings, &progress, &stop);
+        let stopped = pipeline::convert(model.catalogue(), &blueprint, &output, &settings, &progress, &stop);
         assert!(matches!(stopped, Err(Error::Interrupted)), "{:?}", stopped.err());
     }
     assert!(names(directory.path()).contains(&"m.gguf.journal".to_owned()));

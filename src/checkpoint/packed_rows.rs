@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use requant_formats::codec::Grid;
 
-use super::{Checkpoint, Packed};
+use super::{Catalogue, Packed};
 use crate::error::{Error, Result};
 
 /// Weights unpacked at once, at least: a tile is smaller, and layouts that store rows in short pieces
@@ -61,7 +61,7 @@ impl PackedRows {
     /// Group `group` of row `row` of weight `id`, if rows with it were just read and groups are multiples of a step.
     pub(super) fn grid<'a>(
         &self,
-        checkpoint: &Checkpoint,
+        catalogue: &Catalogue,
         id: usize,
         packed: &Packed,
         row: usize,
@@ -72,7 +72,7 @@ impl PackedRows {
         if *held != id || !band.contains(&row) {
             return None;
         }
-        let groups = packed.matrix(&checkpoint.tensors()[id].shape, self.tensor_scale).groups_per_row();
+        let groups = packed.matrix(&catalogue.tensors()[id].shape, self.tensor_scale).groups_per_row();
         let parts: Vec<&[u8]> = self.parts.iter().map(Vec::as_slice).collect();
         packed.codec.grid(&parts, (row - band.start) * groups + group, codes)
     }
@@ -123,8 +123,8 @@ impl PackedRows {
 }
 
 /// Rows that are unpacked together when the first of them is wanted.
-pub(super) fn unit_rows(checkpoint: &Checkpoint, id: usize, packed: &Packed) -> usize {
-    band(checkpoint, id, packed, &(0..1)).len()
+pub(super) fn unit_rows(catalogue: &Catalogue, id: usize, packed: &Packed) -> usize {
+    band(catalogue, id, packed, &(0..1)).len()
 }
 
 /// The rows to unpack when `rows` are wanted: whole bands of the layout, and enough of them where the

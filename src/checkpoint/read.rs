@@ -60,24 +60,51 @@ impl TileReader {
         Ok(self.bytes.len() as u64)
     }
 
+    /// As [`TileReader::read`], for a tensor of one part of `codec`, row after row
+    /// ([`SourceTensor::row_major`]); its stored bytes are appended to `stored`.
+    ///
+    /// # Errors
+    /// As [`TileReader::read`].
+    pub fn read_stored(
+        &mut self,
+        catalogue: &Catalogue,
+        id: usize,
+        codec: &dyn Codec,
+        rows: Range<usize>,
+        tile: &mut Vec<f32>,
+        stored: &mut Vec<u8>,
+    ) -> Result<u64> {
+        let tensor = &catalogue.tensors()[id];
+        let (_, cols) = tensor.matrix();
+        let row_bytes = codec::part_len_bytes(codec, 0, cols as u64) as usize;
+        let start = stored.len();
+        stored.resize(start + rows.len() * row_bytes, 0);
+        let offset = tensor.offset_bytes + (rows.start * row_bytes) as u64;
+        catalogue.source().read_at(tensor.file, offset, &mut stored[start..])?;
+        tile.resize(rows.len() * cols, 0.0);
+        codec.decode(&[&stored[start..]], tile);
+        check_finite(&tensor.name, &catalogue.source().files()[tensor.file].name, rows.start, cols, tile)?;
+        Ok((stored.len() - start) as u64)
+    }
+
     /// One group of a packed weight as multiples of a step, if its row was just read and its codec has such
     /// groups; `codes` has the length of a group.
     pub fn grid<'a>(
         &self,
-        checkpoint: &Checkpoint,
+        catalogue: &Catalogue,
         id: usize,
         row: usize,
         group: usize,
         codes: &'a mut [u8],
     ) -> Option<Grid<'a>> {
-        match &checkpoint.tensors()[id].encoding {
-            Encoding::Packed(packed) => self.packed.grid(checkpoint, id, packed, row, group, codes),
+        match &catalogue.tensors()[id].encoding {
+            Encoding::Packed(packed) => self.packed.grid(catalogue, id, packed, row, group, codes),
             Encoding::Plain | Encoding::Scaled(_) => None,
         }
     }
 
-    fn read_bytes(&mut self, checkpoint: &Checkpoint, id: usize, rows: &Range<usize>) -> Result<()> {
-        let tensor = &checkpoint.tensors()[id];
+    fn read_bytes(&mut self, catalogue: &Catalogue, id: usize, rows: &Range<usize>) -> Result<()> {
+        let tensor = &catalogue.tensors()[id];
         let row_bytes = tensor.matrix().1 * tensor.dtype.size_bytes();
         self.bytes.resize(rows.len() * row_bytes, 0);
         let offset = tensor.offset_bytes + (rows.start * row_bytes) as u64;

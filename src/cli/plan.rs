@@ -8,8 +8,9 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use super::model::{self, Streaming};
 use super::size::{self, human};
+use super::source::{self, Source};
 use super::{MODEL_HELP, Subcommand, report, rules};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Catalogue, Checkpoint, GgufModel};
 use crate::error::{Error, Result};
 use crate::pipeline;
 use crate::plan::budget::{Fitted, Watch};
@@ -48,22 +49,28 @@ impl Request {
             tokenizer_pre: matches.get_one::<String>("tokenizer-pre").cloned(),
             split_max_bytes: matches.get_one::<u64>("split-max-size").copied(),
             rules: rules::from_matches(matches)?,
+            allow_requantize: matches.get_flag("allow-requantize"),
         };
         // A revision that an unfinished run has pinned stays pinned.
         let unfinished = output.filter(|_| !restart(matches)).and_then(pipeline::unfinished);
         let pinned = unfinished.and_then(|request| request.pinned);
-        let model = model::open(matches, output.map(|output| (output, pinned.as_ref())), stop)?;
-        let source = Checkpoint::open(model.source)?;
+        let path = super::path(matches, "MODEL");
+        let (source, streaming, remote_files) = if source::is_gguf(path) {
+            (Source::Gguf(GgufModel::open(path)?), None, Vec::new())
+        } else {
+            let model = model::open(matches, output.map(|output| (output, pinned.as_ref())), stop)?;
+            let checkpoint = Checkpoint::open(model.source)?;
+            (Source::Checkpoint(Box::new(checkpoint)), model.streaming, model.remote_files)
+        };
         let (rules, blueprint, mean_error) = match rules::budget(matches) {
             Some(budget) => {
-                let fitted = fitted(matches, &source, &format, &options, budget, stop)?;
+                let fitted = fitted(matches, source.checkpoint()?, &format, &options, budget, stop)?;
                 (fitted.rules, fitted.blueprint, Some(fitted.mean_error))
             }
-            None => (options.rules.clone(), plan::blueprint(&source, &format, &options)?, None),
+            None => (options.rules.clone(), source.blueprint(&format, &options)?, None),
         };
-        let threads =
-            fit(&source, &blueprint, super::threads(matches), matches.get_one::<u64>("memory").copied())?;
-        let (streaming, remote_files) = (model.streaming, model.remote_files);
+        let memory = matches.get_one::<u64>("memory").copied();
+        let threads = fit(source.catalogue(), &blueprint, super::threads(matches), memory)?;
         let request = Self { source, format, blueprint, rules, mean_error, threads, streaming, remote_files };
         rules::save(matches, request.recipe().as_deref())?;
         model::spool_limit(matches, request.largest_shard_bytes())?;

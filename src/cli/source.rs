@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::checkpoint::{Catalogue, Checkpoint, GgufModel};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::plan::{self, Blueprint, Options};
 
 /// A source whose headers have been read.
@@ -20,6 +20,20 @@ impl Source {
         match self {
             Self::Checkpoint(checkpoint) => checkpoint,
             Self::Gguf(model) => model.catalogue(),
+        }
+    }
+
+    /// The checkpoint that a budget's types are tried on.
+    pub(super) fn checkpoint(&self) -> Result<&Checkpoint> {
+        match self {
+            Self::Checkpoint(checkpoint) => Ok(checkpoint),
+            Self::Gguf(model) => Err(Error::Unsupported {
+                what: format!(
+                    "{}: a budget (--target-size, --target-bpw) for a GGUF file",
+                    model.path().display()
+                ),
+                hint: "choose types with --tensor-type, or fit the checkpoint it was made from".into(),
+            }),
         }
     }
 

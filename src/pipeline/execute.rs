@@ -276,8 +276,14 @@ impl Run<'_> {
             }
             let end = job.source_rows.end.min(start + tile_rows);
             let tile = Tile { source: self.source, piece, rows: start..end };
-            let bytes = worker.read(&tile)?;
-            worker.encode(&mut slab, &tile, self.sums.is_some().then_some(&mut sums));
+            let of_errors = self.sums.is_some().then_some(&mut sums);
+            let bytes = if copies {
+                worker.copy(&mut slab, &tile, of_errors)?
+            } else {
+                let bytes = worker.read(&tile)?;
+                worker.encode(&mut slab, &tile, of_errors);
+                bytes
+            };
             if slab.is_full() || end == job.source_rows.end {
                 slab.write(self.files, &shared.dirty, &mut worker.parts)?;
             }

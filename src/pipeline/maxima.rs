@@ -5,7 +5,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use crate::checkpoint::{Checkpoint, TileReader};
+use crate::checkpoint::{Catalogue, TileReader};
 use crate::error::Result;
 use crate::plan::OutputTensor;
 

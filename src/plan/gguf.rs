@@ -12,7 +12,7 @@ use requant_formats::container::gguf::{GgmlType, Metadata};
 use serde_json::Value;
 
 use super::{Blueprint, Choices, Format, Options, Target};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, GgufModel};
 use crate::error::{Error, Result};
 use crate::tokenizer::{SPECIAL_TOKENS_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, Tokenizer};
 
@@ -28,6 +28,7 @@ mod model_id;
 mod names;
 mod origins;
 mod overrides;
+mod requantize;
 mod size_label;
 mod special;
 mod template_processing;
@@ -35,6 +36,8 @@ mod vocabulary;
 
 use layout::Typed;
 
+/// The vocabulary of models whose tokenizer is code: Kimi-K2.
+const TIKTOKEN_FILE: &str = "tiktoken.model";
 /// Version of the block formats (`GGML_QNT_VERSION`).
 const QUANTIZATION_VERSION: u32 = 2;
 
@@ -86,6 +89,10 @@ impl Target for GgufTarget {
         let (tensors, files) = layout::place(metadata, typed, options)?;
         let dropped = names::dropped(source);
         Ok(Blueprint { is_directory: false, tensors, files, sidecars: Vec::new(), dropped })
+    }
+
+    fn requantize(&self, format: &Format, source: &GgufModel, options: &Options) -> Result<Blueprint> {
+        requantize::blueprint(file_type::find(format)?, source, options)
     }
 
     fn choices(&self, format: &Format, _: &Checkpoint, blueprint: &Blueprint) -> Result<Vec<Choices>> {

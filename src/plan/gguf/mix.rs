@@ -126,12 +126,10 @@ struct Seen {
     ffn_down: usize,
 }
 
-/// Matrices, but no norms and no routers; everything else stays F32.
+/// Matrices, but not those of [`KEPT`]; everything else keeps the type it has.
 pub(super) fn can_be_quantized(name: &str, ne: &[u64]) -> bool {
     let dimensions = ne.iter().rposition(|&extent| extent > 1).map_or(1, |last| last + 1);
-    dimensions >= 2
-        && name.ends_with("weight")
-        && !KEPT.iter().any(|part| name.contains(part))
+    dimensions >= 2 && name.ends_with("weight") && !KEPT.iter().any(|part| name.contains(part))
 }
 
 fn category(name: &str) -> Category {

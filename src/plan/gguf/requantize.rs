@@ -5,6 +5,7 @@
 //! - Tensors are sorted by layer and name. One that has the chosen type already is copied, and so is one that
 //!   is never quantized (norms, routers, vectors), whatever its type.
 //! - Any other tensor that is quantized already, Q8_0 included, needs [`Options::allow_requantize`].
+//! - Rules mean what `llama-quantize --tensor-type` means.
 //! - The choice of types depends on the architecture; [`ARCHITECTURES`] has those for which it was compared
 //!   with llama-quantize's.
 //!
@@ -15,11 +16,12 @@ use requant_formats::container::gguf::{
 };
 
 use super::file_type::FileType;
+use super::layout::Typed;
 use super::names::Planned;
-use super::{QUANTIZATION_VERSION, layout, mix};
+use super::{QUANTIZATION_VERSION, layout, mix, overrides};
 use crate::checkpoint::GgufModel;
 use crate::error::{Error, Result};
-use crate::plan::{Blueprint, Options, Piece};
+use crate::plan::{Blueprint, Choice, Options, Piece};
 
 /// Layers that make llama.cpp take a model of this architecture for one of 70 billion parameters.
 const LAYERS_OF_70B: usize = 80;
@@ -70,7 +72,8 @@ struct Shape {
 pub(super) fn blueprint(file_type: &FileType, source: &GgufModel, options: &Options) -> Result<Blueprint> {
     let path = source.path().display();
     if let Some(pre) = &options.tokenizer_pre {
-        let message = format!("--tokenizer-pre {pre}: {path} has a vocabulary, which is carried over as it is");
+        let message =
+            format!("--tokenizer-pre {pre}: {path} has a vocabulary, which is carried over as it is");
         return Err(Error::Request(message));
     }
     let keys = Keys { metadata: source.metadata(), place: path.to_string() };
@@ -97,49 +100,74 @@ pub(super) fn blueprint(file_type: &FileType, source: &GgufModel, options: &Opti
         })
         .collect();
     let stored: Vec<GgmlType> = order.iter().map(|&id| source.types()[id]).collect();
-    let types = types(file_type, architecture, &shape, &planned, &stored, &keys.place)?;
+    let mut rules = overrides::resolve(&options.rules, file_type, source.catalogue(), &planned)?;
+    for (found, stored) in rules.iter_mut().zip(&stored) {
+        // What a recipe ignores stays as it is.
+        if let Some((number, ggml_type)) = found
+            && options.rules.get(*number).is_some_and(|rule| rule.choice == Choice::Ignore)
+        {
+            *ggml_type = *stored;
+        }
+    }
+    let forced: Vec<Option<GgmlType>> = rules.iter().map(|found| found.map(|found| found.1)).collect();
+    let mix = Mix { file_type, architecture, shape: &shape, forced: &forced };
+    let types = mix.types(&planned, &stored, &keys.place)?;
     if !options.allow_requantize {
         check_not_again(file_type, &planned, &stored, &types, &keys.place)?;
     }
     let metadata = metadata(source.metadata(), file_type)?;
-    let typed = planned.into_iter().zip(types).collect();
+    let typed = planned.into_iter().zip(types).zip(rules).map(|((planned, ggml_type), found)| Typed {
+        planned,
+        ggml_type,
+        rule: found.map(|found| found.0),
+    });
+    let typed = typed.collect();
     let (tensors, files) = layout::place(metadata, typed, options)?;
     Ok(Blueprint { is_directory: false, tensors, files, sidecars: Vec::new(), dropped: Vec::new() })
 }
 
-/// The type of each tensor; `stored` are those that they have.
-fn types(
-    file_type: &FileType,
-    architecture: &Architecture,
-    shape: &Shape,
-    planned: &[Planned],
-    stored: &[GgmlType],
-    place: &str,
-) -> Result<Vec<GgmlType>> {
-    let beyond =
-        planned.iter().find(|tensor| mix::layer(&tensor.name).is_some_and(|layer| layer >= shape.blocks));
-    if let Some(tensor) = beyond {
-        let message = format!(
-            "tensor {} lies beyond the {} layers of {}.block_count",
-            tensor.name, shape.blocks, architecture.name
-        );
-        return Err(Error::checkpoint(place, message));
+/// What decides on types.
+struct Mix<'a> {
+    file_type: &'a FileType,
+    architecture: &'a Architecture,
+    shape: &'a Shape,
+    /// Types that rules give, in file order.
+    forced: &'a [Option<GgmlType>],
+}
+
+impl Mix<'_> {
+    /// The type of each tensor, in file order; `stored` are those that they have.
+    fn types(&self, planned: &[Planned], stored: &[GgmlType], place: &str) -> Result<Vec<GgmlType>> {
+        let Self { file_type, architecture, shape, forced } = *self;
+        let beyond =
+            planned.iter().find(|tensor| mix::layer(&tensor.name).is_some_and(|layer| layer >= shape.blocks));
+        if let Some(tensor) = beyond {
+            let message = format!(
+                "tensor {} lies beyond the {} layers of {}.block_count",
+                tensor.name, shape.blocks, architecture.name
+            );
+            return Err(Error::checkpoint(place, message));
+        }
+        let layers = shape.blocks - shape.predictors.min(shape.blocks);
+        let model = mix::Model {
+            layers: shape.blocks,
+            experts: shape.experts,
+            tied_embeddings: !planned.iter().any(|tensor| tensor.name == "output.weight"),
+            shared_heads: shape.heads.checked_div(shape.kv_heads).is_some_and(|shared| shared >= 4),
+            is_70b: layers == LAYERS_OF_70B && (architecture.is_70b)(shape),
+        };
+        let extents: Vec<Vec<u64>> = planned.iter().map(Planned::ne).collect();
+        let named: Vec<(&str, &[u64])> =
+            planned.iter().zip(&extents).map(|(tensor, ne)| (tensor.name.as_str(), ne.as_slice())).collect();
+        let chosen = mix::types(file_type, model, &named, forced).into_iter().zip(&named).zip(stored);
+        Ok(chosen
+            .map(
+                |((chosen, (name, ne)), &stored)| {
+                    if mix::can_be_quantized(name, ne) { chosen } else { stored }
+                },
+            )
+            .collect())
     }
-    let layers = shape.blocks - shape.predictors.min(shape.blocks);
-    let model = mix::Model {
-        layers: shape.blocks,
-        experts: shape.experts,
-        tied_embeddings: !planned.iter().any(|tensor| tensor.name == "output.weight"),
-        shared_heads: shape.heads.checked_div(shape.kv_heads).is_some_and(|shared| shared >= 4),
-        is_70b: layers == LAYERS_OF_70B && (architecture.is_70b)(shape),
-    };
-    let extents: Vec<Vec<u64>> = planned.iter().map(Planned::ne).collect();
-    let named: Vec<(&str, &[u64])> =
-        planned.iter().zip(&extents).map(|(tensor, ne)| (tensor.name.as_str(), ne.as_slice())).collect();
-    let chosen = mix::types(file_type, model, &named).into_iter().zip(&named).zip(stored);
-    Ok(chosen
-        .map(|((chosen, (name, ne)), &stored)| if mix::can_be_quantized(name, ne) { chosen } else { stored })
-        .collect())
 }
 
 /// No tensor is quantized a second time.
