@@ -12,7 +12,7 @@ use requant::{Error, Result};
 use requant_formats::container::gguf::{self, Metadata, TensorSpec, Value as GgufValue, write_header};
 use serde_json::Value;
 
-use crate::conversion::{Silent, convert, fixtures, model, names, settings, sha256};
+use crate::conversion::{Silent, convert, convert_with, fixtures, model, names, settings, sha256};
 
 /// Leave to quantize a second time.
 fn allowed() -> Options {
@@ -243,7 +243,8 @@ fn split_sets_go_in_and_out() {
             std::fs::remove_file(directory.path().join(name)).unwrap();
         }
     }
-    let options = Options { split_max_bytes: Some(1_000_000), ..allowed() };
+    let output_name = "q.gguf".into();
+    let options = Options { split_max_bytes: Some(1_000_000), output_name, ..allowed() };
     let parts = requantize_with(&f32, "q4_k_m", &options, &directory.path().join("q.gguf")).unwrap().manifest;
     let digests = |manifest: &pipeline::Manifest| -> Vec<(String, String)> {
         manifest.tensors.iter().map(|tensor| (tensor.name.clone(), tensor.sha256.clone())).collect()
@@ -276,6 +277,20 @@ fn rules_choose_types_and_leave_what_they_ignore() {
         ("blk.0.ffn_up.weight", "Q6_K", Some(2)),
     ];
     assert_eq!(found, expected);
+}
+
+#[test]
+fn rules_give_the_file_that_they_give_from_the_checkpoint() {
+    let directory = tempfile::tempdir().unwrap();
+    let source = fixture(directory.path(), "f32");
+    let rules = ["attn_kv_a=q8_0", r"blk\.[12]\.ffn_(up|gate)_exps=iq4_nl", "token_embd=q6_k"];
+    let rules = rules.map(|rule| plan::Rule::from_argument(rule).unwrap()).to_vec();
+    let options = Options { rules: plan::Rules::new(rules), ..allowed() };
+    let made = |name: &str| directory.path().join(name);
+    let settings = settings("q4_k_s", 2);
+    let direct = convert_with(&model(), &settings, &options, &made("direct.gguf"), &Silent).unwrap();
+    let again = requantize_with(&source, "q4_k_s", &options, &made("again.gguf")).unwrap();
+    assert_eq!(again.manifest.files[0].sha256, direct.manifest.files[0].sha256);
 }
 
 /// Sets a flag once `after` bytes are done, as Ctrl-C does.

@@ -71,6 +71,12 @@ impl GgufModel {
         &self.types
     }
 
+    /// Where the bytes come from, the tensors, and the metadata.
+    pub fn into_parts(self) -> (Box<dyn Source>, Vec<SourceTensor>, Metadata) {
+        let Catalogue { source, tensors } = self.catalogue;
+        (source, tensors, self.metadata)
+    }
+
     /// The file that was asked for.
     pub fn path(&self) -> &Path {
         &self.path
