@@ -200,6 +200,9 @@ pub struct Blueprint {
     pub sidecars: Vec<Sidecar>,
     /// What is left out.
     pub dropped: Vec<Dropped>,
+    /// Linear layers that are not quantized, as regular expressions for their names, where the result's own
+    /// configuration has to state them.
+    pub kept: Vec<String>,
 }
 
 impl Blueprint {

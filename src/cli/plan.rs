@@ -227,6 +227,10 @@ fn print_human(request: &Request, summary: &Summary) {
         let name = if file.name.is_empty() { "(output)" } else { &file.name };
         println!("file {name}: {} bytes", file.len_bytes);
     }
+    if !summary.kept.is_empty() {
+        println!("linear layers that are not quantized:");
+        summary.kept.iter().for_each(|pattern| println!("  {pattern}"));
+    }
     if summary.dropped.tensors > 0 {
         println!("dropped: {} tensors, {}", summary.dropped.tensors, human(summary.dropped.bytes));
         summary.dropped.reasons.iter().for_each(|reason| println!("  {reason}"));

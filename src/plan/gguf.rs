@@ -88,7 +88,7 @@ impl Target for GgufTarget {
 
         let (tensors, files) = layout::place(metadata, typed, options)?;
         let dropped = names::dropped(source);
-        Ok(Blueprint { is_directory: false, tensors, files, sidecars: Vec::new(), dropped })
+        Ok(Blueprint { is_directory: false, tensors, files, sidecars: Vec::new(), dropped, kept: Vec::new() })
     }
 
     fn requantize(&self, format: &Format, source: &GgufModel, options: &Options) -> Result<Blueprint> {

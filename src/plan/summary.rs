@@ -57,6 +57,8 @@ pub struct Summary {
     pub types: BTreeMap<String, TypeTotals>,
     /// What is left out.
     pub dropped: DroppedTotals,
+    /// Linear layers that are not quantized, as the result's configuration lists them.
+    pub kept: Vec<String>,
 }
 
 /// Source files that hold what `blueprint` is made of, scales included; ascending.
@@ -95,6 +97,7 @@ pub fn summary(source: &Catalogue, blueprint: &Blueprint, peak_ram_bytes: u64) -
         peak_disk_bytes: bytes_out,
         peak_ram_bytes,
         types,
+        kept: blueprint.kept.clone(),
         dropped: DroppedTotals {
             tensors: dropped_ids.clone().count() as u64,
             bytes: dropped_ids.map(|&id| source.tensors()[id].len_bytes).sum(),

@@ -123,7 +123,14 @@ pub(super) fn blueprint(file_type: &FileType, source: &GgufModel, options: &Opti
     });
     let typed = typed.collect();
     let (tensors, files) = layout::place(metadata, typed, options)?;
-    Ok(Blueprint { is_directory: false, tensors, files, sidecars: Vec::new(), dropped: Vec::new() })
+    Ok(Blueprint {
+        is_directory: false,
+        tensors,
+        files,
+        sidecars: Vec::new(),
+        dropped: Vec::new(),
+        kept: Vec::new(),
+    })
 }
 
 /// What decides on types.
