@@ -134,11 +134,10 @@ fn fit(source: &Catalogue, blueprint: &Blueprint, threads: usize, memory: Option
 
 /// Arguments shared with `convert`.
 pub(super) fn request_arguments() -> Vec<Arg> {
-    let formats: Vec<String> = TARGETS
-        .iter()
-        .flat_map(|target| target.formats())
-        .map(|format| format!("  {:<14} {}", format.name, format.about))
-        .collect();
+    let formats = || TARGETS.iter().flat_map(|target| target.formats());
+    let width = formats().map(|format| format.name.len()).max().unwrap_or(0);
+    let formats: Vec<String> =
+        formats().map(|format| format!("  {:<width$} {}", format.name, format.about)).collect();
     let mut arguments = vec![
         Arg::new("to")
             .long("to")
@@ -216,9 +215,10 @@ fn print_human(request: &Request, summary: &Summary) {
         summary.bits_per_weight,
         summary.parameters as f64 / 1e9,
     );
-    println!("{:<14} {:>8} {:>16} {:>18}", "type", "tensors", "parameters", "bytes");
+    let width = summary.types.keys().map(String::len).max().unwrap_or(0).max(14);
+    println!("{:<width$} {:>8} {:>16} {:>18}", "type", "tensors", "parameters", "bytes");
     for (name, totals) in &summary.types {
-        println!("{name:<14} {:>8} {:>16} {:>18}", totals.tensors, totals.parameters, totals.bytes);
+        println!("{name:<width$} {:>8} {:>16} {:>18}", totals.tensors, totals.parameters, totals.bytes);
     }
     if request.mean_error.is_none() {
         rules::print(&request.rules, &request.blueprint);
