@@ -2,6 +2,7 @@
 //! with a `quant_predicate`; and everything that is wrong with a rule.
 
 use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::AtomicBool;
 
 use requant::pipeline::{self, Settings};
@@ -10,6 +11,7 @@ use serde_json::Value;
 
 use crate::conversion::{Silent, convert_with, fixtures, model, names, open, settings, sha256};
 use crate::faults::StopAfter;
+use crate::served::{ID, Served};
 
 fn golden(name: &str) -> Vec<Value> {
     let bytes = std::fs::read(fixtures().join("goldens/rules").join(name)).unwrap();
@@ -111,7 +113,7 @@ fn the_first_rule_counts_and_a_later_one_may_be_left_with_nothing() {
 
 #[test]
 fn ignored_tensors_stay_floats() {
-    let text = "[[rule]]\ntarget = 'ffn_up_exps|experts.*up|switch_mlp.up|mlp.experts'\nignore = true\n";
+    let text = "[[rule]]\ntarget = '(ffn_up_exps|switch_mlp.up|mlp.experts)'\nignore = true\n";
     for (format, name, expected) in [
         ("q4_k_m", "blk.1.ffn_up_exps.weight", "F32"),
         ("mlx-4bit", "model.layers.1.mlp.switch_mlp.up_proj.weight", "BF16"),
@@ -215,4 +217,145 @@ fn an_unfinished_run_does_not_go_on_with_other_rules() {
     assert_eq!(names(directory.path()), ["m.gguf", "m.gguf.manifest.json"]);
     let golden = golden("gguf.json").remove(0);
     assert_ne!(sha256(&std::fs::read(&output).unwrap()), golden["sha256"].as_str().unwrap());
+}
+
+fn requant(arguments: &[&str]) -> (Option<i32>, String, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_requant")).args(arguments).output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+#[test]
+fn a_plan_says_which_rule_gave_which_type_and_its_recipe_is_saved() {
+    let directory = tempfile::tempdir().unwrap();
+    let saved = directory.path().join("saved.toml");
+    let (model, saved_text) = (model(), saved.to_str().unwrap());
+    let model = model.to_str().unwrap();
+    let rules = ["--tensor-type", "ffn_down=q6_k", "--tensor-type", "kv_b_proj=q8_0"];
+    let plan = ["plan", model, "--to", "Q4_K_M"];
+    let (status, human, _) = requant(&[&plan[..], &rules, &["--save-recipe", saved_text]].concat());
+    assert_eq!(status, Some(0));
+    for line in [
+        "rule --tensor-type 'ffn_down=q6_k': ffn_down -> q6_k",
+        "  Q6_K         blk.0.ffn_down.weight",
+        "  Q8_0         blk.{1-2}.ffn_down_exps.weight",
+        "  Q8_0         blk.{0-2}.attn_k_b.weight",
+    ] {
+        assert!(human.lines().any(|found| found == line), "{line}\n{human}");
+    }
+    let of = |arguments: &[&str]| -> Value {
+        let (status, stdout, stderr) = requant(&[&plan[..], arguments, &["--json", "-q"]].concat());
+        assert_eq!(status, Some(0), "{stderr}");
+        serde_json::from_str(&stdout).unwrap()
+    };
+    let by_arguments = of(&rules);
+    let given = &by_arguments["rules"][1];
+    assert_eq!((&given["target"], &given["type"]), (&"kv_b_proj".into(), &"q8_0".into()));
+    assert_eq!(given["tensors"][0], serde_json::json!({"name": "blk.0.attn_k_b.weight", "type": "Q8_0"}));
+    assert_eq!(given["tensors"].as_array().unwrap().len(), 6);
+    let by_recipe = of(&["--recipe", saved_text]);
+    assert_eq!(by_recipe["types"], by_arguments["types"]);
+    assert_eq!(by_recipe["recipe"], by_arguments["recipe"]);
+    assert_eq!(by_recipe["recipe"], std::fs::read_to_string(&saved).unwrap());
+
+    // Arguments come before the recipe.
+    let both = of(&["--tensor-type", "blk.0.ffn_down=q4_0", "--recipe", saved_text]);
+    assert_eq!(both["rules"][0]["tensors"][0]["type"], "Q4_0");
+    assert_eq!(both["rules"][1]["tensors"].as_array().unwrap().len(), 4);
+
+    let budget = of(&["--target-bpw", "4.6"]);
+    assert!(budget["bits_per_weight"].as_f64().unwrap() <= 4.6);
+    assert!((0.01..0.1).contains(&budget["measured_error"].as_f64().unwrap()));
+    let chosen = directory.path().join("chosen.toml");
+    std::fs::write(&chosen, budget["recipe"].as_str().unwrap()).unwrap();
+    let again = of(&["--recipe", chosen.to_str().unwrap()]);
+    assert_eq!((&again["types"], &again["bytes_out"]), (&budget["types"], &budget["bytes_out"]));
+    let (_, human, progress) = requant(&[&plan[..], &["--target-bpw", "4.6"]].concat());
+    assert!(human.contains(budget["recipe"].as_str().unwrap()) && progress.contains("measure"), "{human}");
+
+    // A recipe that is there stays, unless it is the same.
+    let save = ["--save-recipe", saved_text];
+    assert_eq!(requant(&[&plan[..], &rules, &save].concat()).0, Some(0));
+    let (status, _, stderr) = requant(&[&plan[..], &rules[..2], &save].concat());
+    assert!(status == Some(1) && stderr.contains("saved.toml: create failed"), "{stderr}");
+    let (status, _, stderr) = requant(&[&plan[..], &save].concat());
+    assert!(status == Some(1) && stderr.contains("no rules to write"), "{stderr}");
+}
+
+#[test]
+fn mistakes_on_the_command_line_are_usage_and_those_of_a_file_are_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let (recipe, output) = (directory.path().join("r.toml"), directory.path().join("m.gguf"));
+    let model = model();
+    let run = |arguments: &[&str]| {
+        let common =
+            ["convert", model.to_str().unwrap(), "--to", "q4_k_m", "-o", output.to_str().unwrap(), "-q"];
+        let (status, _, stderr) = requant(&[&common[..], arguments].concat());
+        (status, stderr)
+    };
+    for (arguments, named) in [
+        (["--tensor-type", "ffn"].as_slice(), "expected REGEX=TYPE"),
+        (&["--tensor-type", "=q4_0"], "no regular expression"),
+        (&["--tensor-type", "ffn="], "no type"),
+        (&["--tensor-type", "ff(n=q4_0"], "ff(n"),
+        (&["--tensor-type", r"blk\.\D=q4_0"], "lower case"),
+        (&["--target-bpw", "0"], "number of bits"),
+        (&["--target-bpw", "4.5", "--target-size", "3M"], "cannot be used with"),
+        (&["--target-size", "lots"], "lots"),
+    ] {
+        let (status, stderr) = run(arguments);
+        assert!(status == Some(2) && stderr.contains(named), "{arguments:?}: {stderr}");
+    }
+    let recipe_text = recipe.to_str().unwrap();
+    for (text, named) in [
+        ("[[rule]]\ntarget = 'ffn'\ntype = q6_k", "r.toml, line 3"),
+        ("[[rule]]\ntarget = 'ffn'\nbits = 6", "r.toml, line 3"),
+        ("[[rule]]\ntarget = 'ffn'\ntype = 'q7_k'", "r.toml, line 1"),
+        ("[[rule]]\ntarget = 'nothing'\ntype = 'q6_k'", "r.toml, line 1"),
+    ] {
+        std::fs::write(&recipe, text).unwrap();
+        let (status, stderr) = run(&["--recipe", recipe_text]);
+        assert!(status == Some(1) && stderr.contains(named), "{text}: {stderr}");
+    }
+    std::fs::write(&recipe, b"\xff").unwrap();
+    assert!(run(&["--recipe", recipe_text]).1.contains("not UTF-8"));
+    std::fs::remove_file(&recipe).unwrap();
+    assert!(run(&["--recipe", recipe_text]).1.contains("r.toml: read failed"));
+    assert_eq!(names(directory.path()), Vec::<String>::new());
+}
+
+#[test]
+fn a_streamed_model_takes_rules_and_is_measured() {
+    let served = Served::model();
+    let whole = tempfile::tempdir().unwrap();
+    let settings = Settings { error_report: true, ..settings("q4_k_m", 2) };
+    let options = arguments(&["ffn_down=q6_k"]);
+    let expected =
+        convert_with(&model(), &settings, &options, &whole.path().join("m.gguf"), &Silent).unwrap().manifest;
+    let run = served.json(&[
+        "convert",
+        ID,
+        "--to",
+        "q4_k_m",
+        "-o",
+        "m.gguf",
+        "--tensor-type",
+        "ffn_down=q6_k",
+        "--error-report",
+    ]);
+    let manifest = pipeline::Manifest::read(&served.path("m.gguf.manifest.json")).unwrap();
+    let digests = |manifest: &pipeline::Manifest| -> Vec<String> {
+        manifest.tensors.iter().map(|tensor| tensor.sha256.clone()).collect()
+    };
+    assert_eq!(digests(&manifest), digests(&expected));
+    let (found, report) =
+        (run["error_report"]["tensors"].as_array().unwrap(), expected.error_report.unwrap());
+    assert_eq!(found.len(), report.tensors.len());
+    for (found, expected) in found.iter().zip(&report.tensors) {
+        assert_eq!(found["name"], *expected.name);
+        // serde_json reads a number to within one unit in the last place.
+        let (found, expected) = (found["relative_error"].as_f64().unwrap(), expected.relative_error.unwrap());
+        assert!((found - expected).abs() <= f64::EPSILON * expected);
+    }
+    assert!(manifest.recipe.unwrap().contains("target = 'ffn_down'"));
 }

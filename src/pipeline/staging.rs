@@ -298,12 +298,20 @@ fn sync_directory(path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pipeline::journal::Done;
     use crate::plan::OutputFile;
 
     fn blueprint() -> Blueprint {
         let file = |name: &str| OutputFile { name: name.into(), header: b"GGUF".to_vec(), len_bytes: 64 };
         let files = vec![file("m-00001-of-00002.gguf"), file("m-00002-of-00002.gguf")];
-        Blueprint { is_directory: false, tensors: vec![], files, sidecars: vec![], dropped: vec![] }
+        Blueprint {
+            is_directory: false,
+            tensors: vec![],
+            files,
+            sidecars: vec![],
+            dropped: vec![],
+            kept: vec![],
+        }
     }
 
     fn request(format: &str) -> RequestRecord {
@@ -333,7 +341,7 @@ mod tests {
         let output = directory.path().join("m.gguf");
         let open = |format: &str| Stage::open(&blueprint(), &output, &request(format), false, false);
         let (mut stage, mut begun) = open("q4_0").unwrap();
-        let done = [0, 1, 2].map(|job| super::super::journal::Done { job, sums: Default::default() });
+        let done = [0, 1, 2].map(|job| Done { job, sums: Sums::default() });
         begun.journal.append(&done).unwrap();
         begun.journal.seal().unwrap();
         let (temporary, final_path) = stage.renames[0].clone();

@@ -1,4 +1,5 @@
-//! 4-bit floats: one sign, two exponent and one mantissa bit (e2m1), no infinities, no NaN.
+//! 4-bit floats (e2m1) as a search over their values finds them: what MLX and llama.cpp do. `e2m1` rounds ties to
+//! even.
 //!
 //! ```text
 //! value = 0, 0.5, 1, 1.5, 2, 3, 4, 6 for codes 0 to 7, the same negated for codes 8 to 15
@@ -53,14 +54,6 @@ pub(super) fn first_nearest_under<const LEN: usize>(x: &[f32; LEN], scale: f32) 
 pub(super) fn pack_halves(codes: &[u8], bytes: &mut [u8]) {
     let (low, high) = codes.split_at(codes.len() / 2);
     for ((byte, low), high) in bytes.iter_mut().zip(low).zip(high) {
-        *byte = low | high << 4;
-    }
-}
-
-/// Two codes a byte, the first one in the low nibble.
-#[inline(always)]
-pub(super) fn pack_pairs(codes: &[u8], bytes: &mut [u8]) {
-    for (byte, &[low, high]) in bytes.iter_mut().zip(codes.as_chunks::<2>().0) {
         *byte = low | high << 4;
     }
 }
