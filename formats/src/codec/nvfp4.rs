@@ -33,8 +33,7 @@ pub(super) struct Nvfp4;
 /// The code of a scale.
 #[inline(always)]
 fn ue4m3(value: f32) -> u8 {
-    // False for NaN too.
-    if !(value > 0.0) {
+    if value <= 0.0 || value.is_nan() {
         return 0;
     }
     let bits = value.min(448.0).to_bits();

@@ -2,7 +2,6 @@
 //!
 //! Every lane goes through the operations of the plain search in their order. A lane where a round changed
 //! nothing would change nothing in the next, so rounds go on until no lane changes.
-#![expect(clippy::needless_range_loop, reason = "one index runs over weights and vectors alike")]
 
 use super::block::Block;
 use super::q3_k::{BYTES, Q3K, ROUNDS, SCALES_AT, TOP_BYTES, scales, write_scales};
