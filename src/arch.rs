@@ -10,6 +10,7 @@ mod config;
 mod deepseek;
 mod deepseek_v2;
 mod deepseek_v3;
+mod kimi_k2;
 
 pub use config::Config;
 
@@ -228,7 +229,8 @@ pub trait Architecture: Sync {
 }
 
 /// Every family this version reads.
-pub const ARCHES: &[&dyn Architecture] = &[&deepseek_v3::DeepseekV3, &deepseek_v2::DeepseekV2];
+pub const ARCHES: &[&dyn Architecture] =
+    &[&deepseek_v3::DeepseekV3, &deepseek_v2::DeepseekV2, &kimi_k2::KimiK2];
 
 /// Finds the family of a parsed config.json.
 ///

@@ -1,12 +1,17 @@
-//! The catalogue of a checkpoint: config, index and shard headers, checked against each other.
+//! What a conversion starts from: a [`Catalogue`] of stored tensors, each with what its bytes mean.
 //!
-//! Opening a [`Checkpoint`] reads no tensor data. When it succeeds, every tensor the model family
-//! expects is there with the right shape, every FP8 weight has its scale, and nothing unknown
-//! is left over.
+//! - A [`Checkpoint`] is a Hugging Face checkpoint: config, index and shard headers, checked against each
+//!   other. When it opens, every tensor the model family expects is there with the right shape, every FP8
+//!   weight has its scale, and nothing unknown is left over.
+//! - A [`GgufModel`] is a GGUF file or split set, of any architecture.
+//!
+//! Opening one reads no tensor data.
 
 use std::collections::HashMap;
+use std::ops::Deref;
 
-use requant_formats::Dtype;
+use requant_formats::layout::ROW_MAJOR;
+use requant_formats::{Codec, Dtype};
 use serde_json::Value;
 
 use crate::arch::{ArchSpec, Architecture, Role};
@@ -15,6 +20,7 @@ use crate::source::Source;
 
 mod catalogue;
 mod encoding;
+mod gguf;
 mod packed;
 mod packed_rows;
 mod quantization;
@@ -23,6 +29,7 @@ mod store;
 
 pub(crate) use catalogue::{read_headers, required_json};
 pub use encoding::{BlockScale, Encoding, Packed, ScaleFormat};
+pub use gguf::GgufModel;
 pub(crate) use read::check_finite;
 
 pub use read::TileReader;
@@ -75,19 +82,55 @@ impl SourceTensor {
         }
     }
 
+    /// The codec of a packed tensor that is one part, row after row: a GGUF tensor.
+    pub fn row_major(&self) -> Option<&'static dyn Codec> {
+        match &self.encoding {
+            Encoding::Packed(packed)
+                if packed.layout.name() == ROW_MAJOR.name() && packed.companions.is_empty() =>
+            {
+                Some(packed.codec)
+            }
+            _ => None,
+        }
+    }
+
     /// Number of elements.
     pub fn len_elems(&self) -> u64 {
         self.shape.iter().map(|&d| d as u64).product()
     }
 }
 
-/// A checkpoint whose headers have been read and checked.
-pub struct Checkpoint {
+/// Stored tensors and where their bytes come from: all that decoding needs.
+pub struct Catalogue {
     source: Box<dyn Source>,
+    tensors: Vec<SourceTensor>,
+}
+
+impl Catalogue {
+    /// Where the bytes come from.
+    pub fn source(&self) -> &dyn Source {
+        &*self.source
+    }
+
+    /// Every tensor, scales included, in the order of files and offsets.
+    pub fn tensors(&self) -> &[SourceTensor] {
+        &self.tensors
+    }
+
+    /// Bytes of tensor `id` and of those that it is decoded with.
+    pub fn stored_bytes(&self, id: usize) -> u64 {
+        let tensor = &self.tensors[id];
+        let companions = tensor.companions().iter().map(|&other| self.tensors[other].len_bytes);
+        tensor.len_bytes + companions.sum::<u64>()
+    }
+}
+
+/// A checkpoint whose headers have been read and checked: a [`Catalogue`] whose tensors have roles.
+pub struct Checkpoint {
+    catalogue: Catalogue,
     config: Value,
     arch: &'static dyn Architecture,
     spec: ArchSpec,
-    tensors: Vec<SourceTensor>,
     by_role: HashMap<Role, usize>,
 }
 
@@ -98,11 +141,6 @@ impl Checkpoint {
     /// Names the tensor and the file that contradict each other, and what was expected.
     pub fn open(source: Box<dyn Source>) -> Result<Self> {
         catalogue::open(source)
-    }
-
-    /// Where the bytes come from.
-    pub fn source(&self) -> &dyn Source {
-        &*self.source
     }
 
     /// config.json as it is, key order kept.
@@ -120,20 +158,16 @@ impl Checkpoint {
         &self.spec
     }
 
-    /// Every tensor, scales included, in the order of files and offsets.
-    pub fn tensors(&self) -> &[SourceTensor] {
-        &self.tensors
-    }
-
-    /// Bytes of tensor `id` and of those that it is decoded with.
-    pub fn stored_bytes(&self, id: usize) -> u64 {
-        let tensor = &self.tensors[id];
-        let companions = tensor.companions().iter().map(|&other| self.tensors[other].len_bytes);
-        tensor.len_bytes + companions.sum::<u64>()
-    }
-
     /// Position of the tensor with this role.
     pub fn by_role(&self, role: Role) -> Option<usize> {
         self.by_role.get(&role).copied()
+    }
+}
+
+impl Deref for Checkpoint {
+    type Target = Catalogue;
+
+    fn deref(&self) -> &Catalogue {
+        &self.catalogue
     }
 }

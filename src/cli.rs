@@ -22,6 +22,7 @@ mod plan;
 mod report;
 mod rules;
 mod size;
+mod source;
 mod validation;
 mod verify;
 
@@ -92,7 +93,8 @@ fn stop_on_signal() -> Arc<AtomicBool> {
 }
 
 /// Help of the MODEL argument.
-const MODEL_HELP: &str = "Checkpoint directory, or hub id org/name[@revision]";
+const MODEL_HELP: &str =
+    "Checkpoint directory, GGUF file (any of a split set), or hub id org/name[@revision]";
 
 /// The positional MODEL or PATH.
 fn path_argument(name: &'static str, help: &'static str) -> Arg {

@@ -11,7 +11,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::Catalogue;
 use crate::error::{Error, Result};
 use crate::plan::{self, Blueprint};
 use crate::source::Supply;
@@ -114,7 +114,7 @@ pub fn unfinished(output: &Path) -> Option<RequestRecord> {
 /// [`Error::Interrupted`] once `stop` is set. Whatever the error, there is nothing new under the
 /// final name; what is done is kept for the same request, unless it came from a broken source.
 pub fn convert(
-    source: &Checkpoint,
+    source: &Catalogue,
     blueprint: &Blueprint,
     output: &Path,
     settings: &Settings,
@@ -146,7 +146,7 @@ fn can_go_on(error: &Error) -> bool {
 
 /// The arguments of [`convert`], and the jobs they amount to.
 struct Conversion<'a> {
-    source: &'a Checkpoint,
+    source: &'a Catalogue,
     blueprint: &'a Blueprint,
     output: &'a Path,
     settings: &'a Settings,
@@ -199,7 +199,7 @@ impl Conversion<'_> {
 }
 
 /// Bytes of the source tensors, scales included, that the pieces of `blueprint` read.
-fn bytes_read(source: &Checkpoint, blueprint: &Blueprint) -> u64 {
+fn bytes_read(source: &Catalogue, blueprint: &Blueprint) -> u64 {
     let mut used = vec![false; source.tensors().len()];
     for piece in blueprint.tensors.iter().flat_map(|tensor| &tensor.pieces) {
         used[piece.source] = true;

@@ -7,11 +7,11 @@
 
 use std::ops::Range;
 
-use requant_formats::layout::{Layout, Matrix, Runs, StoredTensor};
+use requant_formats::layout::{Layout, Matrix, ROW_MAJOR, Runs, StoredTensor};
 use requant_formats::{Codec, codec};
 
 use crate::arch::{ExpertChoice, Scoring};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, GgufModel, SourceTensor};
 use crate::error::{Error, Result};
 
 mod awq;
@@ -131,6 +131,15 @@ impl OutputTensor {
         Matrix { shape: &self.shape, codec: self.codec, tensor_scale }
     }
 
+    /// Whether `piece` of it is stored in `source` just as it is to be written: its bytes are copied then,
+    /// which loses nothing, where decoding and encoding again might.
+    pub fn copies(&self, piece: &Piece, source: &SourceTensor) -> bool {
+        let is_row_major = self.layout.name() == ROW_MAJOR.name();
+        let is_changed = piece.transposed || piece.unscaled || self.rounding != Rounding::Exact;
+        let same_codec = source.row_major().is_some_and(|codec| codec.name() == self.codec.name());
+        is_row_major && same_codec && !is_changed
+    }
+
     /// The tensors of the container that hold it.
     ///
     /// # Errors
@@ -191,6 +200,9 @@ pub struct Blueprint {
     pub sidecars: Vec<Sidecar>,
     /// What is left out.
     pub dropped: Vec<Dropped>,
+    /// Linear layers that are not quantized, as regular expressions for their names, where the result's own
+    /// configuration has to state them.
+    pub kept: Vec<String>,
 }
 
 impl Blueprint {
@@ -222,6 +234,8 @@ pub struct Options {
     pub split_max_bytes: Option<u64>,
     /// Tensors that get another type than the format gives them.
     pub rules: Rules,
+    /// Whether tensors of a GGUF source that are quantized already may be quantized to other types.
+    pub allow_requantize: bool,
 }
 
 /// A family of output formats: GGUF, MLX, GPTQ.
@@ -240,6 +254,19 @@ pub trait Target: Sync {
     /// # Errors
     /// Everything that makes the conversion impossible, before any tensor is read.
     fn blueprint(&self, format: &Format, source: &Checkpoint, options: &Options) -> Result<Blueprint>;
+
+    /// Works out the result for a GGUF source.
+    ///
+    /// # Errors
+    /// As [`Target::blueprint`]; unless a family says otherwise, that nothing is made of GGUF files.
+    fn requantize(&self, format: &Format, source: &GgufModel, options: &Options) -> Result<Blueprint> {
+        let _ = options;
+        Err(Error::Unsupported {
+            what: format!("{}: making {} of a GGUF file", source.path().display(), format.name),
+            hint: "a GGUF file becomes another GGUF type only; convert the checkpoint it was made from"
+                .into(),
+        })
+    }
 
     /// Tensors of a blueprint of this format whose type a [`Budget`] may choose, and from what; none for a family
     /// that has nothing to choose.
@@ -277,6 +304,17 @@ pub fn blueprint(source: &Checkpoint, format: &str, options: &Options) -> Result
     let mut blueprint = target.blueprint(format, source, options)?;
     account(source, &mut blueprint)?;
     Ok(blueprint)
+}
+
+/// Works out the result of converting a GGUF file to `format`.
+///
+/// # Errors
+/// [`Error::Unsupported`] with the known names when `format` is not one of them; else as
+/// [`Target::requantize`].
+pub fn requantize(source: &GgufModel, format: &str, options: &Options) -> Result<Blueprint> {
+    let (target, format) = target_of(format)?;
+    options.rules.check_format(format.name)?;
+    target.requantize(format, source, options)
 }
 
 /// The family of a value of `--to`, and what it knows it as.

@@ -57,3 +57,22 @@ fn splits_hold_the_tensors_of_the_whole() {
     assert_eq!(digests(&split.manifest), digests(&whole.manifest));
     assert!(!output.exists());
 }
+
+#[test]
+fn kimi_k2_is_deepseek_v3_by_another_name() {
+    let directory = tempfile::tempdir().unwrap();
+    // The directory's name becomes that of the model.
+    let kimi = directory.path().join(model().file_name().unwrap());
+    std::fs::create_dir(&kimi).unwrap();
+    for name in names(&model()) {
+        std::fs::copy(model().join(&name), kimi.join(&name)).unwrap();
+    }
+    let config = std::fs::read_to_string(kimi.join("config.json")).unwrap();
+    let renamed = config.replace("\"model_type\": \"deepseek_v3\"", "\"model_type\": \"kimi_k2\"");
+    assert_ne!(config, renamed);
+    std::fs::write(kimi.join("config.json"), renamed).unwrap();
+    let of = |model: &std::path::Path, name: &str| {
+        convert(model, "q4_k_m", 2, &directory.path().join(name)).unwrap().manifest.files[0].sha256.clone()
+    };
+    assert_eq!(of(&kimi, "kimi.gguf"), of(&model(), "v3.gguf"));
+}

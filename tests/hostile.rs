@@ -218,14 +218,21 @@ fn no_config_no_index_no_directory() {
 fn unusable_config() {
     for (pointer, value, words) in [
         ("/model_type", json!("llama"), vec!["llama", "deepseek_v3"]),
-        ("/quantization_config/quant_method", json!("gptq"), vec!["gptq", "fp8"]),
+        ("/quantization_config/quant_method", json!("bitsandbytes"), vec!["bitsandbytes", "fp8"]),
         ("/quantization_config/weight_block_size", json!([128]), vec!["weight_block_size"]),
-        ("/quantization_config/weight_block_size", json!(null), vec!["weight_block_size"]),
         ("/hidden_size", json!(null), vec!["hidden_size", "missing"]),
         ("/attention_bias", json!(true), vec!["attention_bias"]),
     ] {
         let error = error_of(FP8, |c| *c.config.pointer_mut(pointer).expect("a key of the config") = value);
         assert_names(&error, &words);
         assert_names(&error, &["config.json"]);
+    }
+    // Scales per block that the config knows nothing of.
+    for (pointer, value) in [
+        ("/quantization_config/weight_block_size", json!(null)),
+        ("/quantization_config/quant_method", json!("gptq")),
+    ] {
+        let error = error_of(FP8, |c| *c.config.pointer_mut(pointer).expect("a key of the config") = value);
+        assert_names(&error, &["weight_block_size", SHARD, "_scale_inv"]);
     }
 }

@@ -179,6 +179,40 @@ fn damage_on_the_way_is_fetched_again_or_named() {
     assert_eq!(names(&served.path("")), ["some.txt"]);
 }
 
+/// Waits for the first shard to be under way.
+fn until_spooled(served: &Served, child: &mut std::process::Child) {
+    while !served.path("tiny.spool/shards/model-00001-of-00004.safetensors.part").exists() {
+        assert!(child.try_wait().unwrap().is_none(), "finished before it could be stopped");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn what_is_stopped_cleans_up_and_what_is_killed_is_cleaned_up_by_the_next() {
+    let served = Served::model();
+    let local = perplexity(&served, model().to_str().unwrap(), &[]);
+    let text_path = some_text(&served.path(""));
+    let arguments = ["perplexity", ID, "--text", text_path.to_str().unwrap(), "-q"];
+    served.hub.set_rate(Some(500_000));
+    let mut child = served.spawn(&arguments);
+    until_spooled(&served, &mut child);
+    let kill = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(kill.success());
+    let stopped = child.wait_with_output().unwrap();
+    assert_eq!(stopped.status.code(), Some(1));
+    assert!(text(&stopped.stderr).contains("interrupted; a measurement"), "{}", text(&stopped.stderr));
+    assert_eq!(names(&served.path("")), ["some.txt"]);
+
+    let mut child = served.spawn(&arguments);
+    until_spooled(&served, &mut child);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(served.path("tiny.spool").exists());
+    served.hub.set_rate(None);
+    assert_eq!(perplexity(&served, ID, &[]), local);
+    assert_eq!(names(&served.path("")), ["some.txt"]);
+}
+
 #[test]
 fn the_cache_is_used_and_filled_on_request() {
     let served = Served::model();

@@ -112,6 +112,37 @@ fn a_directory_target_is_streamed_as_well() {
     }
 }
 
+/// What a fused pair shares can be in another shard too: NVFP4 needs the largest weight of both.
+#[test]
+fn packed_results_of_shards_that_need_each_other() {
+    let source = tempfile::tempdir().unwrap();
+    let named = source.path().join("tiny-deepseek-v3");
+    std::fs::create_dir(&named).unwrap();
+    let size = Size { experts: 2, layers: 1, ..Size::default() };
+    let mut checkpoint = maker::checkpoint(size, Storage::Fp8(Dtype::F8_E4M3));
+    checkpoint.spread(5);
+    checkpoint.write(&named);
+    maker::copy_tokenizer(&named);
+    let shards = names(&named).into_iter().filter(|name| name.ends_with(".safetensors"));
+    let largest = shards.map(|name| named.join(name).metadata().unwrap().len()).max().unwrap();
+    let hub = Hub::start(vec![Repo::from_directory(ID, &named).unwrap()]).unwrap();
+    for format in
+        ["compressed-tensors-nvfp4", "compressed-tensors-w4a16-asym-g32", "gptq-4bit-32g", "awq-4bit-32g"]
+    {
+        let whole = tempfile::tempdir().unwrap();
+        let expected = convert(&named, format, 2, &whole.path().join("m")).unwrap().manifest.files;
+        for limit in [largest, 100 * largest] {
+            let desk = Desk::new(&hub);
+            let output = desk.run(format, &["--spool-limit", &limit.to_string()]);
+            assert!(output.status.success(), "{format}: {}", text(&output.stderr));
+            for file in &expected {
+                let found = sha256(&std::fs::read(desk.output().join(&file.name)).unwrap());
+                assert_eq!(found, file.sha256, "{format}, limit {limit}: {}", file.name);
+            }
+        }
+    }
+}
+
 #[test]
 fn scales_in_other_shards_fit_into_any_spool() {
     // Round robin: every weight has its scale in the next shard, and the shards need each other in a circle.

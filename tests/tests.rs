@@ -4,6 +4,7 @@
 //! - `conversion`: converts through the library. No tests.
 //! - `hostile`: one broken checkpoint per error of the catalogue.
 //! - `gguf`: the fixture converted to GGUF, against llama.cpp's files.
+//! - `requantize`: GGUF files converted to other types, against llama-quantize's files.
 //! - `mlx`: the fixture converted to MLX, against mlx-lm's files.
 //! - `rules`: tensors with types of their own, against llama-quantize and mlx-lm.
 //! - `budget`: types chosen for a size.
@@ -61,6 +62,8 @@ mod mlx;
 mod packed;
 #[cfg(test)]
 mod perplexity;
+#[cfg(test)]
+mod requantize;
 #[cfg(test)]
 mod results;
 #[cfg(test)]

@@ -8,7 +8,7 @@ use requant_formats::container::safetensors;
 use serde_json::Value;
 
 use super::quantization::{self, Quantization};
-use super::{BlockScale, Checkpoint, Encoding, ScaleFormat, SourceTensor, packed};
+use super::{BlockScale, Catalogue, Checkpoint, Encoding, ScaleFormat, SourceTensor, packed};
 use crate::arch::{self, Config, Expected};
 use crate::error::{Error, Result};
 use crate::source::{Source, SourceReader};
@@ -44,7 +44,7 @@ pub(super) fn open(source: Box<dyn Source>) -> Result<Checkpoint> {
 
     let by_role =
         tensors.iter().enumerate().filter_map(|(id, tensor)| tensor.role.map(|role| (role, id))).collect();
-    Ok(Checkpoint { source, config, arch, spec, tensors, by_role })
+    Ok(Checkpoint { catalogue: Catalogue { source, tensors }, config, arch, spec, by_role })
 }
 
 /// Parses a JSON file that must be there.

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use requant_formats::codec::Grid;
 
-use super::{Checkpoint, Packed};
+use super::{Catalogue, Packed};
 use crate::error::{Error, Result};
 
 /// Weights unpacked at once, at least: a tile is smaller, and layouts that store rows in short pieces
@@ -25,7 +25,7 @@ impl PackedRows {
     /// Decodes `rows` of weight `id` into `tile`; returns the bytes that were read for it.
     pub(super) fn read(
         &mut self,
-        checkpoint: &Checkpoint,
+        catalogue: &Catalogue,
         id: usize,
         packed: &Packed,
         rows: Range<usize>,
@@ -38,12 +38,12 @@ impl PackedRows {
             .is_some_and(|(held, band)| *held == id && band.start <= rows.start && rows.end <= band.end);
         if !holds {
             self.held = None;
-            let band = band(checkpoint, id, packed, &rows);
-            read_bytes = self.unpack(checkpoint, id, packed, band.clone())?;
+            let band = band(catalogue, id, packed, &rows);
+            read_bytes = self.unpack(catalogue, id, packed, band.clone())?;
             self.held = Some((id, band));
         }
         let Some((_, band)) = &self.held else { return Ok(read_bytes) };
-        let matrix = packed.matrix(&checkpoint.tensors()[id].shape, self.tensor_scale);
+        let matrix = packed.matrix(&catalogue.tensors()[id].shape, self.tensor_scale);
         let skipped = rows.start - band.start;
         let wanted: Vec<&[u8]> = self
             .parts
@@ -61,7 +61,7 @@ impl PackedRows {
     /// Group `group` of row `row` of weight `id`, if rows with it were just read and groups are multiples of a step.
     pub(super) fn grid<'a>(
         &self,
-        checkpoint: &Checkpoint,
+        catalogue: &Catalogue,
         id: usize,
         packed: &Packed,
         row: usize,
@@ -72,24 +72,24 @@ impl PackedRows {
         if *held != id || !band.contains(&row) {
             return None;
         }
-        let groups = packed.matrix(&checkpoint.tensors()[id].shape, self.tensor_scale).groups_per_row();
+        let groups = packed.matrix(&catalogue.tensors()[id].shape, self.tensor_scale).groups_per_row();
         let parts: Vec<&[u8]> = self.parts.iter().map(Vec::as_slice).collect();
         packed.codec.grid(&parts, (row - band.start) * groups + group, codes)
     }
 
     fn unpack(
         &mut self,
-        checkpoint: &Checkpoint,
+        catalogue: &Catalogue,
         id: usize,
         packed: &Packed,
         band: Range<usize>,
     ) -> Result<u64> {
-        let tensor = &checkpoint.tensors()[id];
+        let tensor = &catalogue.tensors()[id];
         let mut read_bytes = 0;
         let mut read = |number: usize, offset_bytes: u64, bytes: &mut [u8]| {
-            let stored = &checkpoint.tensors()[packed.stored(id, number)];
+            let stored = &catalogue.tensors()[packed.stored(id, number)];
             read_bytes += bytes.len() as u64;
-            checkpoint.source().read_at(stored.file, stored.offset_bytes + offset_bytes, bytes)
+            catalogue.source().read_at(stored.file, stored.offset_bytes + offset_bytes, bytes)
         };
         self.tensor_scale = 1.0;
         if let Some(number) = packed.layout.tensor_scale_in() {
@@ -115,7 +115,7 @@ impl PackedRows {
         let stored: Vec<&[u8]> = stored.iter().map(Vec::as_slice).collect();
         let mut parts: Vec<&mut [u8]> = self.parts.iter_mut().map(Vec::as_mut_slice).collect();
         packed.layout.unpack(matrix, band, &stored, &mut parts).map_err(|error| {
-            let file = &checkpoint.source().files()[tensor.file].name;
+            let file = &catalogue.source().files()[tensor.file].name;
             Error::checkpoint(file, format!("tensor {}: {error}", tensor.name))
         })?;
         Ok(read_bytes)
@@ -123,18 +123,18 @@ impl PackedRows {
 }
 
 /// Rows that are unpacked together when the first of them is wanted.
-pub(super) fn unit_rows(checkpoint: &Checkpoint, id: usize, packed: &Packed) -> usize {
-    band(checkpoint, id, packed, &(0..1)).len()
+pub(super) fn unit_rows(catalogue: &Catalogue, id: usize, packed: &Packed) -> usize {
+    band(catalogue, id, packed, &(0..1)).len()
 }
 
 /// The rows to unpack when `rows` are wanted: whole bands of the layout, and enough of them where the
 /// codes of a row lie in many places.
-fn band(checkpoint: &Checkpoint, id: usize, packed: &Packed, rows: &Range<usize>) -> Range<usize> {
-    let (total, cols) = checkpoint.tensors()[id].matrix();
+fn band(catalogue: &Catalogue, id: usize, packed: &Packed, rows: &Range<usize>) -> Range<usize> {
+    let (total, cols) = catalogue.tensors()[id].matrix();
     let step = packed.layout.band_rows();
     let start = rows.start / step * step;
     let end = rows.end.next_multiple_of(step).min(total);
-    let tensor = &checkpoint.tensors()[id];
+    let tensor = &catalogue.tensors()[id];
     let runs = packed.layout.runs(packed.matrix(&tensor.shape, 1.0), packed.own, start..end);
     let least = if runs.count > 1 { (start + BAND_ELEMS / cols.max(1)).next_multiple_of(step) } else { end };
     start..end.max(least.min(total))

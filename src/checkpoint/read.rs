@@ -8,7 +8,7 @@ use requant_formats::codec::{self, Codec, Grid};
 use requant_formats::dispatch::{self, Kernel};
 
 use super::packed_rows::PackedRows;
-use super::{BlockScale, Checkpoint, Encoding, ScaleFormat, SourceTensor};
+use super::{BlockScale, Catalogue, Encoding, ScaleFormat, SourceTensor};
 use crate::error::{Error, Result};
 
 /// Reads tiles of one checkpoint after the other; keeps its buffers.
@@ -29,14 +29,14 @@ impl TileReader {
     /// is better found broken now.
     pub fn read(
         &mut self,
-        checkpoint: &Checkpoint,
+        catalogue: &Catalogue,
         id: usize,
         rows: Range<usize>,
         tile: &mut Vec<f32>,
     ) -> Result<u64> {
-        let (_, cols) = checkpoint.tensors()[id].matrix();
+        let (_, cols) = catalogue.tensors()[id].matrix();
         tile.resize(rows.len() * cols, 0.0);
-        self.read_into(checkpoint, id, rows, tile)
+        self.read_into(catalogue, id, rows, tile)
     }
 
     /// As [`TileReader::read`], but numbers of a scaled tensor as they are stored, not multiplied by
@@ -46,42 +46,69 @@ impl TileReader {
     /// As [`TileReader::read`].
     pub fn read_unscaled(
         &mut self,
-        checkpoint: &Checkpoint,
+        catalogue: &Catalogue,
         id: usize,
         rows: Range<usize>,
         tile: &mut Vec<f32>,
     ) -> Result<u64> {
-        let tensor = &checkpoint.tensors()[id];
+        let tensor = &catalogue.tensors()[id];
         let (_, cols) = tensor.matrix();
         tile.resize(rows.len() * cols, 0.0);
-        self.read_bytes(checkpoint, id, &rows)?;
+        self.read_bytes(catalogue, id, &rows)?;
         stored_codec(tensor)?.decode(&[&self.bytes], tile);
-        check_finite(&tensor.name, &checkpoint.source().files()[tensor.file].name, rows.start, cols, tile)?;
+        check_finite(&tensor.name, &catalogue.source().files()[tensor.file].name, rows.start, cols, tile)?;
         Ok(self.bytes.len() as u64)
+    }
+
+    /// As [`TileReader::read`], for a tensor of one part of `codec`, row after row
+    /// ([`SourceTensor::row_major`]); its stored bytes are appended to `stored`.
+    ///
+    /// # Errors
+    /// As [`TileReader::read`].
+    pub fn read_stored(
+        &mut self,
+        catalogue: &Catalogue,
+        id: usize,
+        codec: &dyn Codec,
+        rows: Range<usize>,
+        tile: &mut Vec<f32>,
+        stored: &mut Vec<u8>,
+    ) -> Result<u64> {
+        let tensor = &catalogue.tensors()[id];
+        let (_, cols) = tensor.matrix();
+        let row_bytes = codec::part_len_bytes(codec, 0, cols as u64) as usize;
+        let start = stored.len();
+        stored.resize(start + rows.len() * row_bytes, 0);
+        let offset = tensor.offset_bytes + (rows.start * row_bytes) as u64;
+        catalogue.source().read_at(tensor.file, offset, &mut stored[start..])?;
+        tile.resize(rows.len() * cols, 0.0);
+        codec.decode(&[&stored[start..]], tile);
+        check_finite(&tensor.name, &catalogue.source().files()[tensor.file].name, rows.start, cols, tile)?;
+        Ok((stored.len() - start) as u64)
     }
 
     /// One group of a packed weight as multiples of a step, if its row was just read and its codec has such
     /// groups; `codes` has the length of a group.
     pub fn grid<'a>(
         &self,
-        checkpoint: &Checkpoint,
+        catalogue: &Catalogue,
         id: usize,
         row: usize,
         group: usize,
         codes: &'a mut [u8],
     ) -> Option<Grid<'a>> {
-        match &checkpoint.tensors()[id].encoding {
-            Encoding::Packed(packed) => self.packed.grid(checkpoint, id, packed, row, group, codes),
+        match &catalogue.tensors()[id].encoding {
+            Encoding::Packed(packed) => self.packed.grid(catalogue, id, packed, row, group, codes),
             Encoding::Plain | Encoding::Scaled(_) => None,
         }
     }
 
-    fn read_bytes(&mut self, checkpoint: &Checkpoint, id: usize, rows: &Range<usize>) -> Result<()> {
-        let tensor = &checkpoint.tensors()[id];
+    fn read_bytes(&mut self, catalogue: &Catalogue, id: usize, rows: &Range<usize>) -> Result<()> {
+        let tensor = &catalogue.tensors()[id];
         let row_bytes = tensor.matrix().1 * tensor.dtype.size_bytes();
         self.bytes.resize(rows.len() * row_bytes, 0);
         let offset = tensor.offset_bytes + (rows.start * row_bytes) as u64;
-        checkpoint.source().read_at(tensor.file, offset, &mut self.bytes)
+        catalogue.source().read_at(tensor.file, offset, &mut self.bytes)
     }
 
     /// As [`TileReader::read`], into a slice of exactly `rows.len()` rows.
@@ -90,40 +117,40 @@ impl TileReader {
     /// As [`TileReader::read`].
     pub fn read_into(
         &mut self,
-        checkpoint: &Checkpoint,
+        catalogue: &Catalogue,
         id: usize,
         rows: Range<usize>,
         tile: &mut [f32],
     ) -> Result<u64> {
-        let tensor = &checkpoint.tensors()[id];
+        let tensor = &catalogue.tensors()[id];
         let (_, cols) = tensor.matrix();
         let total = match &tensor.encoding {
             Encoding::Plain => {
-                self.read_bytes(checkpoint, id, &rows)?;
+                self.read_bytes(catalogue, id, &rows)?;
                 decode_plain(tensor, &self.bytes, tile)?;
                 self.bytes.len() as u64
             }
             Encoding::Scaled(scale) => {
-                self.read_bytes(checkpoint, id, &rows)?;
-                self.bytes.len() as u64 + self.decode_scaled(checkpoint, tensor, *scale, &rows, tile)?
+                self.read_bytes(catalogue, id, &rows)?;
+                self.bytes.len() as u64 + self.decode_scaled(catalogue, tensor, *scale, &rows, tile)?
             }
-            Encoding::Packed(packed) => self.packed.read(checkpoint, id, packed, rows.clone(), tile)?,
+            Encoding::Packed(packed) => self.packed.read(catalogue, id, packed, rows.clone(), tile)?,
         };
-        check_finite(&tensor.name, &checkpoint.source().files()[tensor.file].name, rows.start, cols, tile)?;
+        check_finite(&tensor.name, &catalogue.source().files()[tensor.file].name, rows.start, cols, tile)?;
         Ok(total)
     }
 
     /// Decodes FP8 bytes with the scales of their row blocks; returns the bytes of those.
     fn decode_scaled(
         &mut self,
-        checkpoint: &Checkpoint,
+        catalogue: &Catalogue,
         tensor: &SourceTensor,
         scale: BlockScale,
         rows: &Range<usize>,
         tile: &mut [f32],
     ) -> Result<u64> {
         let (_, cols) = tensor.matrix();
-        let scale_tensor = &checkpoint.tensors()[scale.tensor];
+        let scale_tensor = &catalogue.tensors()[scale.tensor];
         let grid_cols = cols.div_ceil(scale.block_cols);
         let first_block = rows.start / scale.block_rows;
         let end_block = rows.end.div_ceil(scale.block_rows);
@@ -131,7 +158,7 @@ impl TileReader {
         let count = (end_block - first_block) * grid_cols;
         self.scale_bytes.resize(count * width, 0);
         let offset = scale_tensor.offset_bytes + (first_block * grid_cols * width) as u64;
-        checkpoint.source().read_at(scale_tensor.file, offset, &mut self.scale_bytes)?;
+        catalogue.source().read_at(scale_tensor.file, offset, &mut self.scale_bytes)?;
         self.scales.resize(count, 0.0);
         match scale.format {
             ScaleFormat::Float => {

@@ -79,7 +79,7 @@ impl Subcommand for Convert {
             error_report: matches.get_flag("error-report"),
         };
         let progress = report::progress(matches.get_flag("quiet"));
-        let (source, blueprint) = (&request.source, &request.blueprint);
+        let (source, blueprint) = (request.source.catalogue(), &request.blueprint);
         let mut outcome = pipeline::convert(source, blueprint, output, &settings, &*progress, &stop)?;
         drop(progress);
         let quiet = matches.get_flag("quiet");
@@ -128,7 +128,7 @@ fn original<'a>(
     request: &'a plan::Request,
     stop: &Arc<AtomicBool>,
 ) -> Result<Original<'a>> {
-    let Some(streaming) = &request.streaming else { return Ok(Original::Here(&request.source)) };
+    let Some(streaming) = &request.streaming else { return Original::of(&request.source) };
     let limit = streaming.spool_limit_bytes;
     let again = Measured::again(matches, &streaming.pinned, &streaming.spool_directory, limit, stop)?;
     Ok(Original::Streamed(Box::new(again)))

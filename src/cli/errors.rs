@@ -9,10 +9,12 @@ const SHOWN: usize = 40;
 pub(super) fn print(report: &ErrorReport) {
     let is_off = |tensor: &&TensorError| tensor.relative_error != Some(0.0);
     let off = report.tensors.iter().filter(is_off).count();
-    println!("{:>14} {:>12} {:>14}  {:<14} tensor", "relative error", "cosine", "parameters", "type");
-    for tensor in report.tensors.iter().filter(is_off).take(SHOWN) {
+    let shown = || report.tensors.iter().filter(is_off).take(SHOWN);
+    let width = shown().map(|tensor| tensor.type_name.len()).max().unwrap_or(0).max(14);
+    println!("{:>14} {:>12} {:>14}  {:<width$} tensor", "relative error", "cosine", "parameters", "type");
+    for tensor in shown() {
         println!(
-            "{:>14} {:>12} {:>14}  {:<14} {}",
+            "{:>14} {:>12} {:>14}  {:<width$} {}",
             percent(tensor.relative_error),
             cosine(tensor.cosine),
             tensor.parameters,

@@ -60,12 +60,13 @@ impl Subcommand for Inspect {
         for (key, value) in &artifact.metadata {
             println!("{key} = {}", shortened(&value.to_string()));
         }
+        let width = types.keys().map(|name| name.len()).max().unwrap_or(0).max(14);
         for tensor in &artifact.tensors {
-            println!("{:<14} {:<20} {}", tensor.type_name, format!("{:?}", tensor.shape), tensor.name);
+            println!("{:<width$} {:<20} {}", tensor.type_name, format!("{:?}", tensor.shape), tensor.name);
         }
         for (name, totals) in &types {
             println!(
-                "{name:<14} {:>8} tensors {:>16} weights {:>18} bytes",
+                "{name:<width$} {:>8} tensors {:>16} weights {:>18} bytes",
                 totals.tensors, totals.parameters, totals.bytes
             );
         }

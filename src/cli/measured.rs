@@ -117,10 +117,13 @@ impl Measured {
     pub(super) fn run<T>(&self, quiet: bool, work: impl FnOnce() -> Result<T>) -> Result<T> {
         let Some(feed) = &self.feed else { return work() };
         let on_file = |arrival: Arrival| {
-            let Arrival { name, bytes, number, files, held_bytes } = arrival;
+            let Arrival { name, bytes, number, files, is_again, held_bytes } = arrival;
             if !quiet {
                 let (bytes, held) = (human(bytes), human(held_bytes));
-                eprintln!("shard {number} of {files} is here: {name}, {bytes} ({held} in the spool)");
+                let here = if is_again { "here again" } else { "here" };
+                eprintln!(
+                    "{number} of {files} shards have come: {name}, {bytes}, is {here} ({held} in the spool)"
+                );
             }
         };
         feed.run(&on_file, work).map_err(|error| match error {

@@ -97,7 +97,7 @@ pub(super) fn place(text: &Path, matches: &ArgMatches) -> Result<Place> {
     let id = text.to_str().and_then(HubId::parse).filter(|_| !text.exists());
     let Some(id) = id else {
         let message = format!(
-            "{}: neither a directory with a Hugging Face checkpoint nor a hub id such as org/name",
+            "{}: neither a directory with a Hugging Face checkpoint, nor a .gguf file, nor a hub id such as org/name",
             text.display()
         );
         return Err(Error::Request(message));

@@ -4,12 +4,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use clap::{Arg, ArgMatches, Command};
+use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use super::model::{self, Streaming};
 use super::size::{self, human};
+use super::source::{self, Source};
 use super::{MODEL_HELP, Subcommand, report, rules};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Catalogue, Checkpoint, GgufModel};
 use crate::error::{Error, Result};
 use crate::pipeline;
 use crate::plan::budget::{Fitted, Watch};
@@ -18,9 +19,9 @@ use crate::plan::{self, Blueprint, Budget, Options, Rules, Summary, TARGETS, sum
 /// The subcommand.
 pub(super) struct Plan;
 
-/// A checkpoint, a format and the blueprint that follows.
+/// A source, a format and the blueprint that follows.
 pub(super) struct Request {
-    pub(super) source: Checkpoint,
+    pub(super) source: Source,
     pub(super) format: String,
     pub(super) blueprint: Blueprint,
     /// Rules in force.
@@ -48,22 +49,28 @@ impl Request {
             tokenizer_pre: matches.get_one::<String>("tokenizer-pre").cloned(),
             split_max_bytes: matches.get_one::<u64>("split-max-size").copied(),
             rules: rules::from_matches(matches)?,
+            allow_requantize: matches.get_flag("allow-requantize"),
         };
         // A revision that an unfinished run has pinned stays pinned.
         let unfinished = output.filter(|_| !restart(matches)).and_then(pipeline::unfinished);
         let pinned = unfinished.and_then(|request| request.pinned);
-        let model = model::open(matches, output.map(|output| (output, pinned.as_ref())), stop)?;
-        let source = Checkpoint::open(model.source)?;
+        let path = super::path(matches, "MODEL");
+        let (source, streaming, remote_files) = if source::is_gguf(path) {
+            (Source::Gguf(GgufModel::open(path)?), None, Vec::new())
+        } else {
+            let model = model::open(matches, output.map(|output| (output, pinned.as_ref())), stop)?;
+            let checkpoint = Checkpoint::open(model.source)?;
+            (Source::Checkpoint(Box::new(checkpoint)), model.streaming, model.remote_files)
+        };
         let (rules, blueprint, mean_error) = match rules::budget(matches) {
             Some(budget) => {
-                let fitted = fitted(matches, &source, &format, &options, budget, stop)?;
+                let fitted = fitted(matches, source.checkpoint()?, &format, &options, budget, stop)?;
                 (fitted.rules, fitted.blueprint, Some(fitted.mean_error))
             }
-            None => (options.rules.clone(), plan::blueprint(&source, &format, &options)?, None),
+            None => (options.rules.clone(), source.blueprint(&format, &options)?, None),
         };
-        let threads =
-            fit(&source, &blueprint, super::threads(matches), matches.get_one::<u64>("memory").copied())?;
-        let (streaming, remote_files) = (model.streaming, model.remote_files);
+        let memory = matches.get_one::<u64>("memory").copied();
+        let threads = fit(source.catalogue(), &blueprint, super::threads(matches), memory)?;
         let request = Self { source, format, blueprint, rules, mean_error, threads, streaming, remote_files };
         rules::save(matches, request.recipe().as_deref())?;
         model::spool_limit(matches, request.largest_shard_bytes())?;
@@ -77,7 +84,7 @@ impl Request {
 
     /// Shards that a conversion would download: their number and bytes.
     pub(super) fn download(&self) -> (u64, u64) {
-        let shards = plan::files_read(&self.source, &self.blueprint);
+        let shards = plan::files_read(self.source.catalogue(), &self.blueprint);
         let absent = self.remote_files.iter().filter(|(file, _)| shards.contains(file));
         absent.fold((0, 0), |(files, total), (_, bytes)| (files + 1, total + bytes))
     }
@@ -89,7 +96,7 @@ impl Request {
 
     /// Bytes of the largest shard to be downloaded.
     fn largest_shard_bytes(&self) -> u64 {
-        let shards = plan::files_read(&self.source, &self.blueprint);
+        let shards = plan::files_read(self.source.catalogue(), &self.blueprint);
         let absent = self.remote_files.iter().filter(|(file, _)| shards.contains(file));
         absent.map(|&(_, bytes)| bytes).max().unwrap_or(0)
     }
@@ -116,7 +123,7 @@ fn restart(matches: &ArgMatches) -> bool {
 }
 
 /// As many of `threads` as `memory` allows.
-fn fit(source: &Checkpoint, blueprint: &Blueprint, threads: usize, memory: Option<u64>) -> Result<usize> {
+fn fit(source: &Catalogue, blueprint: &Blueprint, threads: usize, memory: Option<u64>) -> Result<usize> {
     let Some(memory) = memory else { return Ok(threads) };
     let fitting = (1..=threads).rev().find(|&n| pipeline::peak_ram_bytes(source, blueprint, n) <= memory);
     fitting.ok_or_else(|| {
@@ -127,11 +134,10 @@ fn fit(source: &Checkpoint, blueprint: &Blueprint, threads: usize, memory: Optio
 
 /// Arguments shared with `convert`.
 pub(super) fn request_arguments() -> Vec<Arg> {
-    let formats: Vec<String> = TARGETS
-        .iter()
-        .flat_map(|target| target.formats())
-        .map(|format| format!("  {:<14} {}", format.name, format.about))
-        .collect();
+    let formats = || TARGETS.iter().flat_map(|target| target.formats());
+    let width = formats().map(|format| format.name.len()).max().unwrap_or(0);
+    let formats: Vec<String> =
+        formats().map(|format| format!("  {:<width$} {}", format.name, format.about)).collect();
     let mut arguments = vec![
         Arg::new("to")
             .long("to")
@@ -148,6 +154,10 @@ pub(super) fn request_arguments() -> Vec<Arg> {
             .value_name("SIZE")
             .value_parser(size::parse)
             .help("GGUF: write splits of at most this much tensor data, e.g. 48G"),
+        Arg::new("allow-requantize")
+            .long("allow-requantize")
+            .action(ArgAction::SetTrue)
+            .help("GGUF source: quantize tensors that are quantized already to another type"),
         Arg::new("memory")
             .long("memory")
             .value_name("SIZE")
@@ -172,8 +182,9 @@ impl Subcommand for Plan {
 
     fn run(&self, matches: &ArgMatches) -> Result<()> {
         let request = Request::from_matches(matches, None, &super::stop_on_signal())?;
-        let ram = pipeline::peak_ram_bytes(&request.source, &request.blueprint, request.threads);
-        let mut summary = summary(&request.source, &request.blueprint, ram);
+        let source = request.source.catalogue();
+        let ram = pipeline::peak_ram_bytes(source, &request.blueprint, request.threads);
+        let mut summary = summary(source, &request.blueprint, ram);
         (summary.download_files, summary.download_bytes) = request.download();
         let limit = model::spool_limit(matches, request.largest_shard_bytes())?;
         summary.peak_disk_bytes +=
@@ -193,7 +204,7 @@ impl Subcommand for Plan {
 }
 
 fn print_human(request: &Request, summary: &Summary) {
-    let location = request.source.source().location();
+    let location = request.source.catalogue().source().location();
     println!("{location}: {} tensors, {}", summary.tensors_in, human(summary.bytes_in));
     println!(
         "  -> {}: {} tensors, {} ({} bytes), {:.3} bits per weight, {:.3} G parameters",
@@ -204,9 +215,10 @@ fn print_human(request: &Request, summary: &Summary) {
         summary.bits_per_weight,
         summary.parameters as f64 / 1e9,
     );
-    println!("{:<14} {:>8} {:>16} {:>18}", "type", "tensors", "parameters", "bytes");
+    let width = summary.types.keys().map(String::len).max().unwrap_or(0).max(14);
+    println!("{:<width$} {:>8} {:>16} {:>18}", "type", "tensors", "parameters", "bytes");
     for (name, totals) in &summary.types {
-        println!("{name:<14} {:>8} {:>16} {:>18}", totals.tensors, totals.parameters, totals.bytes);
+        println!("{name:<width$} {:>8} {:>16} {:>18}", totals.tensors, totals.parameters, totals.bytes);
     }
     if request.mean_error.is_none() {
         rules::print(&request.rules, &request.blueprint);
@@ -214,6 +226,10 @@ fn print_human(request: &Request, summary: &Summary) {
     for file in &request.blueprint.files {
         let name = if file.name.is_empty() { "(output)" } else { &file.name };
         println!("file {name}: {} bytes", file.len_bytes);
+    }
+    if !summary.kept.is_empty() {
+        println!("linear layers that are not quantized:");
+        summary.kept.iter().for_each(|pattern| println!("  {pattern}"));
     }
     if summary.dropped.tensors > 0 {
         println!("dropped: {} tensors, {}", summary.dropped.tensors, human(summary.dropped.bytes));

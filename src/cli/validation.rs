@@ -7,11 +7,13 @@ use serde_json::{Value, json};
 
 use super::measured::Measured;
 use super::perplexity::{self, table};
+use super::source::Source;
 use crate::checkpoint::{Checkpoint, WeightStore};
 use crate::error::{Error, Result};
 use crate::evaluate::{self, Bos, Tokens, Windows};
 use crate::model::has_second_next;
 use crate::pipeline::{Manifest, Outcome};
+use crate::tokenizer::Tokenizer;
 use crate::weights::{self, Model};
 
 /// `--validate`, `--validate-context` and `--max-kld`.
@@ -56,19 +58,21 @@ impl Validation {
     ///
     /// # Errors
     /// When the text cannot be read or tokenized, is shorter than a window, or memory will not do.
-    pub(super) fn prepare(matches: &ArgMatches, source: &Checkpoint) -> Result<Option<Self>> {
+    pub(super) fn prepare(matches: &ArgMatches, source: &Source) -> Result<Option<Self>> {
         let Some(path) = matches.get_one::<PathBuf>("validate") else { return Ok(None) };
         let max_kld = matches.get_one::<f64>("max-kld").copied();
         if max_kld.is_some_and(|limit| limit.is_nan() || limit < 0.0) {
             return Err(Error::Request("--max-kld: expected a number from 0 on".into()));
         }
         let text = std::fs::read_to_string(path).map_err(Error::io(path, "read"))?;
-        let tokens = Tokens::encode(&weights::tokenizer(source.source())?, &text, Bos::Auto)?;
+        let original = Original::of(source)?;
+        let tokens = Tokens::encode(&original.tokenizer()?, &text, Bos::Auto)?;
         let context = matches.get_one::<u32>("validate-context").map_or(512, |&context| context as usize);
         let windows = Windows::cut(&tokens, context, None)?;
         let memory_bytes = matches.get_one::<u64>("memory").copied();
+        let store = original.store();
         let request =
-            evaluate::Request { model: source, original: Some(source), windows: &windows, memory_bytes };
+            evaluate::Request { model: store, original: Some(store), windows: &windows, memory_bytes };
         evaluate::passes(&request)?;
         Ok(Some(Self { text: path.clone(), tokens, windows, max_kld, memory_bytes }))
     }
@@ -97,7 +101,7 @@ impl Validation {
         };
         let measure = || perplexity::measure(&request, threads, quiet);
         let report = match source {
-            Original::Here(_) => measure()?,
+            Original::Here(_) | Original::Gguf(_) => measure()?,
             Original::Streamed(streamed) => {
                 evaluate::check(&request)?;
                 let predicts = has_second_next(request.model) && has_second_next(streamed.model.store());
@@ -144,14 +148,36 @@ impl Validation {
 pub(super) enum Original<'a> {
     /// The conversion's source.
     Here(&'a Checkpoint),
+    /// The same, a GGUF file.
+    Gguf(Box<Model>),
     /// The same, streamed once more.
     Streamed(Box<Measured>),
 }
 
-impl Original<'_> {
+impl<'a> Original<'a> {
+    /// A source that is on this machine.
+    ///
+    /// # Errors
+    /// A GGUF file of an architecture that cannot be evaluated.
+    pub(super) fn of(source: &'a Source) -> Result<Self> {
+        Ok(match source {
+            Source::Checkpoint(checkpoint) => Self::Here(checkpoint),
+            Source::Gguf(model) => Self::Gguf(Box::new(Model::open(model.path())?)),
+        })
+    }
+
+    fn tokenizer(&self) -> Result<Tokenizer> {
+        match self {
+            Self::Here(checkpoint) => weights::tokenizer(checkpoint.source()),
+            Self::Gguf(model) => model.tokenizer(),
+            Self::Streamed(measured) => measured.model.tokenizer(),
+        }
+    }
+
     fn store(&self) -> &dyn WeightStore {
         match self {
             Self::Here(checkpoint) => *checkpoint,
+            Self::Gguf(model) => model.store(),
             Self::Streamed(measured) => measured.model.store(),
         }
     }

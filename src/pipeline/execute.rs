@@ -24,7 +24,7 @@ use super::queue::Queue;
 use super::slab::{self, Slab, Tile, Worker};
 use super::staging::StagedFile;
 use super::writeback::{self, Dirty};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::Catalogue;
 use crate::error::{Error, Result};
 use crate::frontier::Frontier;
 use crate::plan::{self, Blueprint, Job};
@@ -36,7 +36,7 @@ const TILE_ELEMS: usize = 1 << 18;
 const BASE_RAM_BYTES: u64 = 64 << 20;
 
 /// Upper bound on resident memory of a run: what `requant plan` states.
-pub fn peak_ram_bytes(source: &Checkpoint, blueprint: &Blueprint, threads: usize) -> u64 {
+pub fn peak_ram_bytes(source: &Catalogue, blueprint: &Blueprint, threads: usize) -> u64 {
     let headers: u64 = blueprint.files.iter().map(|file| file.header.len() as u64).sum();
     let catalogue = 1024 * (source.tensors().len() + blueprint.tensors.len()) as u64;
     let widest = source.tensors().iter().map(|tensor| tensor.matrix().1).max().unwrap_or(0);
@@ -49,7 +49,7 @@ pub fn peak_ram_bytes(source: &Checkpoint, blueprint: &Blueprint, threads: usize
 
 /// Everything a run needs.
 pub(super) struct Run<'a> {
-    pub(super) source: &'a Checkpoint,
+    pub(super) source: &'a Catalogue,
     pub(super) blueprint: &'a Blueprint,
     pub(super) jobs: &'a [Job],
     /// For each job whether an earlier run has done it.
@@ -266,6 +266,7 @@ impl Run<'_> {
             plan::whole_bands(TILE_ELEMS / cols.max(1), output.layout.band_rows())
         };
         let tensor_scale = shared.maxima.tensor_scale(self.source, output, &mut worker.reader)?;
+        let copies = output.copies(piece, &self.source.tensors()[piece.source]);
         let mut slab = Slab::new(output, job.first_row, tensor_scale);
         let mut sums = Sums::default();
         let mut start = job.source_rows.start;
@@ -275,8 +276,14 @@ impl Run<'_> {
             }
             let end = job.source_rows.end.min(start + tile_rows);
             let tile = Tile { source: self.source, piece, rows: start..end };
-            let bytes = worker.read(&tile)?;
-            worker.encode(&mut slab, &tile, self.sums.is_some().then_some(&mut sums));
+            let of_errors = self.sums.is_some().then_some(&mut sums);
+            let bytes = if copies {
+                worker.copy(&mut slab, &tile, of_errors)?
+            } else {
+                let bytes = worker.read(&tile)?;
+                worker.encode(&mut slab, &tile, of_errors);
+                bytes
+            };
             if slab.is_full() || end == job.source_rows.end {
                 slab.write(self.files, &shared.dirty, &mut worker.parts)?;
             }

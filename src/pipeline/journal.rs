@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::errors::Sums;
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::Catalogue;
 use crate::error::{Error, Result};
 use crate::plan::Blueprint;
 
@@ -60,7 +60,7 @@ pub struct Pinned {
 impl RequestRecord {
     /// Describes a conversion of `source` to what `blueprint` says.
     pub(super) fn new(
-        source: &Checkpoint,
+        source: &Catalogue,
         blueprint: &Blueprint,
         format: &str,
         pinned: Option<Pinned>,

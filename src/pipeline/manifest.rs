@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::Settings;
 use super::digest::Digests;
 use super::errors::ErrorReport;
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::Catalogue;
 use crate::error::{Error, Result};
 use crate::plan::Blueprint;
 
@@ -99,7 +99,7 @@ pub fn manifest_path(output: &Path) -> PathBuf {
 
 impl Manifest {
     pub(super) fn new(
-        source: &Checkpoint,
+        source: &Catalogue,
         blueprint: &Blueprint,
         output: &Path,
         settings: &Settings,

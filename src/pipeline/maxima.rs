@@ -5,7 +5,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use crate::checkpoint::{Checkpoint, TileReader};
+use crate::checkpoint::{Catalogue, TileReader};
 use crate::error::Result;
 use crate::plan::OutputTensor;
 
@@ -24,7 +24,7 @@ impl Maxima {
     /// The factor on the scales of `output`; 1 for codecs without one.
     pub(super) fn tensor_scale(
         &self,
-        source: &Checkpoint,
+        source: &Catalogue,
         output: &OutputTensor,
         reader: &mut TileReader,
     ) -> Result<f32> {
@@ -42,7 +42,7 @@ impl Maxima {
         Ok(output.codec.tensor_scale(largest[0]).unwrap_or(1.0))
     }
 
-    fn max_abs(&self, source: &Checkpoint, id: usize, reader: &mut TileReader) -> Result<f32> {
+    fn max_abs(&self, source: &Catalogue, id: usize, reader: &mut TileReader) -> Result<f32> {
         // A worker that comes second waits for the first; nobody holds one while waiting for another.
         let mut known = self.0[id].lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(largest) = *known {

@@ -9,7 +9,7 @@ use requant_formats::codec::{self, Grid};
 use super::errors::Sums;
 use super::staging::StagedFile;
 use super::writeback::Dirty;
-use crate::checkpoint::{Checkpoint, Encoding, TileReader};
+use crate::checkpoint::{Catalogue, Encoding, TileReader};
 use crate::error::{Error, Result};
 use crate::plan::{OutputTensor, Piece, Rounding};
 
@@ -18,7 +18,7 @@ const SLAB_ELEMS: usize = 1 << 22;
 
 /// Rows of a piece.
 pub(super) struct Tile<'a> {
-    pub(super) source: &'a Checkpoint,
+    pub(super) source: &'a Catalogue,
     pub(super) piece: &'a Piece,
     pub(super) rows: Range<usize>,
 }
@@ -50,6 +50,25 @@ impl Worker {
             let (_, cols) = source.tensors()[piece.source].matrix();
             transpose(&self.tile, count, cols, &mut self.transposed);
             std::mem::swap(&mut self.tile, &mut self.transposed);
+        }
+        Ok(bytes)
+    }
+
+    /// Copies the rows of `tile`, which are stored as they are to be written, to the end of `slab`; returns the
+    /// bytes read.
+    pub(super) fn copy(
+        &mut self,
+        slab: &mut Slab<'_>,
+        tile: &Tile<'_>,
+        sums: Option<&mut Sums>,
+    ) -> Result<u64> {
+        slab.begin(&mut self.parts);
+        let (codec, id) = (slab.output.codec, tile.piece.source);
+        let Self { reader, tile: weights, parts, .. } = self;
+        let bytes = reader.read_stored(tile.source, id, codec, tile.rows.clone(), weights, &mut parts[0])?;
+        slab.rows += tile.rows.len();
+        if let Some(sums) = sums {
+            sums.add(weights, weights);
         }
         Ok(bytes)
     }
@@ -95,13 +114,18 @@ impl<'a> Slab<'a> {
         self.rows * self.output.row_len_elems() >= SLAB_ELEMS
     }
 
-    /// Encodes whole rows at the end of the slab.
-    fn encode(&mut self, tile: &[f32], parts: &mut Vec<Vec<u8>>) {
-        let codec = self.output.codec;
-        parts.resize_with(codec.parts().len().max(parts.len()), Vec::new);
+    /// Makes room for the codec's parts, empty at the start of a slab.
+    fn begin(&self, parts: &mut Vec<Vec<u8>>) {
+        parts.resize_with(self.output.codec.parts().len().max(parts.len()), Vec::new);
         if self.rows == 0 {
             parts.iter_mut().for_each(Vec::clear);
         }
+    }
+
+    /// Encodes whole rows at the end of the slab.
+    fn encode(&mut self, tile: &[f32], parts: &mut Vec<Vec<u8>>) {
+        let codec = self.output.codec;
+        self.begin(parts);
         let mut ends = Vec::with_capacity(codec.parts().len());
         for (number, part) in parts.iter_mut().take(codec.parts().len()).enumerate() {
             let start = part.len();

@@ -304,7 +304,14 @@ mod tests {
     fn blueprint() -> Blueprint {
         let file = |name: &str| OutputFile { name: name.into(), header: b"GGUF".to_vec(), len_bytes: 64 };
         let files = vec![file("m-00001-of-00002.gguf"), file("m-00002-of-00002.gguf")];
-        Blueprint { is_directory: false, tensors: vec![], files, sidecars: vec![], dropped: vec![] }
+        Blueprint {
+            is_directory: false,
+            tensors: vec![],
+            files,
+            sidecars: vec![],
+            dropped: vec![],
+            kept: vec![],
+        }
     }
 
     fn request(format: &str) -> RequestRecord {

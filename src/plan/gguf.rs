@@ -6,12 +6,13 @@
 //! - `vocabulary`, `special` (with `template_processing`), `chat_template`: its tokenizer
 //! - `loadable`: what llama.cpp would refuse to open
 //! - `layout`: where every byte goes
+//! - `requantize`: the same for a GGUF source, as `llama-quantize` alone
 
 use requant_formats::container::gguf::{GgmlType, Metadata};
 use serde_json::Value;
 
 use super::{Blueprint, Choices, Format, Options, Target};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, GgufModel};
 use crate::error::{Error, Result};
 use crate::tokenizer::{SPECIAL_TOKENS_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, Tokenizer};
 
@@ -27,6 +28,7 @@ mod model_id;
 mod names;
 mod origins;
 mod overrides;
+mod requantize;
 mod size_label;
 mod special;
 mod template_processing;
@@ -34,6 +36,8 @@ mod vocabulary;
 
 use layout::Typed;
 
+/// The vocabulary of models whose tokenizer is code: Kimi-K2.
+const TIKTOKEN_FILE: &str = "tiktoken.model";
 /// Version of the block formats (`GGML_QNT_VERSION`).
 const QUANTIZATION_VERSION: u32 = 2;
 
@@ -54,10 +58,7 @@ impl Target for GgufTarget {
     }
 
     fn blueprint(&self, format: &Format, source: &Checkpoint, options: &Options) -> Result<Blueprint> {
-        let file_type =
-            file_type::FILE_TYPES.iter().find(|known| known.format.name == format.name).ok_or_else(|| {
-                Error::Unsupported { what: format!("GGUF type {}", format.name), hint: "see --help".into() }
-            })?;
+        let file_type = file_type::find(format)?;
         let planned = names::tensors(source)?;
         let mut metadata = metadata(source, &planned, options)?;
         // llama-quantize sets these two last, so they stand at the end.
@@ -65,8 +66,14 @@ impl Target for GgufTarget {
         metadata.set("general.file_type", file_type.id);
 
         let spec = source.spec();
-        let model =
-            mix::Model { layers: spec.layers, experts: spec.experts, tied_embeddings: spec.tied_embeddings };
+        let model = mix::Model {
+            layers: spec.layers,
+            experts: spec.experts,
+            tied_embeddings: spec.tied_embeddings,
+            // Latent attention has one key and value for all heads.
+            shared_heads: spec.heads >= 4,
+            is_70b: false,
+        };
         let extents: Vec<Vec<u64>> = planned.iter().map(names::Planned::ne).collect();
         let named: Vec<(&str, &[u64])> =
             planned.iter().zip(&extents).map(|(tensor, ne)| (tensor.name.as_str(), ne.as_slice())).collect();
@@ -81,7 +88,11 @@ impl Target for GgufTarget {
 
         let (tensors, files) = layout::place(metadata, typed, options)?;
         let dropped = names::dropped(source);
-        Ok(Blueprint { is_directory: false, tensors, files, sidecars: Vec::new(), dropped })
+        Ok(Blueprint { is_directory: false, tensors, files, sidecars: Vec::new(), dropped, kept: Vec::new() })
+    }
+
+    fn requantize(&self, format: &Format, source: &GgufModel, options: &Options) -> Result<Blueprint> {
+        requantize::blueprint(file_type::find(format)?, source, options)
     }
 
     fn choices(&self, format: &Format, _: &Checkpoint, blueprint: &Blueprint) -> Result<Vec<Choices>> {
@@ -101,7 +112,6 @@ fn metadata(source: &Checkpoint, planned: &[names::Planned], options: &Options) 
     };
     // A broken generation_config.json is no reason to stop, as in llama.cpp.
     let generation = read(general::GENERATION_CONFIG)?.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-    let location = source.source().location();
 
     let mut metadata = Metadata::new();
     metadata.set("general.architecture", hparams::ARCHITECTURE);
@@ -117,10 +127,7 @@ fn metadata(source: &Checkpoint, planned: &[names::Planned], options: &Options) 
     hparams::add(&mut metadata, source.config(), source.spec())?;
     loadable::check(&metadata, source.spec())?;
 
-    let Some(tokenizer) = read(TOKENIZER_FILE)? else {
-        let message = format!("not found in {location}; GGUF files carry the tokenizer");
-        return Err(Error::checkpoint(TOKENIZER_FILE, message));
-    };
+    let Some(tokenizer) = read(TOKENIZER_FILE)? else { return Err(no_tokenizer(source)) };
     let (config, special_tokens) = (read(TOKENIZER_CONFIG_FILE)?, read(SPECIAL_TOKENS_FILE)?);
     let tokenizer = Tokenizer::new(&tokenizer, config.as_deref(), special_tokens.as_deref())?;
     vocabulary::add(&mut metadata, &tokenizer, source.spec().vocab, options.tokenizer_pre.as_deref())?;
@@ -130,6 +137,20 @@ fn metadata(source: &Checkpoint, planned: &[names::Planned], options: &Options) 
     chat_template::add(&mut metadata, &template);
     special::add_normalizer(&mut metadata, &tokenizer.definition().normalizer);
     Ok(metadata)
+}
+
+/// There is no tokenizer.json.
+fn no_tokenizer(source: &Checkpoint) -> Error {
+    let location = source.source().location();
+    let message = if source.source().find(TIKTOKEN_FILE).is_some() {
+        format!(
+            "not found in {location}, and {TIKTOKEN_FILE} is not read: GGUF files carry the tokenizer; put the \
+             tokenizer.json there that transformers makes of it (TikTokenConverter)"
+        )
+    } else {
+        format!("not found in {location}; GGUF files carry the tokenizer")
+    };
+    Error::checkpoint(TOKENIZER_FILE, message)
 }
 
 #[cfg(test)]

@@ -151,7 +151,14 @@ pub(super) fn blueprint(
     tensors.sort_by_key(|tensor| {
         tensor.placements.iter().map(|placement| (placement.file, placement.offset_bytes)).min()
     });
-    Ok(Blueprint { is_directory: true, tensors, files, sidecars, dropped: Vec::new() })
+    Ok(Blueprint {
+        is_directory: true,
+        tensors,
+        files,
+        sidecars,
+        dropped: Vec::new(),
+        kept: modules.kept_patterns(),
+    })
 }
 
 /// Layer and role of the weight of a linear layer that formats quantize.

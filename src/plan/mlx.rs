@@ -168,7 +168,14 @@ impl Target for MlxTarget {
         tensors.sort_by_key(|tensor| {
             tensor.placements.iter().map(|placement| (placement.file, placement.offset_bytes)).min()
         });
-        Ok(Blueprint { is_directory: true, tensors, files: shards, sidecars, dropped: dropped(source) })
+        Ok(Blueprint {
+            is_directory: true,
+            tensors,
+            files: shards,
+            sidecars,
+            dropped: dropped(source),
+            kept: Vec::new(),
+        })
     }
 
     fn choices(&self, format: &Format, source: &Checkpoint, blueprint: &Blueprint) -> Result<Vec<Choices>> {

@@ -9,7 +9,7 @@
 //! tensors to [`Rules::assign`] and gives meaning to the [`Choice`] that comes back.
 
 use super::{Piece, TARGETS};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::Catalogue;
 use crate::error::{Error, Result};
 
 mod pattern;
@@ -159,7 +159,7 @@ impl Rules {
     /// A rule that matches nothing, only tensors that are never quantized, or a part of an output tensor.
     pub(super) fn assign(
         &self,
-        source: &Checkpoint,
+        source: &Catalogue,
         candidates: &[Candidate<'_>],
     ) -> Result<Vec<Option<usize>>> {
         let mut assigned = vec![None; candidates.len()];
@@ -184,7 +184,7 @@ impl<'a> IntoIterator for &'a Rules {
 
 impl Rule {
     /// Positions of the candidates that it matches; not empty.
-    fn matches(&self, source: &Checkpoint, candidates: &[Candidate<'_>]) -> Result<Vec<usize>> {
+    fn matches(&self, source: &Catalogue, candidates: &[Candidate<'_>]) -> Result<Vec<usize>> {
         let is_match = |name: &str| {
             self.target.is_match(name).map_err(|why| Error::Request(format!("{}: {why}", self.origin)))
         };

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 
 use super::Blueprint;
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::Catalogue;
 
 /// Totals of one output type.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -57,10 +57,12 @@ pub struct Summary {
     pub types: BTreeMap<String, TypeTotals>,
     /// What is left out.
     pub dropped: DroppedTotals,
+    /// Linear layers that are not quantized, as the result's configuration lists them.
+    pub kept: Vec<String>,
 }
 
 /// Source files that hold what `blueprint` is made of, scales included; ascending.
-pub fn files_read(source: &Checkpoint, blueprint: &Blueprint) -> BTreeSet<usize> {
+pub fn files_read(source: &Catalogue, blueprint: &Blueprint) -> BTreeSet<usize> {
     let tensors = source.tensors();
     let used = blueprint.tensors.iter().flat_map(|tensor| &tensor.pieces).map(|piece| &tensors[piece.source]);
     used.flat_map(|tensor| {
@@ -71,7 +73,7 @@ pub fn files_read(source: &Checkpoint, blueprint: &Blueprint) -> BTreeSet<usize>
 }
 
 /// Adds up `blueprint`, for a source on this machine. `peak_ram_bytes` is the executor's own bound.
-pub fn summary(source: &Checkpoint, blueprint: &Blueprint, peak_ram_bytes: u64) -> Summary {
+pub fn summary(source: &Catalogue, blueprint: &Blueprint, peak_ram_bytes: u64) -> Summary {
     let mut types: BTreeMap<String, TypeTotals> = BTreeMap::new();
     for tensor in &blueprint.tensors {
         let totals = types.entry(tensor.type_name.clone()).or_default();
@@ -95,6 +97,7 @@ pub fn summary(source: &Checkpoint, blueprint: &Blueprint, peak_ram_bytes: u64) 
         peak_disk_bytes: bytes_out,
         peak_ram_bytes,
         types,
+        kept: blueprint.kept.clone(),
         dropped: DroppedTotals {
             tensors: dropped_ids.clone().count() as u64,
             bytes: dropped_ids.map(|&id| source.tensors()[id].len_bytes).sum(),

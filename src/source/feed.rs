@@ -6,6 +6,7 @@
 //! none, the file goes whose next use is furthest away, and comes again for it. Small ranges (norms, scales)
 //! of a file that goes are kept in memory until their last use, so that no file stays or comes again for them.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -25,6 +26,8 @@ pub struct Feed {
     order: OnceLock<Order>,
     state: Mutex<State>,
     changed: Condvar,
+    /// The work is done: what is still on its way is not needed.
+    halt: AtomicBool,
 }
 
 /// A file has come.
@@ -34,10 +37,12 @@ pub struct Arrival<'a> {
     pub name: &'a str,
     /// Its length.
     pub bytes: u64,
-    /// It is the one so many that came, from 1.
+    /// Files that have come so far, this one included.
     pub number: usize,
     /// Files that are needed.
     pub files: usize,
+    /// It had come before, and had to go for others.
+    pub is_again: bool,
     /// Bytes of files in the spool, this one included.
     pub held_bytes: u64,
 }
@@ -45,7 +50,8 @@ pub struct Arrival<'a> {
 impl Feed {
     /// Wraps `streamed`, which has a spool. `stop` ends everything.
     pub fn new(streamed: Streamed, stop: Arc<AtomicBool>) -> Self {
-        Self { streamed, stop, order: OnceLock::new(), state: Mutex::default(), changed: Condvar::new() }
+        let (order, state, changed) = (OnceLock::new(), Mutex::default(), Condvar::new());
+        Self { streamed, stop, order, state, changed, halt: AtomicBool::new(false) }
     }
 
     /// Says in which order the weights will be read, visit after visit; once. Until then only headers and
@@ -91,17 +97,16 @@ impl Feed {
             });
             work()
         });
-        let failure = {
+        let (present, failure) = {
             let mut state = self.lock();
-            for file in state.take_present() {
-                self.streamed.release(file)?;
-            }
-            state.failure.take()
+            (state.take_present(), state.failure.take())
         };
-        self.streamed.finish()?;
+        let released = present.into_iter().try_for_each(|file| self.streamed.release(file));
+        let cleaned = released.and_then(|()| self.streamed.finish());
         match (result, failure) {
             (Err(Error::Interrupted), Some(failure)) => Err(failure),
-            (result, _) => result,
+            (Err(error), _) => Err(error),
+            (Ok(value), _) => cleaned.map(|()| value),
         }
     }
 
@@ -109,18 +114,18 @@ impl Feed {
     fn intake(&self, on_file: &(dyn Fn(Arrival) + Sync)) -> Result<()> {
         let Some(order) = self.order.get() else { return Ok(()) };
         let files = order.files().count();
-        let mut number = 0;
+        let mut came = BTreeSet::new();
         while let Some(file) = self.next_file(order)? {
-            self.streamed.bring(file, &self.stop, &|_| {})?;
+            self.streamed.bring(file, &self.halt, &|_| {})?;
             let held_bytes = {
                 let mut state = self.lock();
                 state.arrived(file);
                 self.changed.notify_all();
                 state.held_bytes
             };
-            number += 1;
+            let is_again = !came.insert(file);
             let SourceFile { name, len_bytes, .. } = &self.files()[file];
-            on_file(Arrival { name, bytes: *len_bytes, number, files, held_bytes });
+            on_file(Arrival { name, bytes: *len_bytes, number: came.len(), files, is_again, held_bytes });
         }
         Ok(())
     }
@@ -211,6 +216,7 @@ struct Closing<'a>(&'a Feed);
 
 impl Drop for Closing<'_> {
     fn drop(&mut self) {
+        self.0.halt.store(true, Ordering::Relaxed);
         self.0.lock().closed = true;
         self.0.changed.notify_all();
     }

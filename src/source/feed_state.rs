@@ -97,6 +97,8 @@ impl Planned {
 pub(super) struct State {
     /// The visit the reader is at.
     position: usize,
+    /// From `position` up to here everything is there.
+    ready: usize,
     present: BTreeSet<usize>,
     /// Room that each file takes, those on their way included.
     rooms: BTreeMap<usize, u64>,
@@ -115,21 +117,30 @@ impl State {
         let later = extent.visits.partition_point(|&visit| visit < self.position);
         // None later: it begins again.
         let visit = extent.visits.get(later).or(extent.visits.first()).copied().unwrap_or(0);
+        if visit < self.position {
+            self.ready = 0;
+        }
         std::mem::replace(&mut self.position, visit) != visit
     }
 
     /// The first file from here on that is not there.
-    pub(super) fn wanted(&self, order: &Order) -> Option<Wanted> {
+    pub(super) fn wanted(&mut self, order: &Order) -> Option<Wanted> {
         let is_here = |extent: &Extent| {
             self.present.contains(&extent.file) || self.kept.contains_key(&(extent.file, extent.range.start))
         };
-        let visits = order.visits.iter().enumerate().skip(self.position);
-        visits.into_iter().find_map(|(number, visit)| {
-            // Files that come for something small only come first: they can go again at once.
-            let of_size = |is_small| visit.iter().filter(move |extent| extent.is_small == is_small);
-            let absent = of_size(true).chain(of_size(false)).find(|extent| !is_here(extent))?;
-            Some(Wanted { file: absent.file, is_urgent: number == self.position })
-        })
+        // Files come first that come for something small only: they can go again at once.
+        let of_size = |visit: &'_ [Extent], is_small| {
+            visit
+                .iter()
+                .find(|extent| extent.is_small == is_small && !is_here(extent))
+                .map(|extent| extent.file)
+        };
+        let from = self.ready.max(self.position);
+        let absent = order.visits.iter().enumerate().skip(from).find_map(|(number, visit)| {
+            of_size(visit, true).or_else(|| of_size(visit, false)).map(|file| (number, file))
+        });
+        self.ready = absent.map_or(order.visits.len(), |(number, _)| number);
+        absent.map(|(number, file)| Wanted { file, is_urgent: number == self.position })
     }
 
     /// A file that nothing later reads, small ranges aside.
@@ -159,6 +170,9 @@ impl State {
     /// A file is gone, and so is what was kept of others and is not read any more.
     pub(super) fn gone(&mut self, order: &Order, file: usize) {
         self.present.remove(&file);
+        if order.next_large(file, self.position).is_some() {
+            self.ready = 0;
+        }
         self.held_bytes -= self.rooms.remove(&file).unwrap_or(0);
         let position = self.position;
         self.kept.retain(|at, _| order.extents.get(at).is_some_and(|planned| planned.is_read_from(position)));
@@ -242,13 +256,13 @@ mod tests {
         let order = order();
         assert_eq!(order.least_room(|_| 100), 100);
         let mut state = State::default();
-        let next = |state: &State| state.wanted(&order).map(|wanted| (wanted.file, wanted.is_urgent));
-        assert_eq!(next(&state), Some((1, true)));
+        let next = |state: &mut State| state.wanted(&order).map(|wanted| (wanted.file, wanted.is_urgent));
+        assert_eq!(next(&mut state), Some((1, true)));
         arrive(&mut state, 1);
-        assert_eq!(next(&state), Some((0, false)));
+        assert_eq!(next(&mut state), Some((0, false)));
         // The reader waits for file 0, there is room for one: file 1 goes, its small ranges stay.
         assert!(state.enter(order.find(0, &(3..7)).unwrap()));
-        assert_eq!(next(&state), Some((0, true)));
+        assert_eq!(next(&mut state), Some((0, true)));
         assert_eq!(state.useless(&order), None);
         assert_eq!(state.least_wanted(&order), Some(1));
         assert_eq!(state.to_keep(&order, 1), [80..90, 90..100]);
@@ -257,7 +271,7 @@ mod tests {
         }
         state.gone(&order, 1);
         arrive(&mut state, 0);
-        assert_eq!(next(&state), Some((2, false)));
+        assert_eq!(next(&mut state), Some((2, false)));
         assert!(state.enter(order.find(1, &(80..90)).unwrap()));
         let mut buf = [0; 2];
         assert!(state.read_kept(1, 80, 83, &mut buf));

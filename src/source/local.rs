@@ -1,4 +1,4 @@
-//! A checkpoint in a local directory.
+//! A checkpoint in a local directory, or some files of one.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -13,6 +13,8 @@ use crate::error::{Error, Result};
 pub struct LocalDirectory {
     root: PathBuf,
     name: Option<String>,
+    /// The file after which the place is called, if it is not the directory.
+    first_file: Option<String>,
     files: Vec<SourceFile>,
     handles: Vec<OnceLock<File>>,
 }
@@ -45,7 +47,19 @@ impl LocalDirectory {
         }
         files.sort_by(|a, b| a.name.cmp(&b.name));
         let handles = files.iter().map(|_| OnceLock::new()).collect();
-        Ok(Self { root: root.to_owned(), name: None, files, handles })
+        Ok(Self { root: root.to_owned(), name: None, first_file: None, files, handles })
+    }
+
+    /// Those of the files called `names` that are in `root`. Their place is the first one's path.
+    ///
+    /// # Errors
+    /// When `root` is not a readable directory.
+    pub fn open_files(root: &Path, names: &[String]) -> Result<Self> {
+        let mut source = Self::open(root)?;
+        source.files.retain(|file| names.contains(&file.name));
+        source.handles.truncate(source.files.len());
+        source.first_file = names.first().cloned();
+        Ok(source)
     }
 
     /// Calls the model `name`, for a directory that is called otherwise: a snapshot of a cache.
@@ -67,7 +81,10 @@ impl LocalDirectory {
 
 impl Source for LocalDirectory {
     fn location(&self) -> String {
-        self.root.display().to_string()
+        match &self.first_file {
+            Some(name) => self.root.join(name).display().to_string(),
+            None => self.root.display().to_string(),
+        }
     }
 
     fn model_name(&self) -> String {

@@ -4,13 +4,14 @@
 
 use std::path::Path;
 
-use requant_formats::container::gguf::{self, Metadata};
+use requant_formats::codec;
+use requant_formats::container::gguf::Metadata;
 
 use super::gguf_config;
 use super::packed::{Home, PackedStore, Place, Stored};
 use crate::arch::{self, Config, Ffn, LayerRole, Role};
+use crate::checkpoint::{GgufModel, SourceTensor};
 use crate::error::{Error, Result};
-use crate::source::{LocalDirectory, Source, SourceReader};
 
 /// What follows the layer in the name of an unsplit `kv_b_proj`.
 const UNSPLIT: &str = ".attn_kv_b.weight";
@@ -29,33 +30,8 @@ pub(super) struct Gguf {
 /// When a file is missing, damaged or cut off, or the architecture is not one of ours.
 pub(super) fn open(path: &Path) -> Result<Gguf> {
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let source: Box<dyn Source> = Box::new(LocalDirectory::open(directory)?);
-    let names = gguf::split::siblings(&name).unwrap_or_else(|| vec![name.clone()]);
-    let mut headers = Vec::with_capacity(names.len());
-    let mut stored = Vec::new();
-    for name in &names {
-        let Some(file) = source.find(name) else {
-            let message =
-                format!("not found beside {}; the split set has {} files", path.display(), names.len());
-            return Err(Error::checkpoint(name, message));
-        };
-        let mut reader = SourceReader::new(&*source, file);
-        let header = gguf::read(&mut reader, source.files()[file].len_bytes).map_err(|error| {
-            reader.take_error().unwrap_or_else(|| Error::format(directory.join(name))(error))
-        })?;
-        for tensor in &header.tensors {
-            stored.push(stored_tensor(&header, tensor, file, name)?);
-        }
-        headers.push(header);
-    }
-    if headers.len() > 1 {
-        gguf::split::check(&headers).map_err(Error::format(path))?;
-    }
-    let metadata = headers.swap_remove(0).metadata;
+    let (source, tensors, metadata) = GgufModel::open(path)?.into_parts();
+    let stored: Vec<Stored> = tensors.into_iter().filter_map(stored_tensor).collect();
 
     let has_output = stored.iter().any(|tensor| tensor.name == "output.weight");
     let embedding = stored.iter().find(|tensor| tensor.name == "token_embd.weight");
@@ -77,18 +53,12 @@ pub(super) fn open(path: &Path) -> Result<Gguf> {
     Ok(Gguf { store: PackedStore::new(source, spec, &expected, stored, home)?, metadata, name })
 }
 
-fn stored_tensor(header: &gguf::Gguf, tensor: &gguf::TensorInfo, file: usize, name: &str) -> Result<Stored> {
-    let codec = tensor.ggml_type.codec().ok_or_else(|| Error::Unsupported {
-        what: format!("{name}: tensor {}: type {}", tensor.name, tensor.ggml_type),
-        hint: "this version has no decoder for it".into(),
-    })?;
-    // GGUF states the innermost dimension first.
-    let shape: Vec<usize> = tensor.shape.iter().rev().map(|&extent| extent as usize).collect();
-    let cols = shape.last().copied().unwrap_or(1);
-    let row_bytes = cols as u64 / tensor.ggml_type.block_len_elems() * tensor.ggml_type.block_len_bytes();
-    let offset_bytes = header.data_offset_bytes + tensor.offset_bytes;
-    let places = vec![Place { file, offset_bytes, row_bytes: row_bytes as usize }];
-    Ok(Stored { name: tensor.name.clone(), shape, codec, places })
+/// As packed tensors are kept; every tensor of a GGUF file is one part.
+fn stored_tensor(tensor: SourceTensor) -> Option<Stored> {
+    let codec = tensor.row_major()?;
+    let row_bytes = codec::part_len_bytes(codec, 0, tensor.matrix().1 as u64) as usize;
+    let places = vec![Place { file: tensor.file, offset_bytes: tensor.offset_bytes, row_bytes }];
+    Some(Stored { name: tensor.name, shape: tensor.shape, codec, places })
 }
 
 /// Where llama.cpp puts a tensor.

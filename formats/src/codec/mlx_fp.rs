@@ -170,7 +170,7 @@ pub(super) fn encode_fp4<E: Element, D: Element, const GROUP: usize>(
     for (code, value) in codes.iter_mut().zip(group) {
         let quotient = E::round(value / divisor);
         // Differences to the nearest codes are exact up to here, so that they decide; NaN is far too.
-        is_far |= !(quotient.abs() < 16.0);
+        is_far |= quotient.is_nan() || quotient.abs() >= 16.0;
         *code = fp4::first_nearest(quotient);
     }
     if is_far {

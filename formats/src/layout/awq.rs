@@ -8,8 +8,8 @@
 //!
 //! `order` is 0 2 4 6 1 3 5 7. Source: AutoAWQ 0.2.9, `modules/linear/gemm.py` (`WQLinear_GEMM.from_linear`).
 //!
-//! Eight words, one of each row, are eight columns: exchanging nibbles between them makes the stored words. That is
-//! done for sixteen times eight rows side by side, which are a cache line of the result.
+//! Eight words, one of each row, are eight columns: exchanging nibbles between them makes the stored words. Blocks of them
+//! are then transposed.
 
 use std::array::from_fn;
 use std::borrow::Cow;
@@ -29,8 +29,10 @@ struct Awq;
 
 /// Row of each nibble of a word, lowest first.
 const ORDER: [usize; WORD] = [0, 2, 4, 6, 1, 3, 5, 7];
-/// Words that are worked on side by side.
-const LANES: usize = 16;
+/// Eights of rows that are worked on together: their words are a cache line of the result.
+const STRIPS: usize = 16;
+/// Words of a row that are worked on together.
+const WIDTH: usize = 64;
 
 impl Layout for Awq {
     fn name(&self) -> &'static str {
@@ -98,18 +100,64 @@ impl Layout for Awq {
     }
 }
 
-/// Exchanges rows and columns of eight by eight nibbles, for every lane: nibble `i` of word `j` becomes nibble `j` of
-/// word `i`. Done twice it does nothing.
+/// The upper parts of `low` and the lower parts, which `mask` has, of `high` change places.
 #[inline(always)]
-fn exchange(words: &mut [[u32; LANES]; WORD]) {
-    for (bits, mask) in [(4, 0x0f0f_0f0f), (8, 0x00ff_00ff), (16, 0x0000_ffff)] {
-        let distance = bits / 4;
-        for first in (0..WORD).filter(|word| word & distance == 0) {
-            let (lows, highs) = (words[first], words[first + distance]);
-            words[first] = from_fn(|lane| lows[lane] & mask | (highs[lane] & mask) << bits);
-            words[first + distance] = from_fn(|lane| lows[lane] >> bits & mask | highs[lane] & !mask);
+fn swap<const BITS: u32>(low: &mut u32, high: &mut u32, mask: u32) {
+    let lower = *low & mask | (*high & mask) << BITS;
+    *high = *low >> BITS & mask | *high & !mask;
+    *low = lower;
+}
+
+/// Exchanges rows and columns of eight by eight nibbles: nibble `i` of word `j` becomes nibble `j` of word `i`. Done
+/// twice it does nothing.
+#[inline(always)]
+fn exchange([mut a, mut b, mut c, mut d, mut e, mut f, mut g, mut h]: [u32; WORD]) -> [u32; WORD] {
+    for (low, high) in [(&mut a, &mut b), (&mut c, &mut d), (&mut e, &mut f), (&mut g, &mut h)] {
+        swap::<4>(low, high, 0x0f0f_0f0f);
+    }
+    for (low, high) in [(&mut a, &mut c), (&mut b, &mut d), (&mut e, &mut g), (&mut f, &mut h)] {
+        swap::<8>(low, high, 0x00ff_00ff);
+    }
+    for (low, high) in [(&mut a, &mut e), (&mut b, &mut f), (&mut c, &mut g), (&mut d, &mut h)] {
+        swap::<16>(low, high, 0x0000_ffff);
+    }
+    [a, b, c, d, e, f, g, h]
+}
+
+/// `exchange` for every word of eight rows.
+#[inline(always)]
+fn exchange_rows(rows: &Rows) -> Rows {
+    let mut exchanged = [[0; WIDTH]; WORD];
+    for word in 0..WIDTH {
+        let words = exchange([
+            rows[0][word],
+            rows[1][word],
+            rows[2][word],
+            rows[3][word],
+            rows[4][word],
+            rows[5][word],
+            rows[6][word],
+            rows[7][word],
+        ]);
+        for row in 0..WORD {
+            exchanged[row][word] = words[row];
         }
     }
+    exchanged
+}
+
+/// Words of eight rows, or of eight columns of words.
+type Rows = [[u32; WIDTH]; WORD];
+/// Stored words of a block: `[strip][column of a word][word]`.
+type Block = [Rows; STRIPS];
+
+/// The pieces of eight rows that lie in `WIDTH` words from `first_word` on, `width` of them there.
+#[inline(always)]
+fn rows_of(strip: usize, row_words: usize, first_word: usize, width: usize) -> [Range<usize>; WORD] {
+    from_fn(|row| {
+        let start = (strip * WORD + row) * row_words + first_word;
+        start..start + width
+    })
 }
 
 struct Pack<'a> {
@@ -123,34 +171,32 @@ struct Pack<'a> {
 impl Kernel for Pack<'_> {
     type Output = ();
 
-    #[expect(clippy::needless_range_loop, reason = "one word of every line of the tile")]
     #[inline(always)]
     fn run(self) {
         let row_words = self.cols / WORD;
         let (codes, qweight) = (self.codes.as_chunks::<4>().0, self.qweight.as_chunks_mut::<4>().0);
         let strips = codes.len() / row_words / WORD;
-        for first_strip in (0..strips).step_by(LANES) {
-            let lanes = LANES.min(strips - first_strip);
-            for first_word in (0..row_words).step_by(LANES) {
-                let width = LANES.min(row_words - first_word);
-                // The lines of all rows at once: their distance may be one that caches do not like.
-                let mut tile = [[[0u8; 4]; LANES]; LANES * WORD];
-                for (row, line) in tile[..lanes * WORD].iter_mut().enumerate() {
-                    let at = (first_strip * WORD + row) * row_words + first_word;
-                    line[..width].copy_from_slice(&codes[at..at + width]);
-                }
-                for word in 0..width {
-                    let mut words = [[0u32; LANES]; WORD];
-                    for (words, row) in words.iter_mut().zip(ORDER) {
-                        for (lane, value) in words.iter_mut().enumerate() {
-                            *value = u32::from_le_bytes(tile[lane * WORD + row][word]);
+        let mut block: Block = [[[0; WIDTH]; WORD]; STRIPS];
+        for first_strip in (0..strips).step_by(STRIPS) {
+            let depth = STRIPS.min(strips - first_strip);
+            for first_word in (0..row_words).step_by(WIDTH) {
+                let width = WIDTH.min(row_words - first_word);
+                for (strip, columns) in block[..depth].iter_mut().enumerate() {
+                    let rows = rows_of(first_strip + strip, row_words, first_word, width);
+                    let mut lines = [[0; WIDTH]; WORD];
+                    for (row, line) in ORDER.into_iter().zip(&mut lines) {
+                        for (bytes, word) in codes[rows[row].clone()].iter().zip(line) {
+                            *word = u32::from_le_bytes(*bytes);
                         }
                     }
-                    exchange(&mut words);
-                    for (column, words) in words.iter().enumerate() {
+                    *columns = exchange_rows(&lines);
+                }
+                for word in 0..width {
+                    for column in 0..WORD {
                         let at = ((first_word + word) * WORD + column) * strips + first_strip;
-                        let bytes = words.map(u32::to_le_bytes);
-                        qweight[at..at + lanes].copy_from_slice(&bytes[..lanes]);
+                        for (bytes, columns) in qweight[at..at + depth].iter_mut().zip(&block) {
+                            *bytes = columns[column][word].to_le_bytes();
+                        }
                     }
                 }
             }
@@ -169,35 +215,31 @@ struct Unpack<'a> {
 impl Kernel for Unpack<'_> {
     type Output = ();
 
-    #[expect(clippy::needless_range_loop, reason = "one word of every line of the tile")]
     #[inline(always)]
     fn run(self) {
         let row_words = self.cols / WORD;
         let (qweight, codes) = (self.qweight.as_chunks::<4>().0, self.codes.as_chunks_mut::<4>().0);
         let strips = codes.len() / row_words / WORD;
-        for first_strip in (0..strips).step_by(LANES) {
-            let lanes = LANES.min(strips - first_strip);
-            for first_word in (0..row_words).step_by(LANES) {
-                let width = LANES.min(row_words - first_word);
-                let mut tile = [[[0u8; 4]; LANES]; LANES * WORD];
+        let mut block: Block = [[[0; WIDTH]; WORD]; STRIPS];
+        for first_strip in (0..strips).step_by(STRIPS) {
+            let depth = STRIPS.min(strips - first_strip);
+            for first_word in (0..row_words).step_by(WIDTH) {
+                let width = WIDTH.min(row_words - first_word);
                 for word in 0..width {
-                    let mut words = [[0u32; LANES]; WORD];
-                    for (column, words) in words.iter_mut().enumerate() {
+                    for column in 0..WORD {
                         let at = ((first_word + word) * WORD + column) * strips + first_strip;
-                        for (value, bytes) in words.iter_mut().zip(&qweight[at..at + lanes]) {
-                            *value = u32::from_le_bytes(*bytes);
-                        }
-                    }
-                    exchange(&mut words);
-                    for (words, row) in words.iter().zip(ORDER) {
-                        for (lane, value) in words.iter().enumerate() {
-                            tile[lane * WORD + row][word] = value.to_le_bytes();
+                        for (bytes, columns) in qweight[at..at + depth].iter().zip(&mut block) {
+                            columns[column][word] = u32::from_le_bytes(*bytes);
                         }
                     }
                 }
-                for (row, line) in tile[..lanes * WORD].iter().enumerate() {
-                    let at = (first_strip * WORD + row) * row_words + first_word;
-                    codes[at..at + width].copy_from_slice(&line[..width]);
+                for (strip, columns) in block[..depth].iter().enumerate() {
+                    let rows = rows_of(first_strip + strip, row_words, first_word, width);
+                    for (row, words) in ORDER.into_iter().zip(&exchange_rows(columns)) {
+                        for (bytes, word) in codes[rows[row].clone()].iter_mut().zip(words) {
+                            *bytes = word.to_le_bytes();
+                        }
+                    }
                 }
             }
         }

@@ -7,6 +7,7 @@
 use requant_formats::container::gguf::GgmlType;
 
 use super::mix::{Category, Rule, When};
+use crate::error::{Error, Result};
 use crate::plan::Format;
 
 /// A file type of `llama-quantize`.
@@ -36,9 +37,9 @@ const fn rule(category: Category, when: When, to: GgmlType) -> Rule {
     Rule { category, when, to }
 }
 
-// The reference also gives `attn_v` more bits in the types from two to four bits where heads share
-// it; no architecture that is read here has that tensor.
 const Q2_K_RULES: &[Rule] = &[
+    rule(Category::AttentionV, When::SharedHeads, GgmlType::Q4_K),
+    rule(Category::AttentionV, When::Always, GgmlType::Q3_K),
     rule(Category::FfnDown, When::Always, GgmlType::Q3_K),
     rule(Category::AttentionOutput, When::EightExperts, GgmlType::Q5_K),
     rule(Category::AttentionOutput, When::Always, GgmlType::Q3_K),
@@ -59,6 +60,7 @@ const Q3_K_L_RULES: &[Rule] = &[
     rule(Category::AttentionOutput, When::Always, GgmlType::Q5_K),
 ];
 const IQ4_RULES: &[Rule] = &[
+    rule(Category::AttentionV, When::SharedHeads, GgmlType::Q5_K),
     rule(Category::FfnDown, When::FirstEighth, GgmlType::Q5_K),
     rule(Category::AttentionOutput, When::EightExperts, GgmlType::Q5_K),
 ];
@@ -115,3 +117,14 @@ pub(super) const FORMATS: &[Format] = &{
     }
     formats
 };
+
+/// The file type of a format.
+///
+/// # Errors
+/// When it is not one of GGUF's.
+pub(super) fn find(format: &Format) -> Result<&'static FileType> {
+    FILE_TYPES.iter().find(|known| known.format.name == format.name).ok_or_else(|| Error::Unsupported {
+        what: format!("GGUF type {}", format.name),
+        hint: "see --help".into(),
+    })
+}

@@ -11,6 +11,7 @@
 //!   the experts, and all else Q8_0, the output head and the embeddings too.
 //! - With more than one expert the layer of a tensor is read from its name; otherwise tensors of
 //!   a category are counted, and a mixture layer has two `ffn_down` tensors.
+//! - A projection of queries, keys and values in one, and an unsplit `attn_kv_b`, count as `attn_v`.
 
 use requant_formats::container::gguf::GgmlType;
 
@@ -45,6 +46,8 @@ pub(super) enum When {
     MoreBits,
     /// In models with exactly eight experts.
     EightExperts,
+    /// In models where four query heads or more share a key and a value.
+    SharedHeads,
 }
 
 /// An exception to the base type of a file.
@@ -55,12 +58,39 @@ pub(super) struct Rule {
     pub(super) to: GgmlType,
 }
 
+/// Parts of the names of matrices that keep the type they have: norms, routers, and small or sensitive
+/// tensors of other architectures.
+const KEPT: &[&str] = &[
+    "_norm.weight",
+    "ffn_gate_inp.weight",
+    "ffn_gate_tid2eid.weight",
+    "altup",
+    "laurel",
+    "per_layer_model_proj",
+    "ssm_conv1d",
+    "shortconv.conv.weight",
+    "indexer.k_proj.weight",
+    "indexer.q_proj.weight",
+    "attn_rel_b.weight",
+    ".position_embd",
+    ".rel_pos",
+    ".patch_embd",
+    ".patch_merger",
+];
+
+/// Parts of the names of tensors that count as the values' projection.
+const ATTENTION_V: &[&str] = &["attn_qkv.weight", "attn_kv_b.weight", "attn_v.weight"];
+
 /// What the rules ask of a model.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Model {
     pub(super) layers: usize,
     pub(super) experts: usize,
     pub(super) tied_embeddings: bool,
+    /// Whether four query heads or more share a key and a value (`n_gqa`).
+    pub(super) shared_heads: bool,
+    /// Whether llama.cpp takes it for a model of 70 billion parameters (`LLM_TYPE_70B`).
+    pub(super) is_70b: bool,
 }
 
 /// Types of `tensors` (name and `ne`, in file order) in a file of type `file_type`, some of them
@@ -96,20 +126,17 @@ struct Seen {
     ffn_down: usize,
 }
 
-/// Matrices, but no norms and no routers; everything else stays F32.
+/// Matrices, but not those of [`KEPT`]; everything else keeps the type it has.
 pub(super) fn can_be_quantized(name: &str, ne: &[u64]) -> bool {
     let dimensions = ne.iter().rposition(|&extent| extent > 1).map_or(1, |last| last + 1);
-    dimensions >= 2
-        && name.ends_with("weight")
-        && !name.contains("_norm.weight")
-        && !name.contains("ffn_gate_inp.weight")
+    dimensions >= 2 && name.ends_with("weight") && !KEPT.iter().any(|part| name.contains(part))
 }
 
 fn category(name: &str) -> Category {
     match name {
         "output.weight" => Category::Output,
-        "token_embd.weight" => Category::TokenEmbedding,
-        _ if name.contains("attn_v.weight") => Category::AttentionV,
+        "token_embd.weight" | "per_layer_token_embd.weight" => Category::TokenEmbedding,
+        _ if ATTENTION_V.iter().any(|part| name.contains(part)) => Category::AttentionV,
         _ if name.contains("attn_k.weight") => Category::AttentionK,
         _ if name.contains("attn_output.weight") => Category::AttentionOutput,
         _ if name.contains("ffn_down") => Category::FfnDown,
@@ -158,9 +185,12 @@ fn choose(
                 When::FirstEighth => position < of / 8,
                 When::MoreBits => more_bits(position, of),
                 When::EightExperts => model.experts == 8,
+                When::SharedHeads => model.shared_heads,
             }
     };
-    file_type.rules.iter().find(applies).map_or(base, |rule| rule.to)
+    let chosen = file_type.rules.iter().find(applies).map_or(base, |rule| rule.to);
+    let is_low = matches!(chosen, GgmlType::Q3_K | GgmlType::Q4_K);
+    if model.is_70b && category == Category::AttentionV && is_low { GgmlType::Q5_K } else { chosen }
 }
 
 /// First and last eighth, and every third layer between.
@@ -221,7 +251,8 @@ mod tests {
         types(file, model, tensors, &vec![None; tensors.len()]).iter().map(ToString::to_string).collect()
     }
 
-    const MODEL: Model = Model { layers: 61, experts: 256, tied_embeddings: false };
+    const MODEL: Model =
+        Model { layers: 61, experts: 256, tied_embeddings: false, shared_heads: false, is_70b: false };
 
     #[test]
     fn more_bits_picks_these_layers_of_sixty_one() {
@@ -282,7 +313,7 @@ mod tests {
             ("blk.0.attn_output.weight", &[256, 256]),
             ("blk.0.attn_v.weight", &[256, 256]),
         ];
-        let eight = Model { layers: 32, experts: 8, tied_embeddings: false };
+        let eight = Model { layers: 32, experts: 8, ..MODEL };
         assert_eq!(typed("q4_k_m", eight, tensors), ["Q8_0", "Q5_K", "Q8_0"]);
         assert_eq!(typed("q5_k_m", eight, tensors), ["Q8_0", "Q5_K", "Q8_0"]);
         assert_eq!(typed("q4_k_s", MODEL, tensors), ["Q4_K", "Q4_K", "Q5_K"]);

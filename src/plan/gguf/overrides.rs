@@ -16,7 +16,7 @@ use requant_formats::container::gguf::GgmlType;
 use super::file_type::FileType;
 use super::mix;
 use super::names::Planned;
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::Catalogue;
 use crate::error::{Error, Result};
 use crate::plan::OutputTensor;
 use crate::plan::budget::{Candidate, Choices};
@@ -34,7 +34,7 @@ pub(super) fn types() -> impl Iterator<Item = GgmlType> {
 pub(super) fn resolve(
     rules: &Rules,
     file_type: &FileType,
-    source: &Checkpoint,
+    source: &Catalogue,
     planned: &[Planned],
 ) -> Result<Vec<Option<(usize, GgmlType)>>> {
     if let Some(first) = rules.iter().next()

@@ -99,7 +99,7 @@ fn options() -> Options {
         rules: Default::default(),
         output_name: "model.gguf".into(),
         tokenizer_pre: Some("deepseek-v3".into()),
-        split_max_bytes: None,
+        ..Options::default()
     }
 }
 
@@ -221,6 +221,12 @@ fn broken_small_files_are_named() {
     });
     let error = crate::plan::blueprint(&source, "q8_0", &options()).err().unwrap().to_string();
     assert!(error.starts_with("tokenizer.json: not found"), "{error}");
+    let source = checkpoint("ragged", |files| {
+        let bytes = files.remove("tokenizer.json").unwrap();
+        files.insert("tiktoken.model".into(), bytes);
+    });
+    let error = crate::plan::blueprint(&source, "q8_0", &options()).err().unwrap().to_string();
+    assert!(error.contains("tiktoken.model is not read"), "{error}");
 }
 
 #[test]
