@@ -172,11 +172,11 @@ const fn concat<const LEN: usize>(tables: &[&[&'static dyn Codec]]) -> [&'static
     joined
 }
 
-/// Finds a codec by name, ignoring case. The registry has one representative of formats with a group per
-/// row; this also knows `ct_int4_channel_7168` for rows of any other length.
+/// Finds a codec by name, ignoring case. Beside the registry it knows the int4 formats with groups of any length,
+/// `gptq_int4_g256`, and with one group per row, `ct_int4_channel_7168`.
 pub fn find(name: &str) -> Option<&'static dyn Codec> {
     let registered = CODECS.iter().copied().find(|codec| codec.name().eq_ignore_ascii_case(name));
-    registered.or_else(|| int4::find_channel(name))
+    registered.or_else(|| int4::find_made(name))
 }
 
 /// Bytes that `len_elems` weights take in part `part` of `codec`.

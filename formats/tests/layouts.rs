@@ -213,6 +213,8 @@ fn matrices_that_do_not_pack_are_named() {
         ("pack-quantized", "ct_int4_g64", &[4, 16, 64], &["[4, 16, 64]", "two dimensions"]),
         ("nvfp4-pack-quantized", "ct_nvfp4", &[4, 24], &["columns", "24", "group size 16"]),
         ("nvfp4-pack-quantized", "ct_mxfp4", &[4, 32], &["codec ct_mxfp4", "ct_nvfp4"]),
+        ("gptq", "gptq_int4_g100", &[16, 200], &["group size", "100", "multiple of 8"]),
+        ("pack-quantized", "ct_int4_g12", &[16, 24], &["group size", "12", "multiple of 8"]),
         ("awq", "ct_int4_g64", &[16, 64], &["codec ct_int4_g64", "awq_int4_g128"]),
         ("pack-quantized", "Q4_0", &[16, 64], &["codec Q4_0", "ct_int4_asym_g32"]),
     ] {

@@ -13,7 +13,7 @@ use requant_formats::codec::{self, ChannelScale};
 use serde_json::{Map, Value, json};
 
 use super::hf::{self, Modules, Packing, Stored};
-use super::{Blueprint, Format, Options, Target};
+use super::{Blueprint, Format, Options, Rounding, Target};
 use crate::checkpoint::{Checkpoint, SourceTensor};
 use crate::error::{Error, Result};
 
@@ -252,8 +252,15 @@ impl Packing for CompressedTensors {
                 let kind = if symmetric { "ct_int4" } else { "ct_int4_asym" };
                 (codec::find(&format!("{kind}_g{group_len}{suffix}")), "pack-quantized")
             }
-            Kind::Nvfp4 => (codec::find("ct_nvfp4"), "nvfp4-pack-quantized"),
-            Kind::Mxfp4 => (codec::find("ct_mxfp4"), "mxfp4-pack-quantized"),
+            // FP4 is worked out in BF16, whatever the source has.
+            Kind::Nvfp4 => {
+                let codec = codec::find("ct_nvfp4");
+                return hf::encoded_if_it_fits(tensor, codec, "nvfp4-pack-quantized", Rounding::Bf16);
+            }
+            Kind::Mxfp4 => {
+                let codec = codec::find("ct_mxfp4");
+                return hf::encoded_if_it_fits(tensor, codec, "mxfp4-pack-quantized", Rounding::Bf16);
+            }
             Kind::Fp8Block => return self.fp8(tensor),
         };
         hf::encoded_if_it_fits(tensor, codec, layout, hf::rounding_of(tensor))

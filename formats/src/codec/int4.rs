@@ -20,20 +20,20 @@ use super::{Codec, Grid, Part};
 use crate::dtype::Dtype;
 
 mod awq;
-mod channel;
 mod compressed;
 mod gptq;
 mod kernel;
+mod made;
 mod number;
 mod scalar;
 #[cfg(test)]
 mod tests;
 
 use awq::Awq;
-pub(super) use channel::find as find_channel;
-pub use channel::{ChannelScale, int4_channel};
 use compressed::{Asymmetric, Symmetric};
 use gptq::Gptq;
+pub(super) use made::find as find_made;
+pub use made::{ChannelScale, int4_channel};
 use number::{Bf16, F16, F32, Number};
 
 /// Weights in a word of codes.
@@ -45,6 +45,8 @@ const SYMMETRIC_ZERO: u8 = 8;
 trait Scheme: Sync + 'static {
     /// Number format of the scales.
     type Scale: Number;
+    /// Names of codes, scales and zero points.
+    const PARTS: [&'static str; 3];
     /// Whether the zero point is stored.
     const HAS_ZERO: bool;
     /// Whether the zero point is added to the quotient before that is rounded to the scales' format.
@@ -192,7 +194,7 @@ macro_rules! int4_table {
             concat!($prefix, $g, $suffix),
             $group,
             const { &$parts($names, $group, Dtype::$dtype) },
-        ),)* &channel::SYMMETRIC_100, &channel::ASYMMETRIC_100]
+        ),)* &made::SYMMETRIC_100, &made::ASYMMETRIC_100]
     };
 }
 

@@ -1,6 +1,7 @@
 //! What the layouts ask of a matrix, and of tensors that say how it is cut.
 
 use super::Matrix;
+use super::words::WORD;
 use crate::error::{FormatError, Result};
 
 /// The first part of the codecs that a layout takes: what their codes are called.
@@ -30,6 +31,13 @@ pub(super) fn rows_and_cols(matrix: Matrix<'_>, layout: &str, band: usize) -> Re
             what: format!("columns of a matrix in layout {layout} with codec {}", matrix.codec.name()),
             found: cols.to_string(),
             expected: format!("a multiple of the group size {group}"),
+        });
+    }
+    if !group.is_multiple_of(WORD) && (group != cols || band > 1) {
+        return Err(FormatError::Invalid {
+            what: format!("group size of codec {} in layout {layout}", matrix.codec.name()),
+            found: group.to_string(),
+            expected: format!("a multiple of {WORD}, or one group per row where the layout pads rows"),
         });
     }
     if !rows.is_multiple_of(band) {

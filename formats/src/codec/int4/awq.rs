@@ -17,7 +17,7 @@
 
 use super::number::{F16, Number};
 use super::scalar::Kind;
-use super::{Parameters, Scheme};
+use super::{Parameters, Q, Scheme};
 
 /// The only variant: groups with zero points.
 pub(super) struct Awq;
@@ -27,6 +27,7 @@ const LEAST_RANGE: f32 = 168.0 / 16_777_216.0;
 
 impl Scheme for Awq {
     type Scale = F16;
+    const PARTS: [&'static str; 3] = Q;
     const HAS_ZERO: bool = true;
     const ADDS_ZERO_FIRST: bool = false;
     const ROUNDS_QUOTIENT: bool = true;

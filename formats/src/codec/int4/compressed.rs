@@ -24,7 +24,7 @@ use std::marker::PhantomData;
 
 use super::number::Number;
 use super::scalar::Kind;
-use super::{Parameters, Scheme};
+use super::{CT, Parameters, Scheme};
 
 /// The code of zero in the symmetric format, and what is added to signed numbers.
 const OFFSET: u8 = 8;
@@ -36,6 +36,7 @@ pub(super) struct Asymmetric<N>(PhantomData<N>);
 
 impl<N: Number> Scheme for Symmetric<N> {
     type Scale = N;
+    const PARTS: [&'static str; 3] = CT;
     const HAS_ZERO: bool = false;
     const ADDS_ZERO_FIRST: bool = false;
     const ROUNDS_QUOTIENT: bool = true;
@@ -54,6 +55,7 @@ impl<N: Number> Scheme for Symmetric<N> {
 
 impl<N: Number> Scheme for Asymmetric<N> {
     type Scale = N;
+    const PARTS: [&'static str; 3] = CT;
     const HAS_ZERO: bool = true;
     const ADDS_ZERO_FIRST: bool = true;
     const ROUNDS_QUOTIENT: bool = true;

@@ -19,13 +19,14 @@
 
 use super::number::F16;
 use super::scalar::Kind;
-use super::{Parameters, Scheme};
+use super::{Parameters, Q, Scheme};
 
 /// Symmetric or not.
 pub(super) struct Gptq<const SYMMETRIC: bool>;
 
 impl<const SYMMETRIC: bool> Scheme for Gptq<SYMMETRIC> {
     type Scale = F16;
+    const PARTS: [&'static str; 3] = Q;
     const HAS_ZERO: bool = true;
     const ADDS_ZERO_FIRST: bool = false;
     const ROUNDS_QUOTIENT: bool = false;

@@ -3,6 +3,7 @@
 use half::{bf16, f16};
 
 use super::WORD;
+use crate::dtype::Dtype;
 
 /// What is computed for a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +30,15 @@ impl Format {
             Self::Bf16 => bf16::from_f32(value).to_f32(),
             Self::F16 => f16::from_f32(value).to_f32(),
             Self::F32 => value,
+        }
+    }
+
+    /// Its element type.
+    pub(super) fn dtype(self) -> Dtype {
+        match self {
+            Self::Bf16 => Dtype::BF16,
+            Self::F16 => Dtype::F16,
+            Self::F32 => Dtype::F32,
         }
     }
 

@@ -40,13 +40,22 @@ fn zero_points_of_each_asymmetric_scheme() {
 }
 
 #[test]
-fn channel_codecs_are_made_once_and_found_by_name() {
+fn codecs_of_other_lengths_are_made_once_and_found_by_name() {
     let codec = int4_channel(7168, true, ChannelScale::Bf16);
     assert_eq!((codec.name(), codec.group_len_elems()), ("ct_int4_channel_7168", 7168));
     assert!(std::ptr::addr_eq(codec, codec::find("CT_INT4_channel_7168").unwrap()));
     let asymmetric = int4_channel(24, false, ChannelScale::F16);
     assert_eq!((asymmetric.name(), asymmetric.parts().len()), ("ct_int4_asym_channel_24_f16", 3));
-    for name in ["ct_int4_channel_0", "ct_int4_channel_", "ct_int4_channel_07", "ct_int4_channel_+7"] {
+    let long = codec::find("gptq_int4_asym_g4096").unwrap();
+    assert_eq!((long.group_len_elems(), long.parts()[2].name), (4096, "qzeros"));
+    assert_eq!(codec::find("ct_int4_g16_f32").unwrap().parts()[1].bytes_per_group, 4);
+    for name in [
+        "ct_int4_channel_0",
+        "ct_int4_channel_",
+        "ct_int4_channel_07",
+        "ct_int4_channel_+7",
+        "awq_int4_g64_f16",
+    ] {
         assert!(codec::find(name).is_none(), "{name}");
     }
 }
@@ -83,4 +92,32 @@ fn awq_of_positive_weights_saturates_as_the_reference_does() {
     let parameters = Awq::parameters(3.0, 3.0);
     assert_eq!(parameters.zero, 0);
     assert_eq!(parameters.scale, F16::round(F16::round(1e-5) / 15.0));
+}
+
+/// Lengths that the kernels do not know, and rows that are no multiple of anything.
+#[test]
+fn made_codecs_are_fast_and_plain_the_same() {
+    let weights: Vec<f32> = (0..7 * 1000u32)
+        .map(|i| (i.wrapping_mul(2_654_435_761) >> 8) as f32 * 1e-8 - 0.06 - (i / 500) as f32 * 0.01)
+        .collect();
+    for name in [
+        "ct_int4_g16",
+        "ct_int4_asym_channel_1000_f16",
+        "gptq_int4_asym_g40",
+        "awq_int4_g7",
+        "ct_int4_g256_f32",
+    ] {
+        let codec = codec::find(name).unwrap();
+        let weights = &weights[..weights.len() / codec.group_len_elems() * codec.group_len_elems()];
+        let fast = encode(codec, weights);
+        let mut plain: Vec<Vec<u8>> = fast.iter().map(|part| vec![0xa5; part.len()]).collect();
+        let mut slices: Vec<&mut [u8]> = plain.iter_mut().map(Vec::as_mut_slice).collect();
+        codec.encode_scalar(weights, &mut slices);
+        assert_eq!(fast, plain, "{name}");
+        let slices: Vec<&[u8]> = fast.iter().map(Vec::as_slice).collect();
+        let (mut values, mut expected) = (vec![0.0; weights.len()], vec![1.0; weights.len()]);
+        codec.decode(&slices, &mut values);
+        codec.decode_scalar(&slices, &mut expected);
+        assert_eq!(values, expected, "{name}");
+    }
 }
