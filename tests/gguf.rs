@@ -58,6 +58,32 @@ fn splits_hold_the_tensors_of_the_whole() {
     assert!(!output.exists());
 }
 
+/// llama-quantize writes NVFP4 with `--tensor-type` only: the same blocks from the same F32 tensors.
+#[test]
+fn nvfp4_blocks_equal_those_of_llama_cpp() {
+    let golden = std::fs::read(fixtures().join("goldens/gguf-tensor-type/nvfp4.json")).unwrap();
+    let golden: Value = serde_json::from_slice(&golden).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let output = directory.path().join("model.gguf");
+    convert(&model(), "f32", 2, &output).unwrap();
+    let bytes = std::fs::read(&output).unwrap();
+    let file = gguf::read(&mut bytes.as_slice(), bytes.len() as u64).unwrap();
+    let codec = gguf::GgmlType::NVFP4.codec().unwrap();
+    let mut compared = 0;
+    for row in golden["tensors"].as_array().unwrap().iter().filter(|row| row[1] == "NVFP4") {
+        let tensor = file.tensors.iter().find(|tensor| row[0] == tensor.name.as_str()).unwrap();
+        let from = usize::try_from(file.data_offset_bytes + tensor.offset_bytes).unwrap();
+        let len = usize::try_from(tensor.len_bytes).unwrap();
+        let values: Vec<f32> =
+            bytes[from..from + len].as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+        let mut blocks = vec![0; values.len() / 64 * 36];
+        codec.encode(&values, &mut [&mut blocks]);
+        assert_eq!(sha256(&blocks), row[5].as_str().unwrap(), "{}", tensor.name);
+        compared += 1;
+    }
+    assert_eq!(compared, 35);
+}
+
 #[test]
 fn kimi_k2_is_deepseek_v3_by_another_name() {
     let directory = tempfile::tempdir().unwrap();
