@@ -20,6 +20,9 @@ use crate::plan::OutputTensor;
 use crate::plan::budget::{self, Choices};
 use crate::plan::rules::{Candidate, Choice, Rule, Rules};
 
+/// The output head.
+const HEAD: &str = "lm_head.weight";
+
 /// What a rule says about a parameter.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Override {
@@ -104,7 +107,7 @@ pub(super) fn resolve(
     overrides.collect()
 }
 
-/// Affine types whose groups fit, for each parameter that can be quantized.
+/// Affine types whose groups fit, for each parameter that can be quantized and is not the output head.
 pub(super) fn choices(
     source: &Checkpoint,
     element: Option<Element>,
@@ -114,7 +117,8 @@ pub(super) fn choices(
     let by_name: BTreeMap<&str, usize> =
         tensors.iter().enumerate().map(|(tensor, output)| (output.names[0].as_str(), tensor)).collect();
     let mut choices = Vec::new();
-    for parameter in parameters.iter().filter(|parameter| parameter.is_quantizable) {
+    for parameter in parameters.iter().filter(|parameter| parameter.is_quantizable && parameter.name != HEAD)
+    {
         let Some(&tensor) = by_name.get(parameter.name.as_str()) else { continue };
         let is = float_of(source, element, parameter)?;
         let fitting = FORMATS.iter().filter_map(|row| Some((row.format.name, row.recipe.uniform()?))).filter(
