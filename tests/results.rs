@@ -127,6 +127,7 @@ fn an_mlx_quantization_that_nobody_knows_is_named() {
         ("\"group_size\": 16", "\"group_size\": 32", "nvfp4 of 4 bits in groups of 32"),
         ("\"mode\": \"nvfp4\"", "\"mode\": \"affine\"", "affine of 4 bits in groups of 16"),
         ("\"bits\": 4", "\"bits\": true", "quantization bits true"),
+        ("\"bits\": 4", "\"bits\": 4, \"global_scale\": true", "nvfp4 with a global_scale"),
     ] {
         std::fs::write(output.join("config.json"), config.replace(from, to)).unwrap();
         let error = Model::open(&output).map(|_| ()).unwrap_err().to_string();

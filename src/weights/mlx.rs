@@ -155,6 +155,9 @@ fn codec_of(config: &Value, stem: &str, scales: Dtype) -> std::result::Result<&'
     let of_module = section.get(stem).filter(|module| module.is_object()).unwrap_or(section);
     let name = of_module.get("mode").and_then(Value::as_str).unwrap_or(MlxMode::Affine.name());
     let mode = MlxMode::find(name).ok_or_else(|| format!("quantization mode {name}"))?;
+    if of_module.get("global_scale").and_then(Value::as_bool) == Some(true) {
+        return Err(format!("quantization {name} with a global_scale"));
+    }
     let number = |key: &str, default: usize| match of_module.get(key) {
         None | Some(Value::Null) => Ok(default),
         Some(value) => value

@@ -2,6 +2,9 @@
 //!
 //! Every lane goes through the operations of the plain search in their order. A lane where a round changed
 //! nothing would change nothing in the next, so rounds go on until no lane changes.
+//!
+//! On one core of an AMD EPYC (a virtual machine, counted in CPU time): 513 M weights/s with AVX-512, 381 with
+//! AVX2, 132 of the plain code.
 
 use super::block::Block;
 use super::q3_k::{BYTES, Q3K, ROUNDS, SCALES_AT, TOP_BYTES, scales, write_scales};
