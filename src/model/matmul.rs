@@ -112,11 +112,13 @@ pub(super) fn product(x_MK: View, w_KN: View, y: &mut [f32], stride: usize, offs
 mod tests {
     use super::*;
 
+    /// Parts of few columns are summed in another order: equal to `k * epsilon * sum |x| |w|`, with `|x|`, `|w|` up to 0.5.
     #[test]
-    fn a_wide_product_is_the_product_bit_for_bit() {
+    fn a_wide_product_is_the_product() {
         let (rows, inner, stride) = (37, 96, 320);
         let values =
             |count: usize| -> Vec<f32> { (0..count).map(|i| ((i * 37) % 101) as f32 * 0.01 - 0.5).collect() };
+        let bound = inner as f32 * f32::EPSILON * inner as f32 * 0.25;
         let x = values(rows * inner);
         for cols in [1, 127, 128, 129, 300] {
             let w = values(cols * inner);
@@ -125,7 +127,15 @@ mod tests {
                 let (x, w) = (View::new(&x, inner), View::new(&w, inner));
                 product_transposed(x, w, &mut narrow, stride, 7, into);
                 wide_product_transposed(x, w, &mut wide, stride, 7, into);
-                assert_eq!(narrow, wide, "{cols}");
+                let worst = narrow.iter().zip(&wide).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                assert!(worst <= 2.0 * bound, "{cols} columns: {worst}");
+                let outside = |y: &[f32]| -> Vec<f32> {
+                    y.chunks(stride)
+                        .flat_map(|row| row[..7].iter().chain(&row[7 + cols..]))
+                        .copied()
+                        .collect()
+                };
+                assert_eq!(outside(&wide), outside(&values(rows * stride)), "{cols} columns");
             }
         }
     }
