@@ -34,8 +34,8 @@ fn described(blueprint: &Blueprint) -> String {
 #[test]
 fn the_result_is_within_its_budget_and_better_the_larger_that_is() {
     for (format, sizes) in [
-        ("q4_k_m", [1_700_000, 1_900_000, 2_300_000, 2_305_000, 3_000_000, 4_300_000]),
-        ("mlx-4bit", [1_330_000, 1_500_000, 2_300_000, 2_305_000, 3_000_000, 4_300_000]),
+        ("q4_k_m", [1_900_000, 2_100_000, 2_300_000, 2_305_000, 3_000_000, 4_300_000]),
+        ("mlx-4bit", [1_500_000, 1_700_000, 2_300_000, 2_305_000, 3_000_000, 4_300_000]),
     ] {
         let mut last = f64::INFINITY;
         for size in sizes {
@@ -47,7 +47,7 @@ fn the_result_is_within_its_budget_and_better_the_larger_that_is() {
             assert!(fitted.mean_error < last, "{format} {size}: {} after {last}", fitted.mean_error);
             last = fitted.mean_error;
         }
-        for wanted in [3.2, 4.3, 4.5, 6.0] {
+        for wanted in [3.5, 4.3, 4.5, 6.0] {
             let fitted = fit(format, &Options::default(), Budget::BitsPerWeight(wanted), 2).unwrap();
             let found = bits(&fitted.blueprint);
             assert!(found <= wanted && wanted - found < 0.08, "{format}: {found} of {wanted}");
@@ -78,13 +78,16 @@ fn the_choice_does_not_depend_on_threads_or_runs() {
 #[test]
 fn a_mix_of_the_same_size_as_a_fixed_one_has_less_error_and_the_measured_error_is_the_real_one() {
     let directory = tempfile::tempdir().unwrap();
-    // Mean over the parameters of all quantized tensors of the relative squared error.
+    // Mean over the parameters of all tensors that are chosen for of the relative squared error.
     let real = |name: &str, format: &str, options: &Options| -> f64 {
         let settings = Settings { error_report: true, ..settings(format, 2) };
         let outcome =
             convert_with(&model(), &settings, options, &directory.path().join(name), &Silent).unwrap();
         let report = outcome.manifest.error_report.unwrap();
-        let quantized = report.tensors.iter().filter(|tensor| !["F32", "BF16"].contains(&&*tensor.type_name));
+        let quantized = report.tensors.iter().filter(|tensor| {
+            !["F32", "BF16"].contains(&&*tensor.type_name)
+                && !["output.weight", "lm_head.weight"].contains(&&*tensor.name)
+        });
         let (loss, parameters) = quantized.fold((0.0, 0.0), |(loss, parameters), tensor| {
             let weight = tensor.parameters as f64;
             (loss + weight * tensor.relative_error.unwrap().powi(2), parameters + weight)
@@ -196,4 +199,24 @@ fn a_model_on_a_hub_is_told_what_to_do_first() {
         assert!(message.contains("requant fetch") && message.contains("--recipe"), "{message}");
     }
     assert!(!served.path("m.gguf").exists());
+}
+
+#[test]
+fn a_mix_of_the_same_size_diverges_less() {
+    let directory = tempfile::tempdir().unwrap();
+    let divergence = |name: &str, format: &str, options: &Options| -> f64 {
+        let output = directory.path().join(format!("{name}.gguf"));
+        convert_with(&model(), &settings(format, 2), options, &output, &Silent).unwrap();
+        let report = crate::comparison::compare(&output, &model(), 4, None);
+        report.against.unwrap().divergence.mean.value
+    };
+    for format in ["q4_k_m", "q3_k_m"] {
+        let source = open(&model()).unwrap();
+        let fixed = plan::blueprint(&source, format, &Options::default()).unwrap();
+        let fitted = fit(format, &Options::default(), Budget::Bytes(fixed.len_bytes()), 2).unwrap();
+        let options = Options { rules: fitted.rules, ..Options::default() };
+        let mixed = divergence(&format!("{format}-mixed"), format, &options);
+        let fixed = divergence(format, format, &Options::default());
+        assert!(mixed < 0.75 * fixed, "{format}: {mixed} {fixed}");
+    }
 }

@@ -28,7 +28,14 @@ fn path(path: &Path) -> &str {
 #[test]
 fn plan_states_what_convert_then_writes() {
     let directory = tempfile::tempdir().unwrap();
-    for (format, name) in [("q4_k_m", "m.gguf"), ("Q8_0", "n.gguf"), ("mlx-4bit", "m"), ("mlx-bf16", "n")] {
+    for (format, name) in [
+        ("q4_k_m", "m.gguf"),
+        ("Q8_0", "n.gguf"),
+        ("mlx-4bit", "m"),
+        ("mlx-bf16", "n"),
+        ("mlx-nvfp4", "f"),
+        ("mlx-mixed-3-6", "x"),
+    ] {
         let model = model();
         let output = directory.path().join(name);
         let plan = json(&["plan", path(&model), "--to", format, "--json"]);
@@ -63,6 +70,7 @@ fn plan_states_what_convert_then_writes() {
         let inspected = json(&["inspect", path(&output), "--json"]);
         assert_eq!(inspected["parameters"], plan["parameters"]);
         assert_eq!(inspected["bits_per_weight"], plan["bits_per_weight"]);
+        assert_eq!(inspected["types"], plan["types"], "{format}");
         assert_eq!(json(&["verify", path(&output), "--json"])["ok"], true);
     }
 }

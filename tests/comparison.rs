@@ -16,7 +16,8 @@ fn heldout(model: &Model, windows: usize) -> Windows {
     Windows::new(&model.tokenizer().unwrap(), &text, 512, Bos::Auto).unwrap().split(windows).swap_remove(0)
 }
 
-fn compare(result: &Path, original: &Path, windows: usize, memory_bytes: Option<u64>) -> Report {
+/// What `perplexity --against` measures on the first `windows` windows of the held-out text.
+pub(crate) fn compare(result: &Path, original: &Path, windows: usize, memory_bytes: Option<u64>) -> Report {
     let (result, original) = (Model::open(result).unwrap(), Model::open(original).unwrap());
     let windows = heldout(&original, windows);
     let request =

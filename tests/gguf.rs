@@ -1,7 +1,7 @@
 //! The fixture converted to GGUF, against the files of `convert_hf_to_gguf.py --outtype f32` and
 //! `llama-quantize`.
 
-use requant::plan::Options;
+use requant::plan::{Options, Rule, Rules};
 use requant_formats::container::gguf;
 use serde_json::Value;
 
@@ -56,6 +56,29 @@ fn splits_hold_the_tensors_of_the_whole() {
     };
     assert_eq!(digests(&split.manifest), digests(&whole.manifest));
     assert!(!output.exists());
+}
+
+/// llama-quantize has no file type of NVFP4, but writes it with `--tensor-type`.
+#[test]
+fn nvfp4_files_equal_those_of_llama_cpp() {
+    let golden = std::fs::read(fixtures().join("goldens/gguf-tensor-type/nvfp4.json")).unwrap();
+    let golden: Value = serde_json::from_slice(&golden).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let output = directory.path().join("model.gguf");
+    let rules = Rules::new(vec![Rule::from_argument(".*=nvfp4").unwrap()]);
+    let options = Options { rules, ..Options::default() };
+    convert_with(&model(), &settings("q8_0", 2), &options, &output, &Silent).unwrap();
+    let bytes = std::fs::read(&output).unwrap();
+    let file = gguf::read(&mut bytes.as_slice(), bytes.len() as u64).unwrap();
+    for row in golden["tensors"].as_array().unwrap() {
+        let tensor = file.tensors.iter().find(|tensor| row[0] == tensor.name.as_str()).unwrap();
+        let from = usize::try_from(file.data_offset_bytes + tensor.offset_bytes).unwrap();
+        let blocks = &bytes[from..][..usize::try_from(tensor.len_bytes).unwrap()];
+        assert_eq!(tensor.ggml_type.name(), row[1], "{}", tensor.name);
+        assert_eq!(sha256(blocks), row[5].as_str().unwrap(), "{}", tensor.name);
+    }
+    assert_eq!(sha256(&bytes), golden["sha256"].as_str().unwrap());
+    requant::weights::Model::open(&output).unwrap();
 }
 
 #[test]

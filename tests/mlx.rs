@@ -27,7 +27,7 @@ fn files_equal_those_of_mlx_lm() {
         }
         formats += 1;
     }
-    assert_eq!(formats, 7);
+    assert_eq!(formats, 16);
 }
 
 #[test]

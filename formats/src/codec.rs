@@ -18,16 +18,20 @@ pub mod fp8;
 mod grid;
 mod int4;
 mod iq4;
+mod iq4_lanes;
 mod iq4_nl;
 mod iq4_xs;
 mod mlx_fp;
+mod mlx_mode;
 mod mlx_mxfp4;
 mod mlx_mxfp8;
 mod mlx_nvfp4;
 mod mxfp4;
+mod nvfp4;
 mod plain;
 mod q2_k;
 mod q3_k;
+mod q3_k_lanes;
 mod q4_0;
 mod q4_1;
 mod q4_k;
@@ -44,6 +48,7 @@ mod two_bits;
 
 pub use grid::Grid;
 pub use int4::{ChannelScale, int4_channel};
+pub use mlx_mode::MlxMode;
 pub use plain::{round_to_bf16, round_to_f16};
 
 use crate::dtype::Dtype;
@@ -127,7 +132,7 @@ const SINGLE: &[&dyn Codec] = &[
     &plain::BF16,
     &fp8::F8E4M3,
     &fp8::F8E5M2,
-    // GGUF blocks of 32.
+    // GGUF blocks of 32, and of 64.
     &q8_0::Q8_0,
     &q5_1::Q5_1,
     &q5_0::Q5_0,
@@ -135,6 +140,7 @@ const SINGLE: &[&dyn Codec] = &[
     &q4_0::Q4_0,
     &iq4_nl::Iq4Nl,
     &mxfp4::Mxfp4,
+    &nvfp4::Nvfp4,
     // GGUF super-blocks of 256.
     &q6_k::Q6K,
     &q5_k::Q5K,

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use requant_formats::Dtype;
+use requant_formats::codec::MlxMode;
 use requant_formats::container::gguf;
 use requant_formats::container::safetensors::TensorEntry;
 use serde_json::Value;
@@ -54,14 +55,22 @@ pub(super) fn logical_tensors(
         };
         if let (Dtype::U32, Some(scales), Some(quantization)) = (tensor.dtype, part("scales"), quantization) {
             let of_module = quantization.get(stem).unwrap_or(quantization);
-            let number = |key| of_module.get(key).and_then(Value::as_u64);
-            if let (Some(bits), Some(group)) = (number("bits"), number("group_size"))
+            let name = of_module.get("mode").and_then(Value::as_str).unwrap_or(MlxMode::Affine.name());
+            // What is absent or null is the mode's own, as for mlx-lm.
+            let number =
+                |key, default: usize| of_module.get(key).and_then(Value::as_u64).unwrap_or(default as u64);
+            if let Some(mode) = MlxMode::find(name)
+                && let bits = number("bits", mode.default_bits())
                 && bits > 0
                 && let Some(cols) = summary.shape.last_mut()
             {
+                let group = number("group_size", mode.default_group_len());
                 *cols = *cols * 32 / bits;
                 summary.name = stem.to_owned();
-                summary.type_name = format!("affine{bits}_g{group}");
+                summary.type_name = match mode {
+                    MlxMode::Affine => format!("affine{bits}_g{group}"),
+                    _ => format!("mlx_{name}"),
+                };
                 summary.bytes += scales.len_bytes() + part("biases").map_or(0, TensorEntry::len_bytes);
             }
         }

@@ -94,20 +94,28 @@ impl Kernel for Products<'_> {
     #[inline(always)]
     fn run(self) -> Sums {
         let mut sums = [[0.0f64; LANES]; 4];
-        let (x, y) = (self.x.chunks(LANES), self.y.chunks(LANES));
-        for (x, y) in x.zip(y) {
-            // The last chunk may be shorter.
-            for (lane, (&x, &y)) in x.iter().zip(y).enumerate() {
-                let (x, y) = (f64::from(x), f64::from(y));
-                sums[0][lane] += (y - x) * (y - x);
-                sums[1][lane] += x * x;
-                sums[2][lane] += y * y;
-                sums[3][lane] += x * y;
+        let (x, x_rest) = self.x.as_chunks::<LANES>();
+        let (y, y_rest) = self.y.as_chunks::<LANES>();
+        for (x, y) in x.iter().zip(y) {
+            for lane in 0..LANES {
+                add_products(&mut sums, lane, x[lane], y[lane]);
             }
+        }
+        for (lane, (&x, &y)) in x_rest.iter().zip(y_rest).enumerate() {
+            add_products(&mut sums, lane, x, y);
         }
         let [error, source, written, product] = sums.map(|lanes| lanes.iter().sum());
         Sums { error, source, written, product }
     }
+}
+
+#[inline(always)]
+fn add_products(sums: &mut [[f64; LANES]; 4], lane: usize, x: f32, y: f32) {
+    let (x, y) = (f64::from(x), f64::from(y));
+    sums[0][lane] += (y - x) * (y - x);
+    sums[1][lane] += x * x;
+    sums[2][lane] += y * y;
+    sums[3][lane] += x * y;
 }
 
 /// How far one tensor is from its source.

@@ -95,11 +95,15 @@ impl Target for GgufTarget {
         requantize::blueprint(file_type::find(format)?, source, options)
     }
 
-    fn choices(&self, format: &Format, _: &Checkpoint, blueprint: &Blueprint) -> Result<Vec<Choices>> {
+    fn choices(&self, format: &Format, source: &Checkpoint, blueprint: &Blueprint) -> Result<Vec<Choices>> {
         let is_quantized = file_type::FILE_TYPES
             .iter()
             .any(|known| known.format == *format && known.base.block_len_elems() > 1);
-        Ok(if is_quantized { overrides::choices(&blueprint.tensors) } else { Vec::new() })
+        Ok(if is_quantized {
+            overrides::choices(&blueprint.tensors, source.spec().tied_embeddings)
+        } else {
+            Vec::new()
+        })
     }
 }
 

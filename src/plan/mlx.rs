@@ -19,7 +19,7 @@
 //! A format is one row of [`FORMATS`]. A module is quantized when it can be and its rows are whole groups;
 //! else it is skipped, unless a rule says otherwise ([`overrides`]).
 
-use requant_formats::codec::{self, Codec};
+use requant_formats::codec::{self, MlxMode};
 use requant_formats::layout::ROW_MAJOR;
 
 use super::{Blueprint, Choices, Dropped, Format, Options, OutputTensor, Sidecar, Target, carried};
@@ -31,12 +31,14 @@ mod config;
 mod element;
 mod overrides;
 mod parameters;
+mod recipe;
 mod shards;
 #[cfg(test)]
 mod tests;
 
 use element::{Element, Plan};
 use parameters::Parameter;
+use recipe::{Module, Quantization, Recipe};
 
 /// `README.md` of a conversion from a local directory.
 const MODEL_CARD: &str =
@@ -48,44 +50,34 @@ const FAMILY: &str = "MLX";
 /// MLX.
 pub(super) struct MlxTarget;
 
-/// How weights are quantized; what `quantization` of config.json says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Quantization {
-    mode: &'static str,
-    bits: usize,
-    group_len: usize,
-}
-
-impl Quantization {
-    /// The codec with BF16 scales, which is also how `plan` shows the type.
-    fn codec_name(self) -> String {
-        format!("{}{}_g{}", self.mode, self.bits, self.group_len)
-    }
-
-    /// What encodes weights that are `element` otherwise.
-    fn codec(self, element: Element) -> Result<&'static dyn Codec> {
-        find(&format!("{}{}", self.codec_name(), element.affine_suffix()))
-    }
-}
-
-/// The mode with integer codes, a scale and a bias.
-const AFFINE: &str = "affine";
-
 /// One `--to` format.
 struct MlxFormat {
     format: Format,
-    /// `None` keeps every tensor a float.
-    quantization: Option<Quantization>,
+    recipe: Recipe,
     /// What weights are cast to; `None` follows `torch_dtype` of config.json.
     element: Option<Element>,
 }
 
-const fn affine(name: &'static str, about: &'static str, bits: usize, group_len: usize) -> MlxFormat {
-    let quantization = Some(Quantization { mode: AFFINE, bits, group_len });
-    MlxFormat { format: Format { name, about }, quantization, element: None }
+const fn uniform(
+    name: &'static str,
+    about: &'static str,
+    mode: MlxMode,
+    bits: usize,
+    group_len: usize,
+) -> MlxFormat {
+    let recipe = Recipe::Uniform(Quantization { mode, bits, group_len });
+    MlxFormat { format: Format { name, about }, recipe, element: None }
 }
 
-/// Every format. Bits per weight count a 16-bit scale and bias per group.
+const fn affine(name: &'static str, about: &'static str, bits: usize, group_len: usize) -> MlxFormat {
+    uniform(name, about, MlxMode::Affine, bits, group_len)
+}
+
+const fn mixed(name: &'static str, about: &'static str, low_bits: usize, high_bits: usize) -> MlxFormat {
+    MlxFormat { format: Format { name, about }, recipe: Recipe::Mixed { low_bits, high_bits }, element: None }
+}
+
+/// Every format. Bits per weight count a 16-bit scale and bias per group, or a scale of one byte.
 const FORMATS: &[MlxFormat] = &[
     affine("mlx-4bit", "MLX affine, 4 bits, groups of 64: 4.5 bits per weight", 4, 64),
     affine("mlx-4bit-g32", "MLX affine, 4 bits, groups of 32: 5 bits per weight", 4, 32),
@@ -105,9 +97,28 @@ const FORMATS: &[MlxFormat] = &[
     affine("mlx-8bit", "MLX affine, 8 bits, groups of 64: 8.5 bits per weight", 8, 64),
     affine("mlx-8bit-g32", "MLX affine, 8 bits, groups of 32: 9 bits per weight", 8, 32),
     affine("mlx-8bit-g128", "MLX affine, 8 bits, groups of 128: 8.25 bits per weight", 8, 128),
+    uniform(
+        "mlx-mxfp4",
+        "MLX mxfp4, 4-bit floats, groups of 32: 4.25 bits per weight",
+        MlxMode::Mxfp4,
+        4,
+        32,
+    ),
+    uniform("mlx-nvfp4", "MLX nvfp4, 4-bit floats, groups of 16: 4.5 bits per weight", MlxMode::Nvfp4, 4, 16),
+    uniform(
+        "mlx-mxfp8",
+        "MLX mxfp8, 8-bit floats, groups of 32: 8.25 bits per weight",
+        MlxMode::Mxfp8,
+        8,
+        32,
+    ),
+    mixed("mlx-mixed-4-6", "mlx-lm's recipe mixed_4_6: affine, 4 bits, 6 where it matters more", 4, 6),
+    mixed("mlx-mixed-3-6", "mlx-lm's recipe mixed_3_6: affine, 3 bits, 6 where it matters more", 3, 6),
+    mixed("mlx-mixed-3-4", "mlx-lm's recipe mixed_3_4: affine, 3 bits, 4 where it matters more", 3, 4),
+    mixed("mlx-mixed-2-6", "mlx-lm's recipe mixed_2_6: affine, 2 bits, 6 where it matters more", 2, 6),
     MlxFormat {
         format: Format { name: "mlx-bf16", about: "MLX, unquantized BF16" },
-        quantization: None,
+        recipe: Recipe::Floats,
         element: Some(Element::Bf16),
     },
 ];
@@ -144,25 +155,25 @@ impl Target for MlxTarget {
         let element = row.element.or_else(|| Element::of_config(source.config()));
         let parameters = parameters::parameters(source)?;
         let overrides = overrides::resolve(&options.rules, row, source, element, &parameters)?;
-        let modules = overrides::modules(&parameters, &overrides);
-        let mut tensors = parameters
-            .into_iter()
-            .zip(overrides)
-            .map(|(parameter, found)| {
-                let by_default =
-                    || row.quantization.filter(|q| parameter.row_len().is_multiple_of(q.group_len));
-                let quantization = found.map_or_else(by_default, |found| found.quantization);
-                let rule = found.map(|found| found.rule);
-                Ok(OutputTensor { rule, ..output_tensor(source, quantization, element, parameter)? })
-            })
-            .collect::<Result<Vec<_>>>()?;
+        let mut tensors = Vec::new();
+        let mut modules = Vec::new();
+        for (parameter, found) in parameters.into_iter().zip(overrides) {
+            let by_recipe = || row.recipe.of_parameter(&parameter, source.spec().layers);
+            let quantization = found.map_or_else(by_recipe, |found| found.quantization);
+            if let Some(quantization) = quantization.filter(|_| parameter.is_quantizable) {
+                let path = parameter.module().to_owned();
+                modules.push(Module { path, quantization, is_by_rule: found.is_some() });
+            }
+            let rule = found.map(|found| found.rule);
+            tensors.push(OutputTensor { rule, ..output_tensor(source, quantization, element, parameter)? });
+        }
         let parameter_count = tensors.iter().map(OutputTensor::len_elems).sum();
 
         let shards = shards::lay_out(&mut tensors)?;
         let mut sidecars = carried::sidecars(source)?;
         sidecars.push(Sidecar { name: "README.md".into(), bytes: MODEL_CARD.into() });
         sidecars.push(shards::index(&tensors, &shards, parameter_count));
-        sidecars.push(config::sidecar(source, row.quantization, &modules)?);
+        sidecars.push(config::sidecar(source, row.recipe.section(&modules))?);
         sidecars.sort_by(|a, b| a.name.cmp(&b.name));
         // In the order of first bytes, a file is finished from front to back.
         tensors.sort_by_key(|tensor| {
@@ -180,7 +191,7 @@ impl Target for MlxTarget {
 
     fn choices(&self, format: &Format, source: &Checkpoint, blueprint: &Blueprint) -> Result<Vec<Choices>> {
         match FORMATS.iter().find(|row| row.format == *format) {
-            Some(MlxFormat { quantization: Some(_), element, .. }) => {
+            Some(MlxFormat { recipe, element, .. }) if *recipe != Recipe::Floats => {
                 let element = element.or_else(|| Element::of_config(source.config()));
                 overrides::choices(source, element, &parameters::parameters(source)?, &blueprint.tensors)
             }
@@ -200,9 +211,13 @@ fn output_tensor(
     let plan = Plan::new(stored, if parameter.is_cast { element } else { None })?;
     let quantization = quantization.filter(|_| parameter.is_quantizable);
     let codec = match quantization {
-        Some(q) => q.codec(plan.element)?,
-        None => find(plan.element.codec_name())?,
+        Some(how) => how.codec(plan.element),
+        None => codec::find(plan.element.dtype().name()),
     };
+    let codec = codec.ok_or_else(|| Error::Unsupported {
+        what: format!("{}: {quantization:?} of {}", parameter.name, plan.element.dtype()),
+        hint: "it is not built in".into(),
+    })?;
     let base = parameter.name.strip_suffix("weight");
     let names = match (quantization, base) {
         (Some(_), Some(base)) => codec.parts().iter().map(|part| format!("{base}{}", part.name)).collect(),
@@ -219,13 +234,6 @@ fn output_tensor(
         scale_sources: Vec::new(),
         placements: Vec::new(),
         rule: None,
-    })
-}
-
-fn find(name: &str) -> Result<&'static dyn Codec> {
-    codec::find(name).ok_or_else(|| Error::Unsupported {
-        what: format!("codec {name}"),
-        hint: "it is not built in".into(),
     })
 }
 

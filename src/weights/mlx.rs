@@ -5,7 +5,8 @@
 
 use std::collections::HashMap;
 
-use requant_formats::{Dtype, codec};
+use requant_formats::Dtype;
+use requant_formats::codec::{self, Codec, MlxMode};
 use serde_json::Value;
 
 use super::packed::{Home, PackedStore, Place, Stored};
@@ -42,7 +43,7 @@ pub(super) fn is_mlx(source: &dyn Source) -> Result<bool> {
 /// Opens it.
 ///
 /// # Errors
-/// A quantization that is not affine, a part that is missing or has the wrong shape.
+/// A quantization that MLX does not have, a part that is missing or has the wrong shape.
 pub(super) fn open(source: Box<dyn Source>) -> Result<PackedStore> {
     let config = required_json(&*source, CONFIG)?;
     let family = arch::find(&config)?;
@@ -94,7 +95,7 @@ fn plain(source: &dyn Source, tensor: &SourceTensor) -> Result<Stored> {
     Ok(Stored { name: tensor.name.clone(), shape: tensor.shape.clone(), codec, places })
 }
 
-/// A tensor in three parts.
+/// A tensor in parts: with scales, and in affine mode with biases.
 fn quantized(
     source: &dyn Source,
     config: &Value,
@@ -104,30 +105,23 @@ fn quantized(
 ) -> Result<Stored> {
     let file = &source.files()[weight.file].name;
     let stem = weight.name.strip_suffix(".weight").unwrap_or(&weight.name);
-    let section = config.get("quantization").unwrap_or(&Value::Null);
-    let of_module = section.get(stem).filter(|module| module.is_object()).unwrap_or(section);
-    let mode = of_module.get("mode").or_else(|| section.get("mode")).and_then(Value::as_str);
-    let number = |key: &str| of_module.get(key).and_then(Value::as_u64);
-    let (bits, group_len) = (number("bits").unwrap_or(0), number("group_size").unwrap_or(0));
-    let suffix = match scales.dtype {
-        Dtype::BF16 => "",
-        Dtype::F16 => "_f16",
-        _ => "_f32",
-    };
-    let name = format!("{}{bits}_g{group_len}{suffix}", mode.unwrap_or("affine"));
-    let codec = codec::find(&name).ok_or_else(|| Error::Unsupported {
-        what: format!("{file}: tensor {}: quantization {name}", weight.name),
-        hint: "this version reads MLX's affine mode of 2, 3, 4, 5, 6, 8 bits in groups of 32, 64, 128".into(),
+    let codec = codec_of(config, stem, scales.dtype).map_err(|what| Error::Unsupported {
+        what: format!("{file}: tensor {}: {what}", weight.name),
+        hint: hint(),
     })?;
-    let biases = by_name.get(format!("{stem}.biases").as_str()).ok_or_else(|| {
-        Error::checkpoint(file, format!("tensor {stem}.biases is missing, but {}.scales is there", stem))
-    })?;
+    let name = codec.name();
+    let mut parts = vec![weight, scales];
+    for part in &codec.parts()[2..] {
+        let part_name = format!("{stem}.{}", part.name);
+        parts.push(by_name.get(part_name.as_str()).ok_or_else(|| {
+            Error::checkpoint(file, format!("tensor {part_name} is missing, but {} is there", scales.name))
+        })?);
+    }
     let (rows, groups) = scales.matrix();
     let mut shape = scales.shape.clone();
     if let Some(cols) = shape.last_mut() {
-        *cols *= group_len as usize;
+        *cols *= codec.group_len_elems();
     }
-    let parts = [weight, scales, biases];
     let mut places = Vec::with_capacity(parts.len());
     for (tensor, part) in parts.into_iter().zip(codec.parts()) {
         let row_bytes = groups * part.bytes_per_group;
@@ -147,6 +141,54 @@ fn quantized(
         places.push(Place { file: tensor.file, offset_bytes: tensor.offset_bytes, row_bytes });
     }
     Ok(Stored { name: weight.name.clone(), shape, codec, places })
+}
+
+/// The codec of the module `stem`: `quantization` of config.json, or what that says of the module.
+///
+/// A bit width or group that is absent or `null` is the mode's own, as for mlx-lm; the float modes'
+/// scales do not show the weights' dtype, `torch_dtype` does.
+///
+/// # Errors
+/// In words, what is not known.
+fn codec_of(config: &Value, stem: &str, scales: Dtype) -> std::result::Result<&'static dyn Codec, String> {
+    let section = config.get("quantization").unwrap_or(&Value::Null);
+    let of_module = section.get(stem).filter(|module| module.is_object()).unwrap_or(section);
+    let name = of_module.get("mode").and_then(Value::as_str).unwrap_or(MlxMode::Affine.name());
+    let mode = MlxMode::find(name).ok_or_else(|| format!("quantization mode {name}"))?;
+    let number = |key: &str, default: usize| match of_module.get(key) {
+        None | Some(Value::Null) => Ok(default),
+        Some(value) => value
+            .as_u64()
+            .and_then(|number| usize::try_from(number).ok())
+            .ok_or_else(|| format!("quantization {key} {value}")),
+    };
+    let bits = number("bits", mode.default_bits())?;
+    let group_len = number("group_size", mode.default_group_len())?;
+    let element = match scales {
+        Dtype::U8 => {
+            config.get("torch_dtype").and_then(Value::as_str).map_or(Dtype::BF16, |name| match name {
+                "float16" => Dtype::F16,
+                "float32" => Dtype::F32,
+                _ => Dtype::BF16,
+            })
+        }
+        dtype => dtype,
+    };
+    mode.codec(bits, group_len, element).ok_or_else(|| {
+        format!("quantization {name} of {bits} bits in groups of {group_len} with scales of {scales}")
+    })
+}
+
+/// What can be read.
+fn hint() -> String {
+    let modes = MlxMode::ALL.map(|mode| {
+        let (bits, group_len) = (mode.default_bits(), mode.default_group_len());
+        match mode {
+            MlxMode::Affine => "affine (2, 3, 4, 5, 6, 8 bits, groups of 32, 64, 128)".to_owned(),
+            _ => format!("{} ({bits} bits, groups of {group_len})", mode.name()),
+        }
+    });
+    format!("this version reads MLX's modes {}", modes.join(", "))
 }
 
 /// Where mlx-lm puts a tensor.

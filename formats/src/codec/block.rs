@@ -37,23 +37,8 @@ pub(crate) trait Block: Sync {
     }
 }
 
-/// Encodes with the plain code, compiled for the widest instruction set of this CPU. For formats
+/// Decodes with the plain code, compiled for the widest instruction set of this CPU. For formats
 /// without a vector version; their plain functions are `#[inline(always)]`.
-pub(super) fn encode_plain<B: Block>(src: &[f32], dst: &mut [u8]) {
-    struct Encode<'a, B>(&'a [f32], &'a mut [u8], PhantomData<B>);
-    impl<B: Block> Kernel for Encode<'_, B> {
-        type Output = ();
-        #[inline(always)]
-        fn run(self) {
-            for (x, y) in self.0.chunks_exact(B::LEN_ELEMS).zip(self.1.chunks_exact_mut(B::LEN_BYTES)) {
-                B::encode_block_scalar(x, y);
-            }
-        }
-    }
-    dispatch::run(Encode::<B>(src, dst, PhantomData));
-}
-
-/// Decodes with the plain code, compiled for the widest instruction set of this CPU.
 pub(super) fn decode_plain<B: Block>(src: &[u8], dst: &mut [f32]) {
     struct Decode<'a, B>(&'a [u8], &'a mut [f32], PhantomData<B>);
     impl<B: Block> Kernel for Decode<'_, B> {

@@ -1,4 +1,5 @@
-//! 4-bit floats: one sign, two exponent and one mantissa bit (e2m1), no infinities, no NaN.
+//! 4-bit floats (e2m1) as a search over their values finds them: what MLX and llama.cpp do. `e2m1` rounds ties to
+//! even.
 //!
 //! ```text
 //! value = 0, 0.5, 1, 1.5, 2, 3, 4, 6 for codes 0 to 7, the same negated for codes 8 to 15
@@ -20,16 +21,39 @@ pub(super) const MAX: f32 = 6.0;
 /// one, and never code 8, the negative zero.
 #[inline(always)]
 pub(super) fn first_nearest(x: f32) -> u8 {
+    first_above(x, &MIDDLES)
+}
+
+/// [`first_nearest`] where magnitudes change at `middles`.
+#[inline(always)]
+fn first_above(x: f32, middles: &[f32; 7]) -> u8 {
     let magnitude = x.abs();
-    let index = MIDDLES.iter().map(|middle| u32::from(magnitude > *middle)).sum::<u32>();
+    let index = middles.iter().map(|middle| u32::from(magnitude > *middle)).sum::<u32>();
     let sign = (x.to_bits() >> 28) & 8;
     (if index == 0 { 0 } else { index | sign }) as u8
 }
 
-/// Two codes a byte, the first one in the low nibble.
+/// The first codes whose values times `scale` are nearest to `x`, where comparing with half-way points gives
+/// what comparing the errors in `f32` does: `scale` has at most four significant bits. `None` when a weight
+/// is far beyond the largest value or not a number, or the scale is so extreme that products are not
+/// exact; a search decides then.
+///
+/// Between two neighbours (one at most twice the other) both errors are exact; beyond them an error is not less
+/// after rounding.
 #[inline(always)]
-pub(super) fn pack_pairs(codes: &[u8], bytes: &mut [u8]) {
-    for (byte, &[low, high]) in bytes.iter_mut().zip(codes.as_chunks::<2>().0) {
+pub(super) fn first_nearest_under<const LEN: usize>(x: &[f32; LEN], scale: f32) -> Option<[u8; LEN]> {
+    let limit = scale * 16.0;
+    let is_plain = (1e-30..1e30).contains(&scale) && x.iter().fold(true, |all, v| all & (v.abs() < limit));
+    let middles = MIDDLES.map(|middle| middle * scale);
+    is_plain.then(|| x.map(|v| first_above(v, &middles)))
+}
+
+/// The codes of `x` in GGUF's order: byte `i` holds weight `i` in its low and weight `i + LEN / 2` in its
+/// high nibble.
+#[inline(always)]
+pub(super) fn pack_halves(codes: &[u8], bytes: &mut [u8]) {
+    let (low, high) = codes.split_at(codes.len() / 2);
+    for ((byte, low), high) in bytes.iter_mut().zip(low).zip(high) {
         *byte = low | high << 4;
     }
 }

@@ -7,13 +7,15 @@
 //!
 //! Codes use the `f32` scale; the scale is then stored as a half. 18 bytes: `d` (f16), 16 bytes
 //! of codes: byte `i` holds weight `i` in its low and weight `i + 16` in its high nibble.
-//! There is no vector search yet: the plain code runs as the compiler vectorizes it.
+//! The vector encoder (`iq4_lanes`) works on as many blocks as there are lanes.
 //! Source: llama.cpp, `ggml-quants.c`, `quantize_iq4_nl` (which searches, unlike
 //! `quantize_row_iq4_nl_ref`; files are made with the former).
 
 use super::block::{self, Block};
 use super::block32::LEN;
 use super::iq4::{inverse, load_values, search, store_codes};
+use super::iq4_lanes;
+use crate::dispatch::{self, LaneKernel, Lanes};
 use crate::rounding::{f16_bits_to_f32, f32_to_f16_bits};
 
 const BYTES: usize = 18;
@@ -21,20 +23,45 @@ const BYTES: usize = 18;
 /// The codec; see the module.
 pub(super) struct Iq4Nl;
 
+struct Encode<'a>(&'a [f32], &'a mut [u8]);
+
+impl LaneKernel for Encode<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let mut padded = [0.0f32; iq4_lanes::MAX_LANES * LEN];
+        for (x, y) in self.0.chunks(L::LEN * LEN).zip(self.1.chunks_mut(L::LEN * BYTES)) {
+            let full = iq4_lanes::pad::<L>(x, &mut padded);
+            let found = iq4_lanes::search(lanes, full);
+            let mut scales = [0.0f32; iq4_lanes::MAX_LANES];
+            lanes.store(found.scale, &mut scales);
+            let valid = lanes.bits(found.valid);
+            let blocks = x.as_chunks::<LEN>().0.iter().zip(y.as_chunks_mut::<BYTES>().0);
+            for (index, ((x, y), d)) in blocks.zip(scales).enumerate() {
+                if valid >> index & 1 == 0 {
+                    Iq4Nl::encode_block_scalar(x, y);
+                    continue;
+                }
+                y[..2].copy_from_slice(&f32_to_f16_bits(d).to_le_bytes());
+                iq4_lanes::store_codes(lanes, x, inverse(d), &mut y[2..]);
+            }
+        }
+    }
+}
+
 impl Block for Iq4Nl {
     const NAME: &'static str = "IQ4_NL";
     const LEN_ELEMS: usize = LEN;
     const LEN_BYTES: usize = BYTES;
 
     fn encode_blocks(src: &[f32], dst: &mut [u8]) {
-        block::encode_plain::<Self>(src, dst);
+        dispatch::run_lanes(Encode(src, dst));
     }
 
     fn decode_blocks(src: &[u8], dst: &mut [f32]) {
         block::decode_plain::<Self>(src, dst);
     }
 
-    #[inline(always)]
     fn encode_block_scalar(x: &[f32], y: &mut [u8]) {
         let d = search(x);
         y[..2].copy_from_slice(&f32_to_f16_bits(d).to_le_bytes());

@@ -12,13 +12,14 @@
 //! Codes use the `f32` value of `d`, which is then stored as a half. Rounding is to nearest, ties
 //! to even. 136 bytes: `d` (f16), u16 of the top two bits of each `sc_j` from the lowest bits up,
 //! 4 bytes of their low nibbles, the even `j` in the low one, then 16 bytes of codes per
-//! sub-block as in IQ4_NL. There is no vector search yet: the plain code runs as the compiler
-//! vectorizes it.
+//! sub-block as in IQ4_NL. The vector encoder (`iq4_lanes`) works on as many sub-blocks as there are lanes.
 //! Source: llama.cpp, `ggml-quants.c`, `quantize_iq4_xs`.
 
 use super::block::{self, Block};
 use super::block32::LEN as SUB_LEN;
 use super::iq4::{inverse, load_values, search, store_codes};
+use super::iq4_lanes;
+use crate::dispatch::{self, LaneKernel, Lanes};
 use crate::rounding::{f16_bits_to_f32, f32_to_f16_bits, nearest_int};
 
 const LEN: usize = 256;
@@ -32,43 +33,82 @@ const CODES_AT: usize = LOW_AT + SUBS / 2;
 /// The codec; see the module.
 pub(super) struct Iq4Xs;
 
+/// Quantizes the searched scales of a super-block and writes it; `store` makes the codes of a sub-block,
+/// which is multiplied with its second argument.
+#[inline(always)]
+fn write_block(
+    x: &[f32],
+    scales: &[f32; SUBS],
+    y: &mut [u8],
+    store: impl Fn(&[f32; SUB_LEN], f32, &mut [u8]),
+) {
+    let (mut largest, mut extreme) = (0.0f32, 0.0f32);
+    for &scale in scales {
+        if scale.abs() > largest {
+            (largest, extreme) = (scale.abs(), scale);
+        }
+    }
+    let d = -extreme / 32.0;
+    let mut high = 0u16;
+    let (head, codes) = y.split_at_mut(CODES_AT);
+    head.fill(0);
+    let subs = x.as_chunks::<SUB_LEN>().0.iter().zip(codes.chunks_exact_mut(SUB_LEN / 2));
+    for (j, (scale, (x, codes))) in scales.iter().zip(subs).enumerate() {
+        let scale = nearest_int(inverse(d) * scale).clamp(-32, 31);
+        store(x, inverse(d * scale as f32), codes);
+        let scale = (scale + 32) as u8;
+        head[LOW_AT + j / 2] |= (scale & 15) << (j % 2 * 4);
+        high |= u16::from(scale >> 4) << (2 * j);
+    }
+    head[..2].copy_from_slice(&f32_to_f16_bits(d).to_le_bytes());
+    head[2..4].copy_from_slice(&high.to_le_bytes());
+}
+
+struct Encode<'a>(&'a [f32], &'a mut [u8]);
+
+impl LaneKernel for Encode<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let batch = L::LEN / SUBS;
+        let mut padded = [0.0f32; iq4_lanes::MAX_LANES * SUB_LEN];
+        for (x, y) in self.0.chunks(batch * LEN).zip(self.1.chunks_mut(batch * BYTES)) {
+            let full = iq4_lanes::pad::<L>(x, &mut padded);
+            let found = iq4_lanes::search(lanes, full);
+            let mut scales = [0.0f32; iq4_lanes::MAX_LANES];
+            lanes.store(found.scale, &mut scales);
+            let valid = lanes.bits(found.valid);
+            let blocks = x.as_chunks::<LEN>().0.iter().zip(y.as_chunks_mut::<BYTES>().0);
+            for (index, ((x, y), scales)) in blocks.zip(scales.as_chunks::<SUBS>().0).enumerate() {
+                if valid >> (index * SUBS) & 0xff == 0xff {
+                    write_block(x, scales, y, |x, inverse, y| iq4_lanes::store_codes(lanes, x, inverse, y));
+                } else {
+                    Iq4Xs::encode_block_scalar(x, y);
+                }
+            }
+        }
+    }
+}
+
 impl Block for Iq4Xs {
     const NAME: &'static str = "IQ4_XS";
     const LEN_ELEMS: usize = LEN;
     const LEN_BYTES: usize = BYTES;
 
     fn encode_blocks(src: &[f32], dst: &mut [u8]) {
-        block::encode_plain::<Self>(src, dst);
+        dispatch::run_lanes(Encode(src, dst));
     }
 
     fn decode_blocks(src: &[u8], dst: &mut [f32]) {
         block::decode_plain::<Self>(src, dst);
     }
 
-    #[inline(always)]
     fn encode_block_scalar(x: &[f32], y: &mut [u8]) {
         let mut scales = [0.0f32; SUBS];
-        let (mut largest, mut extreme) = (0.0f32, 0.0f32);
         for (scale, x) in scales.iter_mut().zip(x.chunks_exact(SUB_LEN)) {
             *scale = search(x);
-            if scale.abs() > largest {
-                (largest, extreme) = (scale.abs(), *scale);
-            }
         }
-        let d = -extreme / 32.0;
-        let mut high = 0u16;
-        let (head, codes) = y.split_at_mut(CODES_AT);
-        head.fill(0);
-        let subs = x.chunks_exact(SUB_LEN).zip(codes.chunks_exact_mut(SUB_LEN / 2));
-        for (j, (scale, (x, codes))) in scales.iter().zip(subs).enumerate() {
-            let scale = nearest_int(inverse(d) * scale).clamp(-32, 31);
-            store_codes(x, inverse(d * scale as f32), codes);
-            let scale = (scale + 32) as u8;
-            head[LOW_AT + j / 2] |= (scale & 15) << (j % 2 * 4);
-            high |= u16::from(scale >> 4) << (2 * j);
-        }
-        head[..2].copy_from_slice(&f32_to_f16_bits(d).to_le_bytes());
-        head[2..4].copy_from_slice(&high.to_le_bytes());
+        write_block(x, &scales, y, |x, inverse, y| store_codes(x, inverse, y));
     }
 
     #[inline(always)]

@@ -30,7 +30,7 @@
 use std::marker::PhantomData;
 
 use super::fp8::{F8E4M3, Fp8};
-use super::{Codec, Part, fp4};
+use super::{Codec, Part, e2m1, fp4};
 use crate::dispatch::{self, Kernel};
 use crate::rounding::{bf16_bits_to_f32, f16_bits_to_f32, f32_to_bf16_bits, f32_to_f16_bits, truncate};
 
@@ -176,7 +176,7 @@ pub(super) fn encode_fp4<E: Element, D: Element, const GROUP: usize>(
     if is_far {
         encode_fp4_scalar::<E, D>(group, divisor, bytes);
     } else {
-        fp4::pack_pairs(&codes, bytes);
+        e2m1::pack(&codes, bytes);
     }
 }
 

@@ -8,17 +8,19 @@
 //!
 //! The logarithm is that of `f32`: just below a power of two it rounds up to it. 17 bytes: `e`,
 //! then 16 bytes of codes: byte `i` holds weight `i` in its low and weight `i + 16` in its high nibble.
-//! The plain code runs as the compiler vectorizes it.
+//! The fast encoder compares with half-way points and looks logarithms up in the exponent.
 //! Source: llama.cpp, `ggml-quants.c`, `quantize_row_mxfp4_ref`; OCP Microscaling Formats 1.0.
 
 use super::block::{self, Block};
 use super::block32::LEN;
+use super::fp4;
+use crate::dispatch::{self, Kernel};
 use crate::rounding::truncate;
 
 const BYTES: usize = 17;
 
 /// Twice the value of each code.
-const DOUBLED: [f32; 16] =
+pub(super) const DOUBLED: [f32; 16] =
     [0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 0.0, -1.0, -2.0, -3.0, -4.0, -6.0, -8.0, -12.0];
 
 /// The codec; see the module.
@@ -32,7 +34,7 @@ fn half_scale(e: u8) -> f32 {
 
 /// The first code of the nearest value.
 #[inline(always)]
-fn nearest(values: &[f32; 16], x: f32) -> u8 {
+pub(super) fn nearest(values: &[f32; 16], x: f32) -> u8 {
     let (mut code, mut least) = (0, (values[0] - x).abs());
     for (candidate, value) in values.iter().enumerate().skip(1) {
         let error = (value - x).abs();
@@ -43,13 +45,49 @@ fn nearest(values: &[f32; 16], x: f32) -> u8 {
     code
 }
 
+/// The scale's byte for a positive largest magnitude.
+#[inline(always)]
+fn exponent_byte(largest: f32) -> u8 {
+    // Rounding the 53-bit logarithm gives the same f32 as the reference's function wherever the
+    // floor depends on it.
+    let logarithm = f64::from(largest).log2() as f32;
+    // Below 2^-125 the exponent wraps around, as the reference's conversion does on x86.
+    truncate(logarithm.floor() - 2.0 + 127.0) as u8
+}
+
+struct Encode<'a>(&'a [f32], &'a mut [u8]);
+
+impl Kernel for Encode<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run(self) {
+        let blocks = self.0.as_chunks::<LEN>().0.iter();
+        for (x, y) in blocks.zip(self.1.as_chunks_mut::<BYTES>().0) {
+            // Magnitudes are ordered like their bits.
+            let bits = x.iter().fold(0, |largest, v| largest.max(v.to_bits() & 0x7fff_ffff));
+            // Where an `f32` of the logarithm cannot have been rounded up to the next integer, its floor is
+            // the exponent.
+            let is_clear = bits & 0x007f_ffff < 0x007f_ff00;
+            y[0] = if is_clear {
+                (bits >> 23).wrapping_sub(2) as u8
+            } else {
+                exponent_byte(f32::from_bits(bits))
+            };
+            match fp4::first_nearest_under(x, 2.0 * half_scale(y[0])) {
+                Some(codes) if bits >= 0x0100_0000 => fp4::pack_halves(&codes, &mut y[1..]),
+                _ => Mxfp4::encode_block_scalar(x, y),
+            }
+        }
+    }
+}
+
 impl Block for Mxfp4 {
     const NAME: &'static str = "MXFP4";
     const LEN_ELEMS: usize = LEN;
     const LEN_BYTES: usize = BYTES;
 
     fn encode_blocks(src: &[f32], dst: &mut [u8]) {
-        block::encode_plain::<Self>(src, dst);
+        dispatch::run(Encode(src, dst));
     }
 
     fn decode_blocks(src: &[u8], dst: &mut [f32]) {
@@ -61,11 +99,7 @@ impl Block for Mxfp4 {
         let largest = x.iter().fold(0.0f32, |largest, v| if largest < v.abs() { v.abs() } else { largest });
         y[0] = 0;
         if largest > 0.0 {
-            // Rounding the 53-bit logarithm gives the same f32 as the reference's function
-            // wherever the floor depends on it.
-            let logarithm = f64::from(largest).log2() as f32;
-            // Below 2^-125 the exponent wraps around, as the reference's conversion does on x86.
-            y[0] = truncate(logarithm.floor() - 2.0 + 127.0) as u8;
+            y[0] = exponent_byte(largest);
         }
         let d = half_scale(y[0]);
         let values = DOUBLED.map(|value| value * d);

@@ -12,13 +12,13 @@
 //! ```
 //!
 //! Rounding is to nearest, ties to even. 84 bytes: 16 of `sc_j` in the low and `m_j` in the high
-//! nibble, 64 of codes (`two_bits`), `d` (f16), `dmin` (f16). There is no vector search yet: the
-//! plain code runs as the compiler vectorizes it.
+//! nibble, 64 of codes (`two_bits`), `d` (f16), `dmin` (f16).
 //! Source: llama.cpp, `ggml-quants.c`, `quantize_row_q2_K_ref`.
 
 use super::block::{self, Block};
-use super::scale_min_search::{Search, search_weighted};
+use super::scale_min_search::{Found, Magnitudes, Search, search_lanes, search_weighted};
 use super::two_bits::{self, LEN, SUB_LEN, SUBS};
+use crate::dispatch::{self, LaneKernel, Lanes};
 use crate::rounding::{f16_bits_to_f32, f32_to_f16_bits, nearest_int};
 
 const BYTES: usize = 84;
@@ -45,20 +45,115 @@ fn largest(values: &[f32; SUBS]) -> (f32, f32) {
     (largest, if largest > 0.0 { 15.0 / largest } else { 0.0 })
 }
 
+/// Step 2 of the module's recipe: everything but the codes.
+#[inline(always)]
+fn write_scales(scales: &[f32; SUBS], mins: &[f32; SUBS], y: &mut [u8]) {
+    let (max_scale, inverse_scale) = largest(scales);
+    let (max_min, inverse_min) = largest(mins);
+    for (y, (scale, min)) in y.iter_mut().zip(scales.iter().zip(mins)) {
+        // As the reference has it: what does not fit the nibble spills over.
+        let scale = if max_scale > 0.0 { nearest_int(inverse_scale * scale) as u8 } else { 0 };
+        let min = if max_min > 0.0 { nearest_int(inverse_min * min) << 4 } else { 0 };
+        *y = scale | min as u8;
+    }
+    y[D_AT..D_AT + 2].copy_from_slice(&f32_to_f16_bits(max_scale / 15.0).to_le_bytes());
+    y[D_AT + 2..].copy_from_slice(&f32_to_f16_bits(max_min / 15.0).to_le_bytes());
+}
+
+/// Whether vectors can compute the codes: every scale is there and every quotient is far from
+/// the 22 bits that rounding can take.
+#[inline(always)]
+fn codes_fit(scales: &[f32; SUBS], mins: &[f32; SUBS], magnitudes: &[f32; SUBS]) -> bool {
+    (0..SUBS).all(|j| {
+        let (scale, min) = (scales[j].abs(), mins[j].abs());
+        scale > 0.0 && scale < f32::INFINITY && magnitudes[j] + min < scale * (1 << 21) as f32
+    })
+}
+
+/// Writes the codes of a super-block.
+#[inline(always)]
+fn store_codes<L: Lanes>(lanes: L, x: &[f32; LEN], scales: &[f32; SUBS], mins: &[f32; SUBS], y: &mut [u8]) {
+    let (bottom, top) = (lanes.splat(0.0), lanes.splat(SEARCH.top as f32));
+    for (half, y) in y.chunks_exact_mut(two_bits::ROW_LEN).enumerate() {
+        for at in (0..two_bits::ROW_LEN).step_by(L::LEN) {
+            let mut byte = bottom;
+            // From the highest bits down.
+            for row in (0..4).rev() {
+                let index = (half * 4 + row) * two_bits::ROW_LEN + at;
+                let (scale, min) = (scales[index / SUB_LEN], mins[index / SUB_LEN]);
+                let code = lanes.round((lanes.load(&x[index..]) + lanes.splat(min)) / lanes.splat(scale));
+                let code = lanes.min(lanes.max(code, bottom), top);
+                byte = byte * lanes.splat(4.0) + code;
+            }
+            lanes.store_bytes(byte, &mut y[at..]);
+        }
+    }
+}
+
+/// Vectors of sub-blocks whose sums are interleaved, and packs of them that take turns.
+const VECTORS: usize = 2;
+const PACKS: usize = 2;
+/// As many lanes as the widest instruction set has in all packs.
+const MAX_SUBS: usize = PACKS * VECTORS * 16;
+
+struct Encode<'a>(&'a [f32], &'a mut [u8]);
+
+impl LaneKernel for Encode<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let batch = PACKS * VECTORS * L::LEN / SUBS;
+        let mut padded = [0.0f32; MAX_SUBS * SUB_LEN];
+        for (x, y) in self.0.chunks(batch * LEN).zip(self.1.chunks_mut(batch * BYTES)) {
+            let full = if x.len() == batch * LEN {
+                x
+            } else {
+                padded[..x.len()].copy_from_slice(x);
+                &padded[..batch * LEN]
+            };
+            let found: [Found<L, VECTORS>; PACKS] =
+                search_lanes::<L, Magnitudes, VECTORS, SUB_LEN>(lanes, full, &SEARCH);
+            let [mut scales, mut mins, mut magnitudes] = [[0.0f32; MAX_SUBS]; 3];
+            let mut valid = 0u64;
+            for (p, found) in found.iter().enumerate() {
+                for g in 0..VECTORS {
+                    let at = (p * VECTORS + g) * L::LEN;
+                    lanes.store(found.scale[g], &mut scales[at..]);
+                    lanes.store(found.min[g], &mut mins[at..]);
+                    lanes.store(found.magnitude[g], &mut magnitudes[at..]);
+                    valid |= u64::from(lanes.bits(found.valid[g])) << at;
+                }
+            }
+            let blocks = x.as_chunks::<LEN>().0.iter().zip(y.as_chunks_mut::<BYTES>().0);
+            let [scales, mins, magnitudes] =
+                [&scales, &mins, &magnitudes].map(|values| values.as_chunks::<SUBS>().0);
+            for (index, (x, y)) in blocks.enumerate() {
+                write_scales(&scales[index], &mins[index], y);
+                let (scales, mins) = scales_and_mins(y);
+                if valid >> (index * SUBS) & 0xffff == 0xffff && codes_fit(&scales, &mins, &magnitudes[index])
+                {
+                    store_codes(lanes, x, &scales, &mins, &mut y[SUBS..D_AT]);
+                } else {
+                    Q2K::encode_block_scalar(x, y);
+                }
+            }
+        }
+    }
+}
+
 impl Block for Q2K {
     const NAME: &'static str = "Q2_K";
     const LEN_ELEMS: usize = LEN;
     const LEN_BYTES: usize = BYTES;
 
     fn encode_blocks(src: &[f32], dst: &mut [u8]) {
-        block::encode_plain::<Self>(src, dst);
+        dispatch::run_lanes(Encode(src, dst));
     }
 
     fn decode_blocks(src: &[u8], dst: &mut [f32]) {
         block::decode_plain::<Self>(src, dst);
     }
 
-    #[inline(always)]
     fn encode_block_scalar(x: &[f32], y: &mut [u8]) {
         let mut codes = [0u8; LEN];
         let (mut scales, mut mins) = ([0.0; SUBS], [0.0; SUBS]);
@@ -66,16 +161,7 @@ impl Block for Q2K {
         for (j, (x, codes)) in subs.enumerate() {
             (scales[j], mins[j]) = search_weighted(x, &x.map(f32::abs), &SEARCH, f32::abs, codes);
         }
-        let (max_scale, inverse_scale) = largest(&scales);
-        let (max_min, inverse_min) = largest(&mins);
-        for (y, (scale, min)) in y.iter_mut().zip(scales.iter().zip(mins)) {
-            // As the reference has it: what does not fit the nibble spills over.
-            let scale = if max_scale > 0.0 { nearest_int(inverse_scale * scale) as u8 } else { 0 };
-            let min = if max_min > 0.0 { nearest_int(inverse_min * min) << 4 } else { 0 };
-            *y = scale | min as u8;
-        }
-        y[D_AT..D_AT + 2].copy_from_slice(&f32_to_f16_bits(max_scale / 15.0).to_le_bytes());
-        y[D_AT + 2..].copy_from_slice(&f32_to_f16_bits(max_min / 15.0).to_le_bytes());
+        write_scales(&scales, &mins, y);
 
         let (scales, mins) = scales_and_mins(y);
         let subs = x.as_chunks::<SUB_LEN>().0.iter().zip(codes.as_chunks_mut::<SUB_LEN>().0);

@@ -18,27 +18,30 @@
 //! scale and codes `q` zero. 110 bytes: 32 of top bits (bit `b` of byte `i` belongs to weight
 //! `32 b + i`), 64 of the two low bits (`two_bits`), 12 of scales, `d` (f16). Scales: the low nibbles of
 //! sc_0-7 are those of bytes 0-7, of sc_8-15 the high ones; bits `2 k` and up of byte `8 + i` are the
-//! top two of sc_(4 k + i). There is no vector search yet: the plain code runs as the compiler
-//! vectorizes it.
+//! top two of sc_(4 k + i). The vector encoder is `q3_k_lanes`.
 //! Source: llama.cpp, `ggml-quants.c`, `quantize_row_q3_K_ref`, `make_q3_quants`.
 
 use super::block::{self, Block};
+use super::q3_k_lanes::Encode;
 use super::scale_search::EPSILON;
 use super::two_bits::{self, LEN, SUB_LEN, SUBS};
+use crate::dispatch;
 use crate::rounding::{f16_bits_to_f32, f32_to_f16_bits, nearest_int};
 
-const BYTES: usize = 110;
+pub(super) const BYTES: usize = 110;
 /// Bytes of top bits, and how many weights apart the bits of a byte are.
-const TOP_BYTES: usize = LEN / 8;
+pub(super) const TOP_BYTES: usize = LEN / 8;
 /// Where scales, and then `d`, stand in a block.
-const SCALES_AT: usize = TOP_BYTES + two_bits::BYTES;
+pub(super) const SCALES_AT: usize = TOP_BYTES + two_bits::BYTES;
 const D_AT: usize = BYTES - 2;
+
+/// Times that the search goes over a sub-block at most.
+pub(super) const ROUNDS: usize = 5;
 
 /// The codec; see the module.
 pub(super) struct Q3K;
 
 /// The scale of one sub-block; its codes, raised by 4, go to `codes`.
-#[inline(always)]
 fn search(x: &[f32; SUB_LEN], codes: &mut [u8]) -> f32 {
     let (mut largest, mut extreme) = (0.0f32, 0.0f32);
     for &v in x {
@@ -59,7 +62,7 @@ fn search(x: &[f32; SUB_LEN], codes: &mut [u8]) -> f32 {
         sum_xl += w * v * l;
         sum_l2 += w * l * l;
     }
-    for _ in 0..5 {
+    for _ in 0..ROUNDS {
         let mut changed = false;
         for (&v, level) in x.iter().zip(&mut levels) {
             let w = v * v;
@@ -90,7 +93,7 @@ fn search(x: &[f32; SUB_LEN], codes: &mut [u8]) -> f32 {
 
 /// `d * (sc_j - 32)` of each sub-block of a stored block.
 #[inline(always)]
-fn scales(y: &[u8]) -> [f32; SUBS] {
+pub(super) fn scales(y: &[u8]) -> [f32; SUBS] {
     let d = f16_bits_to_f32(u16::from_le_bytes([y[D_AT], y[D_AT + 1]]));
     let packed = &y[SCALES_AT..D_AT];
     std::array::from_fn(|j| {
@@ -100,42 +103,49 @@ fn scales(y: &[u8]) -> [f32; SUBS] {
     })
 }
 
+/// Step 2 of the module's recipe; everything but scales and `d` is zero.
+#[inline(always)]
+pub(super) fn write_scales(searched: &[f32; SUBS], y: &mut [u8]) {
+    let (mut largest, mut extreme) = (0.0f32, 0.0f32);
+    for &scale in searched {
+        if scale.abs() > largest {
+            (largest, extreme) = (scale.abs(), scale);
+        }
+    }
+    y.fill(0);
+    if extreme != 0.0 {
+        let inverse = -32.0 / extreme;
+        for (j, scale) in searched.iter().enumerate() {
+            // The reference stores the integer in a byte before it clamps.
+            let scale = ((nearest_int(inverse * scale) as i8).clamp(-32, 31) + 32) as u8;
+            y[SCALES_AT + j % 8] |= (scale & 15) << (j / 8 * 4);
+            y[SCALES_AT + 8 + j % 4] |= scale >> 4 << (j / 4 * 2);
+        }
+        y[D_AT..].copy_from_slice(&f32_to_f16_bits(1.0 / inverse).to_le_bytes());
+    }
+}
+
 impl Block for Q3K {
     const NAME: &'static str = "Q3_K";
     const LEN_ELEMS: usize = LEN;
     const LEN_BYTES: usize = BYTES;
 
     fn encode_blocks(src: &[f32], dst: &mut [u8]) {
-        block::encode_plain::<Self>(src, dst);
+        dispatch::run_lanes(Encode(src, dst));
     }
 
     fn decode_blocks(src: &[u8], dst: &mut [f32]) {
         block::decode_plain::<Self>(src, dst);
     }
 
-    #[inline(always)]
     fn encode_block_scalar(x: &[f32], y: &mut [u8]) {
         let mut codes = [0u8; LEN];
         let mut searched = [0.0f32; SUBS];
-        let (mut largest, mut extreme) = (0.0f32, 0.0f32);
         let subs = x.as_chunks::<SUB_LEN>().0.iter().zip(codes.as_chunks_mut::<SUB_LEN>().0);
         for (scale, (x, codes)) in searched.iter_mut().zip(subs) {
             *scale = search(x, codes);
-            if scale.abs() > largest {
-                (largest, extreme) = (scale.abs(), *scale);
-            }
         }
-        y.fill(0);
-        if extreme != 0.0 {
-            let inverse = -32.0 / extreme;
-            for (j, scale) in searched.iter().enumerate() {
-                // The reference stores the integer in a byte before it clamps.
-                let scale = ((nearest_int(inverse * scale) as i8).clamp(-32, 31) + 32) as u8;
-                y[SCALES_AT + j % 8] |= (scale & 15) << (j / 8 * 4);
-                y[SCALES_AT + 8 + j % 4] |= scale >> 4 << (j / 4 * 2);
-            }
-            y[D_AT..].copy_from_slice(&f32_to_f16_bits(1.0 / inverse).to_le_bytes());
-        }
+        write_scales(&searched, y);
         let subs = x.as_chunks::<SUB_LEN>().0.iter().zip(codes.as_chunks_mut::<SUB_LEN>().0);
         for ((x, codes), scale) in subs.zip(scales(y)) {
             if scale == 0.0 {

@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 
 use super::block::Block;
 use super::scale_min::{HEAD_BYTES, Head, LEN, SUB_LEN, SUBS};
-use super::scale_min_search::{Found, Search, search_lanes};
+use super::scale_min_search::{Found, Search, Squares, search_lanes};
 use crate::dispatch::{LaneKernel, Lanes};
 
 /// Vectors of sub-blocks whose sums are interleaved.
@@ -76,7 +76,8 @@ impl<B: Layout> LaneKernel for Encode<'_, B> {
                 padded[..x.len()].copy_from_slice(x);
                 &padded[..batch_blocks * LEN]
             };
-            let found: [Found<L, VECTORS>; PACKS] = search_lanes(lanes, full, B::SEARCH);
+            let found: [Found<L, VECTORS>; PACKS] =
+                search_lanes::<L, Squares, VECTORS, SUB_LEN>(lanes, full, B::SEARCH);
             let [mut scales, mut mins, mut magnitudes] = [[0.0f32; MAX_SUBS]; 3];
             let mut valid = 0u64;
             for (p, found) in found.iter().enumerate() {

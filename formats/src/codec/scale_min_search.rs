@@ -1,4 +1,4 @@
-//! The search for the scale and minimum of a sub-block of 32, for Q4_K and Q5_K.
+//! The search for the scale and minimum of a sub-block: of 32 for Q4_K and Q5_K, of 16 for Q2_K.
 //!
 //! ```text
 //! w_i = sqrt(mean x^2) + |x_i|                                        error weights
@@ -8,6 +8,7 @@
 //!              taken when sum w (s' * l + n' - x)^2 is less than the best so far
 //! ```
 //!
+//! Q2_K has `w_i = |x_i|` and absolute differences in place of squares ([`Measure`]).
 //! A taken candidate changes `n`, and so the codes of all later candidates. All sums run from
 //! the first weight to the last, in `f32`.
 //! Source: llama.cpp, `ggml-quants.c`, `make_qkx2_quants`.
@@ -17,6 +18,8 @@
 //! that no code can be out of range. On one core of a Zen 3 (AVX2, a virtual machine) it makes
 //! Q4_K 172 M weights/s and Q5_K 206, where the scalar search makes 12 and 14.
 #![expect(clippy::needless_range_loop, reason = "one index runs over weights, codes and vectors alike")]
+
+use std::marker::PhantomData;
 
 use super::scale_min::SUB_LEN;
 use crate::dispatch::Lanes;
@@ -121,6 +124,42 @@ pub(super) fn search_weighted(
     (scale, -min)
 }
 
+/// How the vector search weighs errors.
+pub(super) trait Measure {
+    /// What is added to the magnitudes, of their mean square.
+    fn weight_offset<L: Lanes>(lanes: L, mean_square: L::F) -> L::F;
+    /// The error of a difference.
+    fn cost<L: Lanes>(lanes: L, difference: L::F) -> L::F;
+}
+
+/// As [`search_scalar`] weighs errors.
+pub(super) struct Squares;
+
+impl Measure for Squares {
+    #[inline(always)]
+    fn weight_offset<L: Lanes>(lanes: L, mean_square: L::F) -> L::F {
+        lanes.sqrt(mean_square)
+    }
+    #[inline(always)]
+    fn cost<L: Lanes>(_: L, difference: L::F) -> L::F {
+        difference * difference
+    }
+}
+
+/// Magnitudes as weights and as errors.
+pub(super) struct Magnitudes;
+
+impl Measure for Magnitudes {
+    #[inline(always)]
+    fn weight_offset<L: Lanes>(lanes: L, _: L::F) -> L::F {
+        lanes.splat(0.0)
+    }
+    #[inline(always)]
+    fn cost<L: Lanes>(lanes: L, difference: L::F) -> L::F {
+        lanes.abs(difference)
+    }
+}
+
 /// What the vector search finds out about `G * LEN` sub-blocks.
 #[derive(Clone, Copy)]
 pub(super) struct Found<L: Lanes, const G: usize> {
@@ -135,20 +174,21 @@ pub(super) struct Found<L: Lanes, const G: usize> {
     pub(super) valid: [L::M; G],
 }
 
-/// A number for each of the 32 places of `G * LEN` sub-blocks.
-type Columns<L, const G: usize> = [[<L as Lanes>::F; G]; SUB_LEN];
+/// A number for each of the places of `G * LEN` sub-blocks.
+type Columns<L, const G: usize, const N: usize> = [[<L as Lanes>::F; G]; N];
 
 /// What stays the same while `G * LEN` sub-blocks are searched, one per lane.
-struct Pack<L: Lanes, const G: usize> {
-    x: Columns<L, G>,
+struct Pack<L: Lanes, M, const G: usize, const N: usize> {
+    x: Columns<L, G, N>,
     /// The same as `x`: where both uses of a weight read memory of their own, each is an
     /// operand of its instruction and no load stands alone.
-    again: Columns<L, G>,
-    w: Columns<L, G>,
+    again: Columns<L, G, N>,
+    w: Columns<L, G, N>,
     sum_w: [L::F; G],
     sum_x: [L::F; G],
     smallest: [L::F; G],
     largest: [L::F; G],
+    measure: PhantomData<M>,
 }
 
 /// What the search moves on. Passed and returned by value: conditional updates of something
@@ -164,36 +204,37 @@ struct State<L: Lanes, const G: usize> {
 /// Sums of `w * l`, `w * l * l` and `w * l * x`.
 type Sums<L, const G: usize> = [[<L as Lanes>::F; 3]; G];
 
-impl<L: Lanes, const G: usize> Pack<L, G> {
+impl<L: Lanes, M: Measure, const G: usize, const N: usize> Pack<L, M, G, N> {
     #[inline(always)]
     fn new(lanes: L, src: &[f32]) -> (Self, State<L, G>) {
         let zero = lanes.splat(0.0);
         let none = lanes.lt(zero, zero);
         let mut pack = Self {
-            x: [[zero; G]; SUB_LEN],
-            again: [[zero; G]; SUB_LEN],
-            w: [[zero; G]; SUB_LEN],
+            x: [[zero; G]; N],
+            again: [[zero; G]; N],
+            w: [[zero; G]; N],
             sum_w: [zero; G],
             sum_x: [zero; G],
             smallest: [zero; G],
             largest: [zero; G],
+            measure: PhantomData,
         };
         let mut state = State { min: [zero; G], scale: [zero; G], best: [zero; G], valid: [none; G] };
         for g in 0..G {
-            let mut column = [zero; SUB_LEN];
-            lanes.load_columns(&src[g * L::LEN * SUB_LEN..], SUB_LEN, &mut column);
+            let mut column = [zero; N];
+            lanes.load_columns(&src[g * L::LEN * N..], N, &mut column);
             let mut sum_squares = zero;
             for v in column {
                 sum_squares = sum_squares + v * v;
             }
-            let mean = lanes.sqrt(sum_squares / lanes.splat(SUB_LEN as f32));
+            let offset = M::weight_offset(lanes, sum_squares / lanes.splat(N as f32));
             let (mut smallest, mut largest) = (column[0], column[0]);
             // Sums start from zero: the first weight is not negative, so 0 + w is w; and a
             // sum's sign of zero makes no difference later.
             let (mut sum_w, mut sum_x) = (zero, zero);
-            for i in 0..SUB_LEN {
+            for i in 0..N {
                 let v = column[i];
-                let w = mean + lanes.abs(v);
+                let w = offset + lanes.abs(v);
                 smallest = lanes.min(v, smallest);
                 largest = lanes.max(v, largest);
                 sum_w = sum_w + w;
@@ -212,7 +253,7 @@ impl<L: Lanes, const G: usize> Pack<L, G> {
     /// The error of the codes that spread the whole range: where the search starts from.
     #[inline(always)]
     fn start(&self, lanes: L, mut state: State<L, G>, top: f32) -> State<L, G> {
-        let mut codes = [[lanes.splat(0.0); G]; SUB_LEN];
+        let mut codes = [[lanes.splat(0.0); G]; N];
         let (_, inverse) = self.candidate(lanes, &mut state, top, top, &mut codes);
         for g in 0..G {
             state.scale[g] = lanes.splat(1.0) / inverse[g];
@@ -230,7 +271,7 @@ impl<L: Lanes, const G: usize> Pack<L, G> {
         state: &mut State<L, G>,
         levels: f32,
         top: f32,
-        codes: &mut Columns<L, G>,
+        codes: &mut Columns<L, G, N>,
     ) -> (Sums<L, G>, [L::F; G]) {
         let bound = lanes.splat((1 << 20) as f32);
         let mut inverse = [lanes.splat(0.0); G];
@@ -264,12 +305,12 @@ impl<L: Lanes, const G: usize> Pack<L, G> {
         min: [L::F; G],
         inverse: [L::F; G],
         top: f32,
-        codes: &mut Columns<L, G>,
+        codes: &mut Columns<L, G, N>,
     ) -> Sums<L, G> {
         let (zero, top) = (lanes.splat(0.0), lanes.splat(top));
         let negated_min = min.map(|min| zero - min);
         let mut sums = [[zero; 3]; G];
-        for pair in 0..SUB_LEN / 2 {
+        for pair in 0..N / 2 {
             for i in [2 * pair, 2 * pair + 1] {
                 for g in 0..G {
                     let mut l = lanes.round(inverse[g] * (self.x[i][g] + negated_min[g]));
@@ -290,15 +331,15 @@ impl<L: Lanes, const G: usize> Pack<L, G> {
         sums
     }
 
-    /// Weighted squared error of each sub-block.
+    /// Weighted error of each sub-block.
     #[inline(always)]
-    fn errors(&self, lanes: L, codes: &Columns<L, G>, scale: [L::F; G], min: [L::F; G]) -> [L::F; G] {
+    fn errors(&self, lanes: L, codes: &Columns<L, G, N>, scale: [L::F; G], min: [L::F; G]) -> [L::F; G] {
         let mut errors = [lanes.splat(0.0); G];
-        for pair in 0..SUB_LEN / 2 {
+        for pair in 0..N / 2 {
             for i in [2 * pair, 2 * pair + 1] {
                 for g in 0..G {
                     let difference = scale[g] * codes[i][g] + min[g] - self.x[i][g];
-                    errors[g] = errors[g] + self.w[i][g] * (difference * difference);
+                    errors[g] = errors[g] + self.w[i][g] * M::cost(lanes, difference);
                 }
             }
         }
@@ -311,7 +352,7 @@ impl<L: Lanes, const G: usize> Pack<L, G> {
         &self,
         lanes: L,
         mut state: State<L, G>,
-        codes: &Columns<L, G>,
+        codes: &Columns<L, G, N>,
         sums: &Sums<L, G>,
     ) -> State<L, G> {
         let zero = lanes.splat(0.0);
@@ -357,17 +398,17 @@ impl<L: Lanes, const G: usize> Pack<L, G> {
 /// `G` vectors at a time keep the adders busy while each sum waits for its last term; the two
 /// packs take turns, so that one's divisions run behind the other's sums.
 #[inline(always)]
-pub(super) fn search_lanes<L: Lanes, const G: usize>(
+pub(super) fn search_lanes<L: Lanes, M: Measure, const G: usize, const N: usize>(
     lanes: L,
     src: &[f32],
     search: &Search,
 ) -> [Found<L, G>; 2] {
     let top = search.top as f32;
-    let (first, state) = Pack::new(lanes, src);
+    let (first, state) = Pack::<L, M, G, N>::new(lanes, src);
     let mut first_state = first.start(lanes, state, top);
-    let (second, state) = Pack::new(lanes, &src[G * L::LEN * SUB_LEN..]);
+    let (second, state) = Pack::<L, M, G, N>::new(lanes, &src[G * L::LEN * N..]);
     let mut second_state = second.start(lanes, state, top);
-    let mut first_codes = [[lanes.splat(0.0); G]; SUB_LEN];
+    let mut first_codes = [[lanes.splat(0.0); G]; N];
     let mut second_codes = first_codes;
     for k in 0..=search.steps {
         let levels = search.levels(k);

@@ -15,7 +15,7 @@ pub(super) const BYTES: usize = LEN / 4;
 /// Weights that share their bytes.
 const HALF_LEN: usize = LEN / 2;
 /// Distance of the weights that share a byte.
-const ROW_LEN: usize = 32;
+pub(super) const ROW_LEN: usize = 32;
 
 /// Stores codes that are all below four.
 #[inline(always)]

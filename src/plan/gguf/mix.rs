@@ -132,6 +132,15 @@ pub(super) fn can_be_quantized(name: &str, ne: &[u64]) -> bool {
     dimensions >= 2 && name.ends_with("weight") && !KEPT.iter().any(|part| name.contains(part))
 }
 
+/// Whether logits come from this tensor.
+pub(super) fn is_head(name: &str, tied_embeddings: bool) -> bool {
+    match category(name) {
+        Category::Output => true,
+        Category::TokenEmbedding => tied_embeddings,
+        _ => false,
+    }
+}
+
 fn category(name: &str) -> Category {
     match name {
         "output.weight" => Category::Output,
@@ -154,8 +163,7 @@ fn choose(
 ) -> GgmlType {
     let base = file_type.base;
     let category = category(name);
-    let is_head =
-        category == Category::Output || category == Category::TokenEmbedding && model.tied_embeddings;
+    let is_head = is_head(name, model.tied_embeddings);
     if base == GgmlType::MXFP4 {
         let is_stacked = ne.get(2).is_some_and(|&extent| extent > 1);
         return if !is_head && is_stacked { GgmlType::MXFP4 } else { GgmlType::Q8_0 };

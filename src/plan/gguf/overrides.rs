@@ -72,8 +72,8 @@ pub(super) fn resolve(
     Ok(assigned.into_iter().map(|rule| rule.map(|rule| (rule, types[rule]))).collect())
 }
 
-/// Block types that fit, for each tensor that can be quantized.
-pub(super) fn choices(tensors: &[OutputTensor]) -> Vec<Choices> {
+/// Block types that fit, for each tensor that can be quantized and is not the output head.
+pub(super) fn choices(tensors: &[OutputTensor], tied_embeddings: bool) -> Vec<Choices> {
     let choices = tensors.iter().enumerate().filter_map(|(tensor, output)| {
         let ne: Vec<u64> = output.shape.iter().rev().map(|&extent| extent as u64).collect();
         let candidates = types().filter_map(|ggml_type| {
@@ -85,8 +85,9 @@ pub(super) fn choices(tensors: &[OutputTensor]) -> Vec<Choices> {
             let name = ggml_type.name().to_lowercase();
             is_candidate.then_some(Candidate { choice: Choice::Type { name, group_size: None }, codec })
         });
-        mix::can_be_quantized(&output.names[0], &ne)
-            .then(|| Choices { tensor, candidates: candidates.collect() })
+        let is_free =
+            mix::can_be_quantized(&output.names[0], &ne) && !mix::is_head(&output.names[0], tied_embeddings);
+        is_free.then(|| Choices { tensor, candidates: candidates.collect() })
     });
     choices.collect()
 }

@@ -8,7 +8,6 @@
 
 use serde_json::{Map, Value};
 
-use super::Quantization;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::plan::{Sidecar, python_json};
@@ -39,27 +38,17 @@ pub(super) fn check(config: &Value) -> Result<()> {
     }
 }
 
-/// config.json, with an entry for each module of `modules`.
+/// config.json with `quantization` in it.
 ///
 /// # Errors
 /// When generation_config.json cannot be read.
-pub(super) fn sidecar(
-    source: &Checkpoint,
-    quantization: Option<Quantization>,
-    modules: &[(String, Quantization)],
-) -> Result<Sidecar> {
+pub(super) fn sidecar(source: &Checkpoint, quantization: Option<Map<String, Value>>) -> Result<Sidecar> {
     let generation = source.source().read_small(GENERATION)?;
-    let config = merged(source.config(), generation.as_deref(), quantization, modules);
+    let config = merged(source.config(), generation.as_deref(), quantization);
     Ok(Sidecar { name: NAME.into(), bytes: python_json::dump(&config).into_bytes() })
 }
 
-/// `modules` are those whose quantization was decided one by one, in the order of the model.
-pub(super) fn merged(
-    config: &Value,
-    generation: Option<&[u8]>,
-    quantization: Option<Quantization>,
-    modules: &[(String, Quantization)],
-) -> Value {
+fn merged(config: &Value, generation: Option<&[u8]>, quantization: Option<Map<String, Value>>) -> Value {
     let mut entries = config.as_object().cloned().unwrap_or_default();
     // A file that is not JSON counts as absent, as for mlx-lm.
     let generation: Option<Value> = generation.and_then(|bytes| serde_json::from_slice(bytes).ok());
@@ -71,25 +60,13 @@ pub(super) fn merged(
     for key in REMOVED {
         entries.remove(key);
     }
-    if let Some(quantization) = quantization {
-        let mut section = section(quantization);
-        for (module, quantization) in modules {
-            section.insert(module.clone(), Value::from(self::section(*quantization)));
-        }
+    if let Some(section) = quantization {
         entries.insert("quantization".into(), Value::from(section.clone()));
         entries.insert("quantization_config".into(), Value::from(section));
     }
     let mut sorted: Vec<(String, Value)> = entries.into_iter().collect();
     sorted.sort_by(|a, b| a.0.cmp(&b.0));
     Value::from(Map::from_iter(sorted))
-}
-
-fn section(Quantization { mode, bits, group_len }: Quantization) -> Map<String, Value> {
-    Map::from_iter([
-        ("group_size".to_owned(), Value::from(group_len)),
-        ("bits".to_owned(), Value::from(bits)),
-        ("mode".to_owned(), Value::from(mode)),
-    ])
 }
 
 /// Whether Python takes a value for true.

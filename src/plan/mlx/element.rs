@@ -47,21 +47,12 @@ impl Element {
         }
     }
 
-    /// The codec of unquantized weights.
-    pub(super) fn codec_name(self) -> &'static str {
+    /// As safetensors call it, and the codec of unquantized weights.
+    pub(super) fn dtype(self) -> Dtype {
         match self {
-            Self::Bf16 => "BF16",
-            Self::F16 => "F16",
-            Self::F32 => "F32",
-        }
-    }
-
-    /// What the name of an affine codec with scales of this type ends with.
-    pub(super) fn affine_suffix(self) -> &'static str {
-        match self {
-            Self::Bf16 => "",
-            Self::F16 => "_f16",
-            Self::F32 => "_f32",
+            Self::Bf16 => Dtype::BF16,
+            Self::F16 => Dtype::F16,
+            Self::F32 => Dtype::F32,
         }
     }
 

@@ -8,14 +8,20 @@
 
 use std::collections::BTreeMap;
 
+use requant_formats::codec::MlxMode;
+
 use super::element::{Element, Plan};
 use super::parameters::Parameter;
-use super::{AFFINE, FAMILY, FORMATS, MlxFormat, Quantization};
+use super::recipe::{Quantization, Recipe};
+use super::{FAMILY, FORMATS, MlxFormat};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::plan::OutputTensor;
 use crate::plan::budget::{self, Choices};
 use crate::plan::rules::{Candidate, Choice, Rule, Rules};
+
+/// The output head.
+const HEAD: &str = "lm_head.weight";
 
 /// What a rule says about a parameter.
 #[derive(Debug, Clone, Copy)]
@@ -36,7 +42,8 @@ enum Meaning {
 
 /// Names of types, as rules give them.
 pub(super) fn types() -> Vec<&'static str> {
-    let quantized = FORMATS.iter().filter(|row| row.quantization.is_some()).map(|row| short(row.format.name));
+    let quantized =
+        FORMATS.iter().filter(|row| row.recipe.uniform().is_some()).map(|row| short(row.format.name));
     quantized.chain(Element::ALL.map(Element::rule_name)).collect()
 }
 
@@ -52,7 +59,7 @@ pub(super) fn resolve(
     parameters: &[Parameter],
 ) -> Result<Vec<Option<Override>>> {
     if let Some(first) = rules.iter().next()
-        && row.quantization.is_none()
+        && row.recipe == Recipe::Floats
     {
         let name = row.format.name;
         let message = format!("{}: --to {name} quantizes nothing; choose a quantized format", first.origin);
@@ -100,7 +107,7 @@ pub(super) fn resolve(
     overrides.collect()
 }
 
-/// Affine types whose groups fit, for each parameter that can be quantized.
+/// Affine types whose groups fit, for each parameter that can be quantized and is not the output head.
 pub(super) fn choices(
     source: &Checkpoint,
     element: Option<Element>,
@@ -110,19 +117,21 @@ pub(super) fn choices(
     let by_name: BTreeMap<&str, usize> =
         tensors.iter().enumerate().map(|(tensor, output)| (output.names[0].as_str(), tensor)).collect();
     let mut choices = Vec::new();
-    for parameter in parameters.iter().filter(|parameter| parameter.is_quantizable) {
+    for parameter in parameters.iter().filter(|parameter| parameter.is_quantizable && parameter.name != HEAD)
+    {
         let Some(&tensor) = by_name.get(parameter.name.as_str()) else { continue };
         let is = float_of(source, element, parameter)?;
-        let fitting = FORMATS.iter().filter_map(|row| Some((row.format.name, row.quantization?))).filter(
+        let fitting = FORMATS.iter().filter_map(|row| Some((row.format.name, row.recipe.uniform()?))).filter(
             |(_, quantization)| {
-                quantization.mode == AFFINE && parameter.row_len().is_multiple_of(quantization.group_len)
+                quantization.mode == MlxMode::Affine
+                    && parameter.row_len().is_multiple_of(quantization.group_len)
             },
         );
-        let candidates = fitting.map(|(name, quantization)| {
+        let candidates = fitting.filter_map(|(name, quantization)| {
             let choice = Choice::Type { name: short(name).to_owned(), group_size: None };
-            Ok(budget::Candidate { choice, codec: quantization.codec(is)? })
+            quantization.codec(is).map(|codec| budget::Candidate { choice, codec })
         });
-        choices.push(Choices { tensor, candidates: candidates.collect::<Result<_>>()? });
+        choices.push(Choices { tensor, candidates: candidates.collect() });
     }
     Ok(choices)
 }
@@ -133,25 +142,14 @@ fn float_of(source: &Checkpoint, element: Option<Element>, parameter: &Parameter
     Ok(Plan::new(stored, if parameter.is_cast { element } else { None })?.element)
 }
 
-/// Modules whose quantization a rule decided, for config.json.
-pub(super) fn modules(
-    parameters: &[Parameter],
-    overrides: &[Option<Override>],
-) -> Vec<(String, Quantization)> {
-    let decided = parameters.iter().zip(overrides);
-    decided
-        .filter_map(|(parameter, found)| Some((parameter.module().to_owned(), (*found)?.quantization?)))
-        .collect()
-}
-
 fn meaning(rule: &Rule) -> Result<Meaning> {
     let Choice::Type { name, group_size } = &rule.choice else { return Ok(Meaning::Ignored) };
     let lower = name.to_ascii_lowercase();
     let wanted = short(&lower);
-    let quantized = || FORMATS.iter().filter_map(|row| Some((row.format.name, row.quantization?)));
+    let quantized = || FORMATS.iter().filter_map(|row| Some((row.format.name, row.recipe.uniform()?)));
     let float = Element::ALL.into_iter().find(|element| element.rule_name() == wanted);
     let found = quantized()
-        .find(|(name, q)| short(name) == wanted || q.codec_name() == wanted)
+        .find(|(name, q)| short(name) == wanted || q.codec_name() == Some(wanted))
         .map(|(_, quantization)| quantization);
     match (found, float, group_size) {
         (Some(found), _, None) => Ok(Meaning::Quantized(found)),
