@@ -6,13 +6,13 @@ use rayon::prelude::*;
 
 use super::Hidden;
 use super::linear::{for_each_tile, not_finite, vector};
-use super::matmul::{Into, View, product_transposed};
+use super::matmul::{Into, View, wide_product_transposed};
 use super::norm::rms_norm;
 use crate::checkpoint::{Weight, WeightStore};
 use crate::error::Result;
 
-/// Tokens multiplied by one task.
-const TOKEN_BLOCK: usize = 256;
+/// Tokens multiplied at a time.
+const TOKEN_BLOCK: usize = 512;
 
 /// A head and what it is applied to.
 struct Head<'a> {
@@ -39,7 +39,7 @@ impl<'a> Head<'a> {
         self.logits_SC.resize(self.x_SD.len() / width * cols, 0.0);
         let blocks = self.logits_SC.par_chunks_mut(TOKEN_BLOCK * cols);
         blocks.zip(self.x_SD.par_chunks(TOKEN_BLOCK * width)).for_each(|(logits, x)| {
-            product_transposed(View::new(x, width), w_CD, logits, cols, offset, Into::Replace);
+            wide_product_transposed(View::new(x, width), w_CD, logits, cols, offset, Into::Replace);
         });
         match self.logits_SC.par_iter().position_first(|logit| !logit.is_finite()) {
             Some(bad) => Err(not_finite(&self.weight, bad / cols)),

@@ -6,6 +6,9 @@
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 
+/// Columns of a part of a wide product: no fewer, for then the product gets slower.
+const COLUMN_BLOCK: usize = 128;
+
 /// A row-major matrix inside a slice: row `r` is `data[offset + r * stride..][..cols]`.
 #[derive(Clone, Copy)]
 pub(super) struct View<'a> {
@@ -26,6 +29,12 @@ impl<'a> View<'a> {
     /// `cols` columns from `offset` on.
     pub(super) fn columns(self, offset: usize, cols: usize) -> Self {
         Self { offset: self.offset + offset, cols, ..self }
+    }
+
+    /// The rows before and from `row` on.
+    fn split_rows(self, row: usize) -> (Self, Self) {
+        let (top, bottom) = self.data.split_at(row * self.stride);
+        (Self { data: top, rows: row, ..self }, Self { data: bottom, rows: self.rows - row, ..self })
     }
 
     fn mat(self) -> MatRef<'a, f32> {
@@ -67,9 +76,67 @@ pub(super) fn product_transposed(
     matmul(y.subcols_mut(offset, w_NK.rows), into.into(), x_MK.mat(), w_NK.mat().transpose(), 1.0, Par::Seq);
 }
 
+/// As [`product_transposed`], by all threads that have nothing else to do.
+pub(super) fn wide_product_transposed(
+    x_MK: View,
+    w_NK: View,
+    y: &mut [f32],
+    stride: usize,
+    offset: usize,
+    into: Into,
+) {
+    let rows = x_MK.rows;
+    let y = MatMut::from_row_major_slice_mut(&mut y[..rows * stride], rows, stride);
+    halves(x_MK, w_NK, y.subcols_mut(offset, w_NK.rows), into);
+}
+
+/// Halves `w` and `y` until a part has few columns.
+fn halves(x_MK: View, w_NK: View, y_MN: MatMut<f32>, into: Into) {
+    if w_NK.rows <= COLUMN_BLOCK {
+        return matmul(y_MN, into.into(), x_MK.mat(), w_NK.mat().transpose(), 1.0, Par::Seq);
+    }
+    let half = (w_NK.rows / 2).next_multiple_of(COLUMN_BLOCK);
+    let (w_top, w_bottom) = w_NK.split_rows(half);
+    let (y_left, y_right) = y_MN.split_at_col_mut(half);
+    rayon::join(|| halves(x_MK, w_top, y_left, into), || halves(x_MK, w_bottom, y_right, into));
+}
+
 /// `y[:, offset..][..n] = x w` with `x` `[m, k]`, `w` `[k, n]` and rows of `y` `stride` apart.
 pub(super) fn product(x_MK: View, w_KN: View, y: &mut [f32], stride: usize, offset: usize) {
     let rows = x_MK.rows;
     let y = MatMut::from_row_major_slice_mut(&mut y[..rows * stride], rows, stride);
     matmul(y.subcols_mut(offset, w_KN.cols), Accum::Replace, x_MK.mat(), w_KN.mat(), 1.0, Par::Seq);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Parts of few columns are summed in another order: equal to `k * epsilon * sum |x| |w|`, with `|x|`, `|w|` up to 0.5.
+    #[test]
+    fn a_wide_product_is_the_product() {
+        let (rows, inner, stride) = (37, 96, 320);
+        let values =
+            |count: usize| -> Vec<f32> { (0..count).map(|i| ((i * 37) % 101) as f32 * 0.01 - 0.5).collect() };
+        let bound = inner as f32 * f32::EPSILON * inner as f32 * 0.25;
+        let x = values(rows * inner);
+        for cols in [1, 127, 128, 129, 300] {
+            let w = values(cols * inner);
+            let (mut narrow, mut wide) = (values(rows * stride), values(rows * stride));
+            for into in [Into::Replace, Into::Add] {
+                let (x, w) = (View::new(&x, inner), View::new(&w, inner));
+                product_transposed(x, w, &mut narrow, stride, 7, into);
+                wide_product_transposed(x, w, &mut wide, stride, 7, into);
+                let worst = narrow.iter().zip(&wide).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                assert!(worst <= 2.0 * bound, "{cols} columns: {worst}");
+                let outside = |y: &[f32]| -> Vec<f32> {
+                    y.chunks(stride)
+                        .flat_map(|row| row[..7].iter().chain(&row[7 + cols..]))
+                        .copied()
+                        .collect()
+                };
+                assert_eq!(outside(&wide), outside(&values(rows * stride)), "{cols} columns");
+            }
+        }
+    }
 }
