@@ -359,3 +359,22 @@ fn a_streamed_model_takes_rules_and_is_measured() {
     }
     assert!(manifest.recipe.unwrap().contains("target = 'ffn_down'"));
 }
+
+#[test]
+fn every_type_that_an_error_lists_can_be_given() {
+    for (format, rest) in [("q4_k_m", "blk.0.ffn_down=NAME"), ("mlx-4bit", "layers.0.mlp.down_proj=NAME")] {
+        let target =
+            plan::TARGETS.iter().find(|target| target.formats().iter().any(|known| known.name == format));
+        let mut given = 0;
+        for name in target.unwrap().types() {
+            // An MLX weight that is not quantized has the model's own float type.
+            if format == "mlx-4bit" && ["f16", "f32"].contains(&name) {
+                continue;
+            }
+            let types = types(format, &arguments(&[&rest.replace("NAME", name)]));
+            assert_eq!(types.iter().filter(|(_, _, rule)| rule.is_some()).count(), 1, "{format} {name}");
+            given += 1;
+        }
+        assert!(given >= 16, "{format}: {given}");
+    }
+}

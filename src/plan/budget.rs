@@ -1,8 +1,8 @@
 //! A budget: types chosen tensor by tensor, so that the result has at most a given size and is as near to its
 //! source as it can be then.
 //!
-//! Each type that a tensor could have is tried on some of its rows ([`measure`]). What is made small is the sum
-//! over tensors of `parameters * |decode(encode(x)) - x|^2 / |x|^2`, within the budget ([`knapsack`]). The
+//! Each type that a tensor could have is tried on some of its rows (`measure`). What is made small is the sum
+//! over tensors of `parameters * |decode(encode(x)) - x|^2 / |x|^2`, within the budget (`knapsack`). The
 //! answer is a list of rules, one for each kind of tensor and type, that gives the same plan when it is used
 //! as a recipe.
 //!
