@@ -48,6 +48,5 @@ impl Source {
 
 /// Whether MODEL is a GGUF file, there or not: no repository has such a name.
 pub(super) fn is_gguf(path: &Path) -> bool {
-    let has_extension = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
-    has_extension && !path.is_dir()
+    path.extension().is_some_and(|extension| extension == "gguf") && !path.is_dir()
 }
