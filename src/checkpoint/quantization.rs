@@ -48,8 +48,14 @@ pub(super) struct Packing {
     /// The tensor with the codes: its presence is the mark of a packed module.
     pub(super) codes: &'static str,
     /// Finds codec and layout from the tensors of the module.
-    pub(super) find: fn(&Module<'_>) -> Result<(&'static dyn Codec, &'static dyn Layout)>,
+    pub(super) find: fn(&Module<'_>) -> Result<Found>,
 }
+
+/// What decodes the weight of a module, and how its parts are arranged.
+pub(super) type Found = (&'static dyn Codec, &'static dyn Layout);
+
+/// Dtype and shape of a stored tensor, by suffix.
+type Lookup<'a> = &'a dyn Fn(&str) -> Option<(Dtype, Vec<usize>)>;
 
 /// The tensors of a module, as the header has them.
 pub(super) struct Module<'a> {
@@ -58,7 +64,7 @@ pub(super) struct Module<'a> {
     /// Logical columns of its weight.
     pub(super) cols: usize,
     /// Dtype and shape of `name.suffix`.
-    pub(super) tensor: &'a dyn Fn(&str) -> Option<(Dtype, Vec<usize>)>,
+    pub(super) tensor: Lookup<'a>,
 }
 
 impl Module<'_> {

@@ -2,10 +2,10 @@
 //!
 //! Source: AutoAWQ 0.2.9, `awq/modules/linear/gemm.py`, `awq/utils/packing_utils.py`.
 
-use requant_formats::layout::{self, Layout};
-use requant_formats::{Codec, codec};
+use requant_formats::codec;
+use requant_formats::layout;
 
-use super::{Method, Module, Packing, Quantization};
+use super::{Found, Method, Module, Packing, Quantization};
 use crate::arch::Config;
 use crate::error::{Error, Result};
 
@@ -31,7 +31,7 @@ impl Method for Awq {
     }
 }
 
-fn find(module: &Module<'_>) -> Result<(&'static dyn Codec, &'static dyn Layout)> {
+fn find(module: &Module<'_>) -> Result<Found> {
     let (_, shape) = module.expect("scales")?;
     let group_len = module.group_len("scales", shape.first().copied().unwrap_or(0))?;
     match (codec::find(&format!("awq_int4_g{group_len}")), layout::find("awq")) {

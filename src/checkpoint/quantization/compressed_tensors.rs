@@ -4,12 +4,12 @@
 //! are not decoded. Source: compressed-tensors 0.20.0, `config/base.py`, `compressors/`.
 
 use requant_formats::codec::{self, ChannelScale};
-use requant_formats::layout::{self, Layout};
+use requant_formats::layout;
 use requant_formats::{Codec, Dtype};
 use serde_json::Value;
 
 use super::fp8::block_size;
-use super::{Method, Module, Packing, Quantization};
+use super::{Found, Method, Module, Packing, Quantization};
 use crate::arch::Config;
 use crate::error::{Error, Result};
 
@@ -87,7 +87,7 @@ impl Method for CompressedTensors {
 }
 
 /// Tells the packed formats apart by their scales.
-fn find(module: &Module<'_>) -> Result<(&'static dyn Codec, &'static dyn Layout)> {
+fn find(module: &Module<'_>) -> Result<Found> {
     let (scale, shape) = module.expect("weight_scale")?;
     let groups = shape.get(1).copied().unwrap_or(1);
     let group_len = module.group_len("weight_scale", groups)?;
