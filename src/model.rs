@@ -16,6 +16,7 @@ use crate::checkpoint::WeightStore;
 use crate::error::{Error, Result};
 
 mod attention_mla;
+mod exponential;
 mod ffn;
 mod head;
 mod linear;

@@ -4,6 +4,7 @@
 
 use rayon::prelude::*;
 
+use super::exponential;
 use super::linear::{Output, linear, linear_rows};
 use crate::arch::{Ffn, Role};
 use crate::checkpoint::WeightStore;
@@ -35,27 +36,8 @@ pub(super) fn feed_forward(
         linear_rows(store, &up, first..first + cols, x_TD, Output::replace(&mut up_TC, cols))?;
         let inputs = gate_TC.par_chunks(cols).zip(up_TC.par_chunks(cols));
         inner_TI.par_chunks_mut(width).zip(inputs).for_each(|(inner_I, (gate_C, up_C))| {
-            for ((inner, &gate), up) in inner_I[first..].iter_mut().zip(gate_C).zip(up_C) {
-                *inner = silu(gate) * up;
-            }
+            exponential::swiglu(gate_C, up_C, &mut inner_I[first..first + cols]);
         });
     }
     linear(store, role(Ffn::Down), &inner_TI, y)
-}
-
-/// `x * sigmoid(x)`.
-fn silu(x: f32) -> f32 {
-    x / (1.0 + (-x).exp())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn silu_at_its_landmarks() {
-        for (x, expected) in [(0.0, 0.0), (1.0, 0.731_058_6), (-100.0, 0.0), (100.0, 100.0)] {
-            assert!((silu(x) - expected).abs() < 1e-6, "{x}: {}", silu(x));
-        }
-    }
 }
