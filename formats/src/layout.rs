@@ -111,8 +111,11 @@ impl Runs {
         Self { offset_bytes, run_bytes: len_bytes, stride_bytes: len_bytes as u64, count: 1 }
     }
 
-    /// The columns `cols` of a matrix `row_elems` wide, `rows` high, of elements of `elem_bytes`.
+    /// The columns `cols` of a matrix `row_elems` wide, one piece if they are all, `rows` high, of elements of `elem_bytes`.
     pub fn columns(row_elems: usize, elem_bytes: usize, cols: Range<usize>, rows: usize) -> Self {
+        if cols == (0..row_elems) {
+            return Self::one(0, row_elems * elem_bytes * rows);
+        }
         Self {
             offset_bytes: (cols.start * elem_bytes) as u64,
             run_bytes: cols.len() * elem_bytes,

@@ -16,6 +16,10 @@ use crate::plan::{OutputTensor, Piece, Rounding};
 /// Weights in a slab: 2.4 MB in a 4-bit format.
 const SLAB_ELEMS: usize = 1 << 22;
 
+/// Weights in a slab whose rows end up in many places: the more rows, the longer and the fewer the pieces. A
+/// routed expert of DeepSeek-V3 fits, and is one piece then.
+const STRIDED_SLAB_ELEMS: usize = 1 << 24;
+
 /// Rows of a piece.
 pub(super) struct Tile<'a> {
     pub(super) source: &'a Catalogue,
@@ -111,7 +115,7 @@ impl<'a> Slab<'a> {
     }
 
     pub(super) fn is_full(&self) -> bool {
-        self.rows * self.output.row_len_elems() >= SLAB_ELEMS
+        self.rows * self.output.row_len_elems() >= slab_elems(self.output)
     }
 
     /// Makes room for the codec's parts, empty at the start of a slab.
@@ -210,10 +214,20 @@ impl<'a> Slab<'a> {
 /// slab's end, and a layout that is not the codec's own makes a copy.
 pub(super) fn most_bytes(output: &OutputTensor, tile_elems: usize) -> u64 {
     let row = output.row_len_elems();
-    let elems = (SLAB_ELEMS + tile_elems.max(row * output.layout.band_rows())) as u64;
+    let longest = slab_elems(output).min(output.len_elems() as usize);
+    let elems = (longest + tile_elems.max(row * output.layout.band_rows())) as u64;
     let parts = (0..output.codec.parts().len()).map(|part| codec::part_len_bytes(output.codec, part, elems));
     let copies = if output.layout.band_rows() == 1 { 1 } else { 2 };
     copies * parts.sum::<u64>()
+}
+
+/// Weights after which a slab of `output` is written.
+fn slab_elems(output: &OutputTensor) -> usize {
+    let matrix = output.matrix(1.0);
+    let band = 0..output.layout.band_rows().min(matrix.rows());
+    let is_strided =
+        (0..output.placements.len()).any(|tensor| output.layout.runs(matrix, tensor, band.clone()).count > 1);
+    if is_strided { STRIDED_SLAB_ELEMS } else { SLAB_ELEMS }
 }
 
 /// `[rows, cols]` to `[cols, rows]`.
