@@ -68,7 +68,7 @@ impl Rounding {
 /// one row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Piece {
-    /// Position in [`Checkpoint::tensors`].
+    /// Position in [`crate::checkpoint::Catalogue::tensors`].
     pub source: usize,
     /// Source rows.
     pub rows: Range<usize>,
@@ -181,7 +181,7 @@ pub struct Sidecar {
 /// Source tensors that the target leaves out, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Dropped {
-    /// Positions in [`Checkpoint::tensors`].
+    /// Positions in [`crate::checkpoint::Catalogue::tensors`].
     pub tensors: Vec<usize>,
     /// One line for people: `"multi-token prediction layer 61: llama.cpp does not read it"`.
     pub reason: String,

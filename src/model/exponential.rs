@@ -15,7 +15,7 @@ const HIGHEST: f32 = 88.3;
 /// Adding this to a small number leaves its nearest integer in the low bits.
 const ROUNDER: f32 = 12_582_912.0;
 /// ln 2 as a number of few bits and the rest.
-const LN_2: (f32, f32) = (0.693_359_375, -2.121_944_4e-4);
+const LN_2: (f32, f32) = (355.0 / 512.0, -2.121_944_4e-4);
 /// Coefficients of `(e^r - 1 - r) / r^2`, highest power first.
 const COEFFICIENTS: [f32; 6] =
     [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5];

@@ -17,7 +17,7 @@ const MAX_JOB_ELEMS: usize = 1 << 24;
 pub struct Job {
     /// Position in [`Blueprint::tensors`].
     pub tensor: usize,
-    /// Position in [`OutputTensor::pieces`].
+    /// Position in [`super::OutputTensor::pieces`].
     pub piece: usize,
     /// Source rows: a part of the piece's rows, or all of them when it is transposed.
     pub source_rows: Range<usize>,
