@@ -44,6 +44,10 @@ const Q2_K_RULES: &[Rule] = &[
     rule(Category::AttentionOutput, When::EightExperts, GgmlType::Q5_K),
     rule(Category::AttentionOutput, When::Always, GgmlType::Q3_K),
 ];
+const Q2_K_S_RULES: &[Rule] = &[
+    rule(Category::AttentionV, When::SharedHeads, GgmlType::Q4_K),
+    rule(Category::FfnDown, When::FirstEighth, GgmlType::Q4_K),
+];
 const Q3_K_S_RULES: &[Rule] = &[rule(Category::AttentionOutput, When::EightExperts, GgmlType::Q5_K)];
 const Q3_K_M_RULES: &[Rule] = &[
     rule(Category::AttentionV, When::FirstTwo, GgmlType::Q5_K),
@@ -80,7 +84,8 @@ const Q5_K_M_RULES: &[Rule] = &[
 ];
 
 /// Every file type this version writes; `q3_k`, `q4_k` and `q5_k` are llama-quantize's own
-/// aliases. Its `Q2_K_S` is not here: without an importance matrix llama-quantize refuses to make it.
+/// aliases. `q2_k_s` has the types that `llama-quantize --dry-run` gives it; the file itself llama-quantize refuses
+/// to make without an importance matrix.
 pub(super) const FILE_TYPES: &[FileType] = &[
     file_type("f32", "32-bit floats, nothing is lost", 0, GgmlType::F32, &[]),
     file_type("f16", "16-bit floats", 1, GgmlType::F16, &[]),
@@ -96,6 +101,13 @@ pub(super) const FILE_TYPES: &[FileType] = &[
     file_type("q5_k_m", "5.5 bits, half of the down projections 6", 17, GgmlType::Q5_K, Q5_K_M_RULES),
     file_type("q6_k", "6.6 bits, searched scales", 18, GgmlType::Q6_K, &[]),
     file_type("q2_k", "2.6 bits, down projections 3.4, searched scales", 10, GgmlType::Q2_K, Q2_K_RULES),
+    file_type(
+        "q2_k_s",
+        "2.6 bits throughout, poor without an importance matrix",
+        21,
+        GgmlType::Q2_K,
+        Q2_K_S_RULES,
+    ),
     file_type("q3_k_s", "3.4 bits, searched scales", 11, GgmlType::Q3_K, Q3_K_S_RULES),
     file_type("q3_k_m", "3.4 bits, down projections 4.5 to 5.5", 12, GgmlType::Q3_K, Q3_K_M_RULES),
     file_type("q3_k_l", "3.4 bits, down projections 5.5", 13, GgmlType::Q3_K, Q3_K_L_RULES),
