@@ -67,6 +67,52 @@ fn its_recipe_gives_the_same_plan() {
     }
 }
 
+/// The packed families: layers that engines fuse get one type, and the result says which is which.
+#[test]
+fn packed_formats_are_mixed_by_whole_sets() {
+    let directory = tempfile::tempdir().unwrap();
+    for format in ["compressed-tensors-w4a16", "compressed-tensors-w4a16-asym-g64", "gptq-4bit-128g"] {
+        let best = fit(format, &Options::default(), Budget::Bytes(1 << 40), 2).unwrap();
+        let mut last = best.mean_error;
+        for saved in [1, 40_000, 80_000] {
+            let size = best.blueprint.len_bytes() - saved;
+            let fitted = fit(format, &Options::default(), Budget::Bytes(size), 2).unwrap();
+            assert!(
+                fitted.blueprint.len_bytes() <= size,
+                "{format}: {} of {size}",
+                fitted.blueprint.len_bytes()
+            );
+            assert!(fitted.mean_error > last, "{format}: {} after {last}", fitted.mean_error);
+            last = fitted.mean_error;
+
+            let rules = Rules::from_toml(Path::new("r.toml"), &fitted.rules.to_toml(format)).unwrap();
+            // Experts are one expression for each type, not one for each expert.
+            assert!(rules.iter().count() < 30, "{format}: {}", rules.iter().count());
+            let options = Options { rules, ..Options::default() };
+            let again = plan::blueprint(&open(&model()).unwrap(), format, &options).unwrap();
+            assert_eq!(described(&again), described(&fitted.blueprint), "{format}");
+
+            let output = directory.path().join(format!("{format}-{saved}"));
+            convert_with(&model(), &settings(format, 2), &options, &output, &Silent).unwrap();
+            let found: std::collections::BTreeSet<String> = requant::artifact::Artifact::open(&output)
+                .unwrap()
+                .tensors
+                .into_iter()
+                .map(|tensor| tensor.type_name)
+                .collect();
+            let planned = fitted.blueprint.tensors.iter().map(|tensor| tensor.type_name.clone()).collect();
+            assert!(found.len() > 3, "{format}: {found:?}");
+            if !format.starts_with("compressed") {
+                assert_eq!(found, planned, "{format}");
+            }
+            // And it can be read: every packed module has a type that its tensors show.
+            open(&output).unwrap();
+        }
+    }
+    let nothing = fit("awq-4bit-64g", &Options::default(), Budget::BitsPerWeight(5.0), 1).err().unwrap();
+    assert!(nothing.to_string().contains("nothing to choose"), "{nothing}");
+}
+
 #[test]
 fn the_choice_does_not_depend_on_threads_or_runs() {
     let runs = [1, 3, 3]

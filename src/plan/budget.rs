@@ -14,7 +14,7 @@
 //! Gate and up projection of a feed-forward block get one type: runtimes multiply them in one step when they
 //! have. Experts of a block are one tensor or share their fate by their names.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicBool;
 
 use requant_formats::Codec;
@@ -84,8 +84,22 @@ pub struct Candidate {
 pub struct Choices {
     /// Position in [`Blueprint::tensors`].
     pub tensor: usize,
+    /// What gets one type with it, where that is more than its name says.
+    pub set: Option<Set>,
     /// What it could have.
     pub candidates: Vec<Candidate>,
+}
+
+/// Tensors of a layer that get one type: regular expressions for what stands before and after the number of
+/// the layer.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Set {
+    /// Before it.
+    pub before: &'static str,
+    /// The layer.
+    pub layer: usize,
+    /// After it.
+    pub after: String,
 }
 
 /// What a budget came to.
@@ -170,7 +184,12 @@ impl Fit<'_> {
             let fitted = self.fitted(&groups, &items, &options)?;
             match self.budget.spent(&fitted.blueprint).checked_sub(limit) {
                 None | Some(0) => return Ok(fitted),
-                Some(over) => allowance = allowance.saturating_sub(over),
+                // What was chosen took more than its blocks: headers, shapes, lists of exceptions.
+                Some(over) => {
+                    let cost: u64 =
+                        items.iter().zip(&options).map(|(item, &option)| item.offers[option].cost).sum();
+                    allowance = cost.min(allowance).saturating_sub(over);
+                }
             }
         }
         Err(self.too_small(&groups, &items)?)
@@ -194,7 +213,10 @@ impl Fit<'_> {
         let mut by_key: BTreeMap<String, Vec<usize>> = BTreeMap::new();
         for (at, choices) in self.choices.iter().enumerate() {
             let tensor = &self.base.tensors[choices.tensor];
-            let key = format!("{} {}", tensor.row_len_elems(), fused_name(&tensor.names[0]));
+            let key = match &choices.set {
+                Some(set) => format!("{}{}{}", set.before, set.layer, set.after),
+                None => format!("{} {}", tensor.row_len_elems(), fused_name(&tensor.names[0])),
+            };
             by_key.entry(key).or_default().push(at);
         }
         let mut groups: Vec<Group> = by_key.into_values().map(|members| self.group(members)).collect();
@@ -219,7 +241,7 @@ impl Fit<'_> {
         let offers = group.types.iter().map(|types| {
             let mut offer = Offer { cost: 0, loss: 0.0 };
             for (&member, &at) in group.members.iter().zip(types) {
-                let Choices { tensor, candidates } = &self.choices[member];
+                let Choices { tensor, candidates, .. } = &self.choices[member];
                 let len_elems = self.base.tensors[*tensor].len_elems();
                 offer.cost += encoded_bytes(candidates[at].codec, len_elems);
                 offer.loss += len_elems as f64 * self.errors[member][at];
@@ -231,19 +253,24 @@ impl Fit<'_> {
 
     /// The result in which group `i` has its option `options[i]`.
     fn fitted(&self, groups: &[Group], items: &[Item], options: &[usize]) -> Result<Fitted> {
-        let mut chosen: BTreeMap<(&str, &str, String), (Choice, Vec<usize>)> = BTreeMap::new();
+        let mut chosen: BTreeMap<(String, String, String), (Choice, BTreeSet<usize>)> = BTreeMap::new();
         for (group, &option) in groups.iter().zip(options) {
             for (&member, &at) in group.members.iter().zip(&group.types[option]) {
-                let Choices { tensor, candidates } = &self.choices[member];
-                let (before, number, after) = numbered(&self.base.tensors[*tensor].names[0]);
+                let Choices { tensor, candidates, set } = &self.choices[member];
+                let (before, number, after) = match set {
+                    Some(Set { before, layer, after }) => ((*before).to_owned(), Some(*layer), after.clone()),
+                    None => {
+                        let (before, number, after) = numbered(&self.base.tensors[*tensor].names[0]);
+                        (Pattern::literal(before), number, Pattern::literal(after))
+                    }
+                };
                 let choice = &candidates[at].choice;
                 let of_kind = chosen.entry((before, after, choice.to_string()));
-                of_kind.or_insert_with(|| (choice.clone(), Vec::new())).1.extend(number);
+                of_kind.or_insert_with(|| (choice.clone(), BTreeSet::new())).1.extend(number);
             }
         }
-        let rules = chosen.into_iter().map(|((before, after, _), (choice, mut numbers))| {
-            numbers.sort_unstable();
-            let target = Pattern::numbered(before, &numbers, after).map_err(Error::Request)?;
+        let rules = chosen.into_iter().map(|((before, after, _), (choice, numbers))| {
+            let target = Pattern::numbered(&before, &numbers, &after).map_err(Error::Request)?;
             Ok(Rule { target, choice, origin: self.budget.to_string() })
         });
         let rules = Rules::new(rules.collect::<Result<Vec<_>>>()?);

@@ -13,7 +13,7 @@ use requant_formats::codec::{self, ChannelScale};
 use serde_json::{Map, Value, json};
 
 use super::hf::{self, Modules, Packing, Stored};
-use super::{Blueprint, Format, Options, Rounding, Target};
+use super::{Blueprint, Choices, Format, Options, Rounding, Target};
 use crate::checkpoint::{Checkpoint, SourceTensor};
 use crate::error::{Error, Result};
 
@@ -146,13 +146,12 @@ impl Target for CompressedTensorsTarget {
 
     fn blueprint(&self, format: &Format, source: &Checkpoint, options: &Options) -> Result<Blueprint> {
         let default = format.name.strip_prefix(PREFIX).unwrap_or(format.name);
-        let block = source.tensors().iter().find_map(SourceTensor::scale);
-        let packing = CompressedTensors {
-            block: block.map(|scale| [scale.block_rows, scale.block_cols]),
-            carries: kind(default)? == Kind::Fp8Block,
-            location: source.source().location(),
-        };
-        hf::blueprint(source, &packing, default, &options.rules)
+        hf::blueprint(source, &CompressedTensors::of(source, default)?, default, &options.rules)
+    }
+
+    fn choices(&self, format: &Format, source: &Checkpoint, blueprint: &Blueprint) -> Result<Vec<Choices>> {
+        let default = format.name.strip_prefix(PREFIX).unwrap_or(format.name);
+        hf::alternatives(source, &CompressedTensors::of(source, default)?, default, blueprint)
     }
 }
 
@@ -173,6 +172,15 @@ struct CompressedTensors {
 }
 
 impl CompressedTensors {
+    fn of(source: &Checkpoint, default: &str) -> Result<Self> {
+        let block = source.tensors().iter().find_map(SourceTensor::scale);
+        Ok(Self {
+            block: block.map(|scale| [scale.block_rows, scale.block_cols]),
+            carries: kind(default)? == Kind::Fp8Block,
+            location: source.source().location(),
+        })
+    }
+
     fn fp8(&self, tensor: &SourceTensor) -> Result<Option<Stored>> {
         if self.block.is_none() {
             return Err(Error::Unsupported {
@@ -269,6 +277,17 @@ impl Packing for CompressedTensors {
     fn with_groups(&self, name: &str, group_len: usize) -> String {
         // 128 is what a name without a group length means.
         if group_len == 128 { name.to_owned() } else { format!("{name}-g{group_len}") }
+    }
+
+    /// Integers of the same kind: engines run one kernel for them.
+    fn alternatives(&self, default: &str) -> Vec<&'static str> {
+        let symmetry = |name: &str| match kind(name) {
+            Ok(Kind::Int4 { symmetric, .. }) => Some(symmetric),
+            _ => None,
+        };
+        let own = symmetry(default);
+        let types = CompressedTensorsTarget.types().into_iter();
+        types.filter(|name| own.is_some() && symmetry(name) == own).collect()
     }
 
     fn takes_prediction_layers(&self) -> bool {

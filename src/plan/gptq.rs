@@ -6,11 +6,13 @@
 //!
 //! A format is one row of [`FORMATS`].
 
+use std::collections::BTreeMap;
+
 use requant_formats::codec;
 use serde_json::{Map, Value, json};
 
 use super::hf::{self, Modules, Packing, Stored};
-use super::{Blueprint, Format, Options, Sidecar, Target};
+use super::{Blueprint, Choices, Format, Options, Sidecar, Target};
 use crate::checkpoint::{Checkpoint, SourceTensor};
 use crate::error::{Error, Result};
 
@@ -89,6 +91,11 @@ impl Target for GptqTarget {
         let default = format.name.strip_prefix(PREFIX).unwrap_or(format.name);
         hf::blueprint(source, &Gptq, default, &options.rules)
     }
+
+    fn choices(&self, format: &Format, source: &Checkpoint, blueprint: &Blueprint) -> Result<Vec<Choices>> {
+        let default = format.name.strip_prefix(PREFIX).unwrap_or(format.name);
+        hf::alternatives(source, &Gptq, default, blueprint)
+    }
 }
 
 /// The row of a type.
@@ -113,6 +120,18 @@ impl Packing for Gptq {
         // A group length in the name gives way to the one asked for.
         let rest = rest.trim_start_matches(|c: char| c.is_ascii_digit() || c == 'g').trim_start_matches('-');
         if rest.is_empty() { format!("{bits}-{group_len}g") } else { format!("{bits}-{group_len}g-{rest}") }
+    }
+
+    /// Other group lengths.
+    fn alternatives(&self, default: &str) -> Vec<&'static str> {
+        let Ok(own) = row_of(default) else { return Vec::new() };
+        let rows = FORMATS.iter().filter(|row| row.symmetric == own.symmetric);
+        // A type with two names counts once.
+        let by_length: BTreeMap<usize, &str> = rows
+            .rev()
+            .filter_map(|row| Some((row.group_len, row.format.name.strip_prefix(PREFIX)?)))
+            .collect();
+        by_length.into_values().collect()
     }
 
     fn stored(&self, type_name: &'static str, tensor: &SourceTensor) -> Result<Option<Stored>> {

@@ -22,10 +22,12 @@ use crate::arch::{ArchSpec, LayerRole, Role};
 use crate::checkpoint::{Checkpoint, SourceTensor};
 use crate::error::{Error, Result};
 
+mod alternatives;
 mod choices;
 mod modules;
 mod shards;
 
+pub(super) use alternatives::alternatives;
 pub(super) use modules::Modules;
 
 /// How the weight of a linear layer is encoded.
@@ -57,6 +59,13 @@ pub(super) trait Packing {
 
     /// The name of the type `name` with groups of `group_len`, for rules that state the two apart.
     fn with_groups(&self, name: &str, group_len: usize) -> String;
+
+    /// Types that a budget may choose from where the format's own is `default`: none where all modules have to
+    /// have one.
+    fn alternatives(&self, default: &str) -> Vec<&'static str> {
+        let _ = default;
+        Vec::new()
+    }
 
     /// Whether prediction layers are quantized too, when they can be.
     fn takes_prediction_layers(&self) -> bool {

@@ -87,7 +87,7 @@ pub(super) fn choices(tensors: &[OutputTensor], tied_embeddings: bool) -> Vec<Ch
         });
         let is_free =
             mix::can_be_quantized(&output.names[0], &ne) && !mix::is_head(&output.names[0], tied_embeddings);
-        is_free.then(|| Choices { tensor, candidates: candidates.collect() })
+        is_free.then(|| Choices { tensor, set: None, candidates: candidates.collect() })
     });
     choices.collect()
 }

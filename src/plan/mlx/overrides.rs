@@ -131,7 +131,7 @@ pub(super) fn choices(
             let choice = Choice::Type { name: short(name).to_owned(), group_size: None };
             quantization.codec(is).map(|codec| budget::Candidate { choice, codec })
         });
-        choices.push(Choices { tensor, candidates: candidates.collect() });
+        choices.push(Choices { tensor, set: None, candidates: candidates.collect() });
     }
     Ok(choices)
 }

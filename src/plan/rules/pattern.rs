@@ -3,6 +3,8 @@
 //! llama-quantize searches names with `std::regex` in its ECMAScript grammar. Look-ahead and
 //! back-references are part of that, so they are understood here too.
 
+use std::collections::BTreeSet;
+
 use fancy_regex::Regex;
 
 /// A regular expression that is searched anywhere in a name.
@@ -51,16 +53,22 @@ impl Pattern {
         Self::new(&text.to_ascii_lowercase())
     }
 
-    /// Matches exactly the names `before` + one of `numbers` + `after`.
-    pub(in crate::plan) fn numbered(before: &str, numbers: &[usize], after: &str) -> Result<Self, String> {
-        let (before, after) = (fancy_regex::escape(before), fancy_regex::escape(after));
-        let text = match numbers {
+    /// An expression for `text` itself.
+    pub(in crate::plan) fn literal(text: &str) -> String {
+        fancy_regex::escape(text).into_owned()
+    }
+
+    /// Matches exactly the names `before` + one of `numbers` + `after`, both of them expressions.
+    pub(in crate::plan) fn numbered(
+        before: &str,
+        numbers: &BTreeSet<usize>,
+        after: &str,
+    ) -> Result<Self, String> {
+        let numbers: Vec<String> = numbers.iter().map(ToString::to_string).collect();
+        let text = match numbers.as_slice() {
             [] => format!("^{before}{after}$"),
             [number] => format!("^{before}{number}{after}$"),
-            _ => {
-                let numbers: Vec<String> = numbers.iter().map(ToString::to_string).collect();
-                format!("^{before}({}){after}$", numbers.join("|"))
-            }
+            _ => format!("^{before}({}){after}$", numbers.join("|")),
         };
         Self::new(&text)
     }
@@ -117,7 +125,9 @@ mod tests {
 
     #[test]
     fn numbered_names_match_themselves_only() {
-        let pattern = Pattern::numbered("blk.", &[3, 14], ".a+b").unwrap();
+        let literal = Pattern::literal;
+        let pattern =
+            Pattern::numbered(&literal("blk."), &BTreeSet::from([3, 14]), &literal(".a+b")).unwrap();
         for (name, expected) in [
             ("blk.3.a+b", true),
             ("blk.14.a+b", true),
@@ -127,6 +137,11 @@ mod tests {
         ] {
             assert_eq!(pattern.is_match(name).unwrap(), expected, "{name}");
         }
-        assert!(Pattern::numbered("output.weight", &[], "").unwrap().is_match("output.weight").unwrap());
+        assert!(
+            Pattern::numbered(&literal("output.weight"), &BTreeSet::new(), "")
+                .unwrap()
+                .is_match("output.weight")
+                .unwrap()
+        );
     }
 }
