@@ -93,6 +93,13 @@ pub trait Source: Send + Sync {
         true
     }
 
+    /// Lets single ranges of files that are not at hand be read, or ends that: to look at samples, never for
+    /// results, since such bytes are not verified. Says whether everything can be read now.
+    fn sample(&self, on: bool) -> bool {
+        let _ = on;
+        self.is_at_hand()
+    }
+
     /// How files come and go, for a source whose files are not there all the time.
     fn supply(&self) -> Option<&dyn Supply> {
         None

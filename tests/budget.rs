@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use requant::Result;
-use requant::pipeline::Settings;
+use requant::pipeline::{Manifest, Settings, manifest_path};
 use requant::plan::budget::{self, Fitted, Watch};
 use requant::plan::{self, Blueprint, Budget, Options, Rule, Rules, summary};
 
@@ -234,17 +234,30 @@ fn it_can_be_watched_and_stopped() {
 }
 
 #[test]
-fn a_model_on_a_hub_is_told_what_to_do_first() {
+fn a_model_on_a_hub_is_measured_there() {
     let served = Served::model();
-    for arguments in
-        [vec!["plan", ID, "--to", "q4_k_m"], vec!["convert", ID, "--to", "q4_k_m", "-o", "m.gguf"]]
-    {
-        let failed = served.run(&[&arguments[..], &["--target-bpw", "4.5"]].concat());
-        let message = String::from_utf8_lossy(&failed.stderr).into_owned();
-        assert_eq!(failed.status.code(), Some(1));
-        assert!(message.contains("requant fetch") && message.contains("--recipe"), "{message}");
-    }
-    assert!(!served.path("m.gguf").exists());
+    let local = fit("q4_k_m", &Options::default(), Budget::BitsPerWeight(4.5), 2).unwrap();
+    let plan = served.run(&["plan", ID, "--to", "q4_k_m", "--target-bpw", "4.5", "--json"]);
+    let message = String::from_utf8_lossy(&plan.stderr).into_owned();
+    assert!(plan.status.success(), "{message}");
+    let plan: serde_json::Value = serde_json::from_slice(&plan.stdout).unwrap();
+    assert_eq!(plan["recipe"].as_str().unwrap(), local.rules.to_toml("q4_k_m"));
+
+    let output = served.path("m.gguf");
+    let name = output.to_str().unwrap();
+    let convert = served.run(&["convert", ID, "--to", "q4_k_m", "--target-bpw", "4.5", "-o", name, "--json"]);
+    assert!(convert.status.success(), "{}", String::from_utf8_lossy(&convert.stderr));
+    let directory = tempfile::tempdir().unwrap();
+    let options = Options { rules: local.rules, ..Options::default() };
+    let copy = directory.path().join("m.gguf");
+    let outcome = convert_with(&model(), &settings("q4_k_m", 2), &options, &copy, &Silent).unwrap();
+    // The models' names differ, and with them the files' headers.
+    let digests = |manifest: &Manifest| -> Vec<(String, String, String)> {
+        let tensors = manifest.tensors.iter();
+        tensors.map(|tensor| (tensor.name.clone(), tensor.type_name.clone(), tensor.sha256.clone())).collect()
+    };
+    let streamed = Manifest::read(&manifest_path(&output)).unwrap();
+    assert_eq!(digests(&streamed), digests(&outcome.manifest));
 }
 
 #[test]

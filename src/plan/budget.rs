@@ -22,12 +22,16 @@ use requant_formats::Codec;
 use super::{Blueprint, Choice, Options, Pattern, Rule, Rules, numbered, target_of};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
+use crate::source::Source;
 
 mod knapsack;
 mod measure;
 
 use knapsack::{Item, Offer};
 pub use measure::Watch;
+
+/// Most reads of a source far away: some minutes at a few milliseconds each.
+const MAX_REMOTE_READS: usize = 200_000;
 
 /// Attempts to hit a size that depends on what was chosen: lengths of headers that state it.
 const MAX_ROUNDS: usize = 32;
@@ -126,13 +130,6 @@ pub fn fit(
     watch: &Watch<'_>,
     stop: &AtomicBool,
 ) -> Result<Fitted> {
-    if !source.source().is_at_hand() {
-        return Err(Error::Request(format!(
-            "{budget}: types are chosen by measuring weights, and those of {} are on the hub; fetch it first (requant \
-             fetch), or make a recipe from a copy and use it with --recipe",
-            source.source().location()
-        )));
-    }
     let base = super::blueprint(source, format, options)?;
     let (target, format) = target_of(format)?;
     let mut choices = target.choices(format, source, &base)?;
@@ -145,9 +142,39 @@ pub fn fit(
             format.name
         )));
     }
+    let reads = measure::reads(&base, &choices);
+    if !source.source().is_at_hand() && reads > MAX_REMOTE_READS {
+        return Err(Error::Request(format!(
+            "{budget}: types are chosen by measuring weights, which would take about {reads} requests to {}; fetch it first \
+             (requant fetch), or make a recipe from a copy and use it with --recipe",
+            source.source().location()
+        )));
+    }
+    let _sampling = Sampling::of(source.source(), budget)?;
     let errors = measure::errors(source, &base, &choices, threads, watch, stop)?;
     Fit { source, format: format.name, options, budget, base: &base, choices: &choices, errors: &errors }
         .run()
+}
+
+/// While it is there, samples of a source that is not at hand can be read.
+struct Sampling<'a>(&'a dyn Source);
+
+impl<'a> Sampling<'a> {
+    fn of(source: &'a dyn Source, budget: Budget) -> Result<Self> {
+        if source.sample(true) {
+            return Ok(Self(source));
+        }
+        Err(Error::Request(format!(
+            "{budget}: types are chosen by measuring weights, and those of {} cannot be read; fetch it first (requant fetch)",
+            source.location()
+        )))
+    }
+}
+
+impl Drop for Sampling<'_> {
+    fn drop(&mut self) {
+        self.0.sample(false);
+    }
 }
 
 /// Everything that the choice depends on.

@@ -40,6 +40,8 @@ pub struct Streamed {
     /// Small files that were fetched whole; only kept when there is a `deposit` for them.
     small: Mutex<BTreeMap<usize, Vec<u8>>>,
     spool: Option<Spool>,
+    /// Ranges of weights may be read though nobody has verified them.
+    sampling: AtomicBool,
     connections: usize,
     deposit: Option<Deposit>,
     stop: Arc<AtomicBool>,
@@ -71,7 +73,19 @@ impl Streamed {
         let present = files.iter().map(|_| RwLock::new(None)).collect();
         let heads = files.iter().map(|_| Mutex::new(Vec::new())).collect();
         let small = Mutex::default();
-        Self { remote, files, cached, present, heads, small, spool: None, connections, deposit: None, stop }
+        Self {
+            remote,
+            files,
+            cached,
+            present,
+            heads,
+            small,
+            spool: None,
+            sampling: AtomicBool::new(false),
+            connections,
+            deposit: None,
+            stop,
+        }
     }
 
     /// Lets weights be streamed through `spool`; `deposit` takes files that would be deleted.
@@ -138,6 +152,29 @@ impl Streamed {
         Ok(())
     }
 
+    /// Reads a range of a file that is not here.
+    fn read_sample(&self, file: usize, range: Range<u64>, buf: &mut [u8]) -> Result<()> {
+        if let Some(path) = self.cached_path(file) {
+            let cached = File::open(&path).map_err(Error::io(&path, "open"))?;
+            return cached.read_exact_at(buf, range.start).map_err(Error::io(&path, "read"));
+        }
+        let mut filled = 0;
+        self.remote.read_range(file, range, &self.stop, &mut |bytes| {
+            let end = filled + bytes.len();
+            let Some(room) = buf.get_mut(filled..end) else {
+                return Err(Error::hub(self.place(file), "more bytes came than were asked for"));
+            };
+            room.copy_from_slice(bytes);
+            filled = end;
+            Ok(())
+        })?;
+        if filled < buf.len() {
+            let message = format!("{filled} of {} bytes came", buf.len());
+            return Err(Error::hub(self.place(file), message));
+        }
+        Ok(())
+    }
+
     fn place(&self, file: usize) -> String {
         format!("{}: {}", self.remote.location(), self.files[file].name)
     }
@@ -189,7 +226,11 @@ impl Source for Streamed {
         {
             return Ok(());
         }
-        self.read_head(file, offset_bytes..offset_bytes + buf.len() as u64, buf)
+        let range = offset_bytes..offset_bytes + buf.len() as u64;
+        if self.sampling.load(Ordering::Relaxed) {
+            return self.read_sample(file, range, buf);
+        }
+        self.read_head(file, range, buf)
     }
 
     fn read_small(&self, name: &str) -> Result<Option<Vec<u8>>> {
@@ -227,6 +268,11 @@ impl Source for Streamed {
 
     fn is_at_hand(&self) -> bool {
         false
+    }
+
+    fn sample(&self, on: bool) -> bool {
+        self.sampling.store(on, Ordering::Relaxed);
+        on
     }
 
     fn supply(&self) -> Option<&dyn Supply> {

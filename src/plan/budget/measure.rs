@@ -19,6 +19,8 @@ use crate::plan::{Blueprint, OutputTensor};
 const SAMPLE_ELEMS: usize = 1 << 17;
 /// Rows that are looked at, at least.
 const MIN_ROWS: usize = 4;
+/// Reads under way at once of a source far away.
+const REMOTE_READS: usize = 16;
 /// Error of what does not decode to numbers at all: worse than any other.
 const HOPELESS: f64 = 1e18;
 
@@ -30,6 +32,11 @@ pub struct Watch<'a> {
     pub advance: &'a (dyn Fn(u64) + Sync),
 }
 
+/// How often the source will be read, about: rows, and the scales of each.
+pub(super) fn reads(blueprint: &Blueprint, choices: &[Choices]) -> usize {
+    choices.iter().map(|choices| 2 * rows(&blueprint.tensors[choices.tensor]).len()).sum()
+}
+
 /// Relative squared error of each candidate, for each of `choices`.
 pub(super) fn errors(
     source: &Checkpoint,
@@ -39,6 +46,8 @@ pub(super) fn errors(
     watch: &Watch<'_>,
     stop: &AtomicBool,
 ) -> Result<Vec<Vec<f64>>> {
+    // A source far away answers late: more of its answers are waited for than there are cores.
+    let threads = if source.source().is_at_hand() { threads } else { threads.max(REMOTE_READS) };
     let pool = ThreadPoolBuilder::new()
         .num_threads(threads)
         .build()
