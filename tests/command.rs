@@ -306,3 +306,19 @@ fn two_tokenizers_that_cut_the_text_otherwise_are_refused() {
     let first = format!("token {} is", a.as_u64().unwrap().min(b.as_u64().unwrap()));
     assert!(message.contains(&first) && !message.contains("layer 1"), "{message}");
 }
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_reason_to_panic() {
+    for more in [&["--json"][..], &[]] {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_requant"))
+            .args(["inspect", path(&model())])
+            .args(more)
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        assert_eq!((output.status.code(), text(&output.stderr)), (Some(1), String::new()));
+    }
+}
