@@ -9,7 +9,7 @@
 use requant_formats::codec;
 use serde_json::{Value, json};
 
-use super::hf::{self, Modules, Packing, Stored};
+use super::hf::{self, Modules, Packing, Row, Stored};
 use super::{Blueprint, Format, Options, Rounding, Target};
 use crate::checkpoint::{Checkpoint, SourceTensor};
 use crate::error::{Error, Result};
@@ -17,18 +17,13 @@ use crate::error::{Error, Result};
 /// AWQ.
 pub(super) struct AwqTarget;
 
-/// One `--to` format.
-struct AwqFormat {
-    format: Format,
-    group_len: usize,
-}
-
-const fn row(name: &'static str, about: &'static str, group_len: usize) -> AwqFormat {
-    AwqFormat { format: Format { name, about }, group_len }
+/// A format, and the weights in a group of its type.
+const fn row(name: &'static str, about: &'static str, group_len: usize) -> Row<usize> {
+    Row::new(name, about, group_len)
 }
 
 /// Every format. Bits per weight count scale and zero point.
-const FORMATS: &[AwqFormat] = &[
+const FORMATS: &[Row<usize>] = &[
     row(
         "awq-4bit-128g",
         "AWQ (gemm), 4-bit integers with zero points, groups of 128: 4.16 bits per weight",
@@ -47,15 +42,7 @@ const FORMATS: &[AwqFormat] = &[
 ];
 
 /// The `format` column of [`FORMATS`].
-const NAMES: [Format; FORMATS.len()] = {
-    let mut names = [FORMATS[0].format; FORMATS.len()];
-    let mut at = 0;
-    while at < FORMATS.len() {
-        names[at] = FORMATS[at].format;
-        at += 1;
-    }
-    names
-};
+const NAMES: [Format; FORMATS.len()] = hf::formats(FORMATS);
 
 /// What every format begins with; the rest is the name of its type.
 const PREFIX: &str = "awq-";
@@ -81,11 +68,7 @@ impl Target for AwqTarget {
 
 /// Weights in a group of a type.
 fn group_len(type_name: &str) -> Result<usize> {
-    let row = FORMATS.iter().find(|row| row.format.name.strip_prefix(PREFIX) == Some(type_name));
-    row.map(|row| row.group_len).ok_or_else(|| Error::Unsupported {
-        what: format!("type {type_name}"),
-        hint: "not an AWQ type".into(),
-    })
+    hf::kind_of(FORMATS, PREFIX, type_name)
 }
 
 /// How AWQ checkpoints are put together.

@@ -12,7 +12,7 @@ use requant_formats::Dtype;
 use requant_formats::codec::{self, ChannelScale};
 use serde_json::{Map, Value, json};
 
-use super::hf::{self, Modules, Packing, Stored};
+use super::hf::{self, Modules, Packing, Row, Stored};
 use super::{Blueprint, Choices, Format, Options, Rounding, Target};
 use crate::checkpoint::{Checkpoint, SourceTensor};
 use crate::error::{Error, Result};
@@ -36,25 +36,15 @@ enum Kind {
     Fp8Block,
 }
 
-/// One `--to` format, and the type of the same name.
-struct Row {
-    format: Format,
-    kind: Kind,
-}
-
-const fn row(name: &'static str, about: &'static str, kind: Kind) -> Row {
-    Row { format: Format { name, about }, kind }
-}
-
-const fn int4(name: &'static str, about: &'static str, group_len: usize, symmetric: bool) -> Row {
-    row(name, about, Kind::Int4 { group_len, symmetric })
+const fn int4(name: &'static str, about: &'static str, group_len: usize, symmetric: bool) -> Row<Kind> {
+    Row::new(name, about, Kind::Int4 { group_len, symmetric })
 }
 
 /// What every format begins with; the rest is the name of its type.
 const PREFIX: &str = "compressed-tensors-";
 
 /// Every format. Bits per weight count a 16-bit scale per group, and 4 bits of zero point.
-const FORMATS: &[Row] = &[
+const FORMATS: &[Row<Kind>] = &[
     int4(
         "compressed-tensors-w4a16",
         "compressed-tensors, 4-bit integers, groups of 128: 4.13 bits per weight",
@@ -103,17 +93,17 @@ const FORMATS: &[Row] = &[
         0,
         false,
     ),
-    row(
+    Row::new(
         "compressed-tensors-nvfp4",
         "compressed-tensors, FP4 with an FP8 scale per 16: 4.5 bits per weight",
         Kind::Nvfp4,
     ),
-    row(
+    Row::new(
         "compressed-tensors-mxfp4",
         "compressed-tensors, FP4 with a power of two per 32: 4.25 bits per weight",
         Kind::Mxfp4,
     ),
-    row(
+    Row::new(
         "compressed-tensors-fp8-block",
         "compressed-tensors, the source's own FP8 blocks: 8 bits per weight",
         Kind::Fp8Block,
@@ -121,15 +111,7 @@ const FORMATS: &[Row] = &[
 ];
 
 /// The `format` column of [`FORMATS`].
-const NAMES: [Format; FORMATS.len()] = {
-    let mut names = [FORMATS[0].format; FORMATS.len()];
-    let mut at = 0;
-    while at < FORMATS.len() {
-        names[at] = FORMATS[at].format;
-        at += 1;
-    }
-    names
-};
+const NAMES: [Format; FORMATS.len()] = hf::formats(FORMATS);
 
 impl Target for CompressedTensorsTarget {
     fn family(&self) -> &'static str {
@@ -155,11 +137,9 @@ impl Target for CompressedTensorsTarget {
     }
 }
 
-/// The row of a type.
+/// What a type is.
 fn kind(type_name: &str) -> Result<Kind> {
-    let row = FORMATS.iter().find(|row| row.format.name.strip_prefix(PREFIX) == Some(type_name));
-    row.map(|row| row.kind)
-        .ok_or_else(|| Error::Unsupported { what: format!("type {type_name}"), hint: "see --help".into() })
+    hf::kind_of(FORMATS, PREFIX, type_name)
 }
 
 /// What the formats have to know of the source.

@@ -11,29 +11,28 @@ use std::collections::BTreeMap;
 use requant_formats::codec;
 use serde_json::{Map, Value, json};
 
-use super::hf::{self, Modules, Packing, Stored};
+use super::hf::{self, Modules, Packing, Row, Stored};
 use super::{Blueprint, Choices, Format, Options, Sidecar, Target};
 use crate::checkpoint::{Checkpoint, SourceTensor};
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// GPTQ.
 pub(super) struct GptqTarget;
 
-/// One `--to` format.
+/// What a type is.
 #[derive(Debug, Clone, Copy)]
-struct GptqFormat {
-    format: Format,
+struct Kind {
     group_len: usize,
     symmetric: bool,
 }
 
-const fn row(name: &'static str, about: &'static str, group_len: usize, symmetric: bool) -> GptqFormat {
-    GptqFormat { format: Format { name, about }, group_len, symmetric }
+const fn row(name: &'static str, about: &'static str, group_len: usize, symmetric: bool) -> Row<Kind> {
+    Row::new(name, about, Kind { group_len, symmetric })
 }
 
 /// Every format; without `-sym` or `-asym` it is symmetric, as GPTQModel's default is. Bits per weight count
 /// scale and zero point.
-const FORMATS: &[GptqFormat] = &[
+const FORMATS: &[Row<Kind>] = &[
     row("gptq-4bit-128g", "GPTQ, 4-bit integers, groups of 128: 4.16 bits per weight", 128, true),
     row("gptq-4bit-64g", "GPTQ, 4-bit integers, groups of 64: 4.31 bits per weight", 64, true),
     row("gptq-4bit-32g", "GPTQ, 4-bit integers, groups of 32: 4.63 bits per weight", 32, true),
@@ -61,15 +60,7 @@ const FORMATS: &[GptqFormat] = &[
 ];
 
 /// The `format` column of [`FORMATS`].
-const NAMES: [Format; FORMATS.len()] = {
-    let mut names = [FORMATS[0].format; FORMATS.len()];
-    let mut at = 0;
-    while at < FORMATS.len() {
-        names[at] = FORMATS[at].format;
-        at += 1;
-    }
-    names
-};
+const NAMES: [Format; FORMATS.len()] = hf::formats(FORMATS);
 
 /// What every format begins with; the rest is the name of its type.
 const PREFIX: &str = "gptq-";
@@ -98,13 +89,9 @@ impl Target for GptqTarget {
     }
 }
 
-/// The row of a type.
-fn row_of(type_name: &str) -> Result<&'static GptqFormat> {
-    let row = FORMATS.iter().find(|row| row.format.name.strip_prefix(PREFIX) == Some(type_name));
-    row.ok_or_else(|| Error::Unsupported {
-        what: format!("type {type_name}"),
-        hint: "not a GPTQ type".into(),
-    })
+/// What a type is.
+fn kind(type_name: &str) -> Result<Kind> {
+    hf::kind_of(FORMATS, PREFIX, type_name)
 }
 
 /// How GPTQ checkpoints are put together.
@@ -124,20 +111,20 @@ impl Packing for Gptq {
 
     /// Other group lengths.
     fn alternatives(&self, default: &str) -> Vec<&'static str> {
-        let Ok(own) = row_of(default) else { return Vec::new() };
-        let rows = FORMATS.iter().filter(|row| row.symmetric == own.symmetric);
+        let Ok(own) = kind(default) else { return Vec::new() };
+        let rows = FORMATS.iter().filter(|row| row.kind.symmetric == own.symmetric);
         // A type with two names counts once.
         let by_length: BTreeMap<usize, &str> = rows
             .rev()
-            .filter_map(|row| Some((row.group_len, row.format.name.strip_prefix(PREFIX)?)))
+            .filter_map(|row| Some((row.kind.group_len, row.format.name.strip_prefix(PREFIX)?)))
             .collect();
         by_length.into_values().collect()
     }
 
     fn stored(&self, type_name: &'static str, tensor: &SourceTensor) -> Result<Option<Stored>> {
-        let row = row_of(type_name)?;
-        let kind = if row.symmetric { "gptq_int4" } else { "gptq_int4_asym" };
-        let codec = codec::find(&format!("{kind}_g{}", row.group_len));
+        let Kind { group_len, symmetric } = kind(type_name)?;
+        let family = if symmetric { "gptq_int4" } else { "gptq_int4_asym" };
+        let codec = codec::find(&format!("{family}_g{group_len}"));
         hf::encoded_if_it_fits(tensor, codec, "gptq", hf::rounding_of(tensor))
     }
 
@@ -147,11 +134,11 @@ impl Packing for Gptq {
         let mut dynamic: Map<String, Value> =
             modules.kept_patterns().into_iter().map(|pattern| (format!("-:{pattern}$"), json!({}))).collect();
         for (type_name, patterns) in modules.types(default) {
-            let row = row_of(type_name)?;
+            let row = kind(type_name)?;
             let other = json!({"bits": 4, "group_size": row.group_len, "sym": row.symmetric});
             dynamic.extend(patterns.into_iter().map(|pattern| (format!("+:{pattern}$"), other.clone())));
         }
-        let row = row_of(default)?;
+        let row = kind(default)?;
         Ok(json!({
             "bits": 4,
             "group_size": row.group_len,

@@ -17,7 +17,7 @@ use requant_formats::codec::{self, Codec};
 use requant_formats::layout::{self, Layout, ROW_MAJOR};
 use serde_json::Value;
 
-use super::{Blueprint, OutputTensor, Piece, Rounding, Rules, Sidecar, Target, carried};
+use super::{Blueprint, Format, OutputTensor, Piece, Rounding, Rules, Sidecar, Target, carried};
 use crate::arch::{ArchSpec, LayerRole, Role};
 use crate::checkpoint::{Checkpoint, SourceTensor};
 use crate::error::{Error, Result};
@@ -29,6 +29,40 @@ mod shards;
 
 pub(super) use alternatives::alternatives;
 pub(super) use modules::Modules;
+
+/// One `--to` format of a family, and what its type is. The type is called as the format is, without the
+/// family's prefix.
+pub(super) struct Row<T: 'static> {
+    pub(super) format: Format,
+    pub(super) kind: T,
+}
+
+impl<T> Row<T> {
+    pub(super) const fn new(name: &'static str, about: &'static str, kind: T) -> Self {
+        Self { format: Format { name, about }, kind }
+    }
+}
+
+/// The `format` column of a table.
+pub(super) const fn formats<T, const ROWS: usize>(rows: &[Row<T>]) -> [Format; ROWS] {
+    let mut formats = [Format { name: "", about: "" }; ROWS];
+    let mut at = 0;
+    while at < ROWS {
+        formats[at] = rows[at].format;
+        at += 1;
+    }
+    formats
+}
+
+/// What the type of this name is.
+///
+/// # Errors
+/// When the table has none, which rules and formats rule out.
+pub(super) fn kind_of<T: Copy>(rows: &[Row<T>], prefix: &str, type_name: &str) -> Result<T> {
+    let row = rows.iter().find(|row| row.format.name.strip_prefix(prefix) == Some(type_name));
+    row.map(|row| row.kind)
+        .ok_or_else(|| Error::Unsupported { what: format!("type {type_name}"), hint: "see --help".into() })
+}
 
 /// How the weight of a linear layer is encoded.
 #[derive(Clone, Copy)]
