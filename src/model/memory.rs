@@ -1,6 +1,8 @@
-//! How much memory a forward pass needs: an upper bound from the hyper-parameters.
+//! How much memory, or how much of it and of a disk, a forward pass needs: upper bounds from the hyper-parameters.
 
-use super::{attention_mla, ffn, linear};
+use super::attention_mla::{GROUP_HEADS, QUERY_BLOCK};
+use super::panel::{TILE_WEIGHTS, tile_rows, tiles_per_panel};
+use super::states::{BLOCK_ROWS, Storage};
 use crate::arch::ArchSpec;
 
 /// The program, a tokenizer, the allocator.
@@ -27,38 +29,96 @@ pub struct Workload {
     pub predictions: usize,
 }
 
-/// Most bytes that evaluating `load` takes.
-pub fn peak_ram_bytes(spec: &ArchSpec, load: &Workload) -> u64 {
-    let Workload { tokens, context, scored, models, predictions } = *load;
+/// Most bytes of memory that evaluating `load` takes with its states in `storage`.
+pub fn peak_ram_bytes(spec: &ArchSpec, load: &Workload, storage: &Storage) -> u64 {
+    let Workload { tokens, models, .. } = *load;
+    let threads = rayon::current_num_threads();
+    // Choices of every token, and at worst all of them go to one expert.
+    let choices =
+        if spec.experts > 0 { tokens * (models * (4 * spec.experts_per_token + 16) + 16) } else { 0 };
+    let states = match storage {
+        Storage::Memory => states(spec, load),
+        Storage::Scratch(_) => 0,
+    };
+    let values = states + choices + 2 * panel(spec, models, storage) + threads * block(spec, load, storage);
+    BASE_BYTES
+        + models as u64 * (TENSOR_BYTES * tensors(spec) + TOKEN_BYTES * tokens as u64)
+        + threads as u64 * THREAD_BYTES
+        + 4 * values as u64
+}
+
+/// Most bytes of scratch files that evaluating `load` takes.
+pub fn scratch_bytes(spec: &ArchSpec, load: &Workload) -> u64 {
+    4 * states(spec, load) as u64
+}
+
+/// Values of all states that exist at a time.
+fn states(spec: &ArchSpec, load: &Workload) -> usize {
+    let Workload { tokens, scored, models, predictions, .. } = *load;
     let hidden = spec.hidden;
-    let group = attention_mla::GROUP_HEADS.min(spec.heads);
-    let attention = spec.q_lora.map_or(hidden, |rank| 2 * rank)
-        + 2 * (spec.kv_lora + spec.rope_dim)
-        + spec.heads * spec.v_dim
-        + group * (2 * spec.nope_dim + spec.rope_dim + spec.v_dim);
-    let chunk = 2 * ffn::CHUNK_COLS;
-    let dense = if spec.dense_layers > 0 { spec.dense_intermediate + chunk } else { 0 };
-    // At worst every token goes to one expert; its choices are kept beside.
-    let choices = models * (spec.experts + 4 * spec.experts_per_token + 16);
-    let experts = 2 * hidden + spec.expert_intermediate * (1 + spec.shared_experts) + chunk + choices;
+    let attention =
+        2 * spec.q_lora.unwrap_or(0) + 2 * (spec.kv_lora + spec.rope_dim) + spec.heads * spec.v_dim;
+    let dense = if spec.dense_layers > 0 { spec.dense_intermediate } else { 0 };
+    let experts = spec.experts + spec.expert_intermediate * spec.shared_experts.max(1);
     // The states of every model, and the input of a block.
     let layer = hidden + attention.max(dense).max(experts);
     // The prediction module joins two states, and then has states of its own.
     let prediction = predictions * hidden + (3 * hidden).max(layer);
     let walk = tokens * (models * hidden + layer.max(prediction));
-    // Copies of the scored states, and the logits of one piece of the vocabulary.
-    let piece = linear::tile_rows(hidden, 1).min(spec.vocab);
-    let head = tokens * models * hidden + scored * models * (2 * hidden + piece);
-    // Two tiles of every model, the widest perhaps larger than others; what is read of one is not decoded yet.
-    let cols = spec.dense_intermediate.max(spec.heads * spec.v_dim).max(hidden);
-    let tile = linear::TILE_WEIGHTS.max(linear::tile_rows(cols, 1) * cols);
-    let threads = rayon::current_num_threads();
-    let working =
-        2 * models * tile + threads * (linear::DECODE_ROWS * cols + attention_mla::QUERY_BLOCK * context);
-    BASE_BYTES
-        + models as u64 * (TENSOR_BYTES * tensors(spec) + TOKEN_BYTES * tokens as u64)
-        + threads as u64 * THREAD_BYTES
-        + 4 * (walk.max(head) + working) as u64
+    // The scored states, normed.
+    let head = tokens * (models + predictions) * hidden + scored * models * hidden;
+    walk.max(head)
+}
+
+/// Rows and columns of the matrices that are multiplied tile by tile.
+fn matrices(spec: &ArchSpec) -> Vec<(usize, usize)> {
+    let hidden = spec.hidden;
+    let shared = spec.shared_experts * spec.expert_intermediate;
+    let blocks = [spec.dense_intermediate, spec.expert_intermediate, shared];
+    let ffn =
+        blocks.into_iter().filter(|&width| width > 0).flat_map(|width| [(width, hidden), (hidden, width)]);
+    let mut matrices: Vec<(usize, usize)> = ffn.collect();
+    matrices.extend(spec.q_lora.map(|rank| (rank, hidden)));
+    matrices.extend([
+        (spec.kv_lora + spec.rope_dim, hidden),
+        (hidden, spec.heads * spec.v_dim),
+        (hidden, 2 * hidden),
+        (spec.vocab, hidden),
+    ]);
+    matrices
+}
+
+/// Weights of the largest panel.
+fn panel(spec: &ArchSpec, models: usize, storage: &Storage) -> usize {
+    let heads = GROUP_HEADS.min(spec.heads);
+    let attention = heads * (spec.nope_dim + spec.rope_dim) * spec.q_lora.unwrap_or(spec.hidden)
+        + heads * (spec.nope_dim + spec.v_dim) * spec.kv_lora;
+    // Gate and up projection, and the heads of two models, come in pairs.
+    let tiles = tiles_per_panel(storage).max(2).max(models);
+    let tile = |(rows, cols): (usize, usize)| rows.min(tile_rows(cols, 1)) * cols;
+    let tiled = matrices(spec).into_iter().map(tile).max().unwrap_or(TILE_WEIGHTS);
+    attention.max(tiles * tiled)
+}
+
+/// Values of what one thread needs beside the states while it works on a block of them.
+fn block(spec: &ArchSpec, load: &Workload, storage: &Storage) -> usize {
+    let Workload { context, tokens, models, .. } = *load;
+    let window = context.min(tokens);
+    let heads = GROUP_HEADS.min(spec.heads);
+    let key_value = spec.nope_dim + spec.v_dim;
+    let mut attention = window * heads * (spec.nope_dim + spec.rope_dim + key_value) + QUERY_BLOCK * window;
+    let tiles = tiles_per_panel(storage);
+    // Two products of a tile each; a panel of them where they are not yet where they go.
+    let product = |(rows, cols): (usize, usize)| rows.min(tiles.max(2 * models) * tile_rows(cols, 1));
+    let mut tiled = matrices(spec).into_iter().map(product).max().unwrap_or(0);
+    if let Storage::Scratch(_) = storage {
+        // A copy of what is read, of what will be written, and the bytes of the larger one.
+        let latents = spec.q_lora.unwrap_or(spec.hidden) + spec.kv_lora + spec.rope_dim;
+        attention += window * (latents + 2 * heads * spec.v_dim + spec.hidden);
+        let widest = matrices(spec).into_iter().map(|(_, cols)| cols).max().unwrap_or(0);
+        tiled += 2 * widest + 2 * tiled;
+    }
+    attention.max(BLOCK_ROWS.min(tokens) * tiled)
 }
 
 /// Tensors of a checkpoint, scales not counted.
