@@ -92,7 +92,9 @@ impl Layers {
                     Ok(Distance::of(spec.hidden, &model, &original))
                 })
                 .collect();
-            distances.into_iter().try_for_each(|distance| Ok(sums.distance.add(distance?)))?;
+            for distance in distances {
+                sums.distance.add(distance?);
+            }
         }
         if let [Some(model), Some(original)] = choices {
             sums.experts.resize(spec.experts, [0; 3]);
