@@ -112,11 +112,11 @@ fn block(spec: &ArchSpec, load: &Workload, storage: &Storage) -> usize {
     let product = |(rows, cols): (usize, usize)| rows.min(tiles.max(2 * models) * tile_rows(cols, 1));
     let mut tiled = matrices(spec).into_iter().map(product).max().unwrap_or(0);
     if let Storage::Scratch(_) = storage {
-        // A copy of what is read, of what will be written, and the bytes of the larger one.
+        // A copy of what is read, and of what will be written.
         let latents = spec.q_lora.unwrap_or(spec.hidden) + spec.kv_lora + spec.rope_dim;
-        attention += window * (latents + 2 * heads * spec.v_dim + spec.hidden);
+        attention += window * (latents + heads * spec.v_dim);
         let widest = matrices(spec).into_iter().map(|(_, cols)| cols).max().unwrap_or(0);
-        tiled += 2 * widest + 2 * tiled;
+        tiled += widest + tiled;
     }
     attention.max(BLOCK_ROWS.min(tokens) * tiled)
 }
