@@ -8,6 +8,7 @@
 //! - `mlx`: the fixture converted to MLX, against mlx-lm's files.
 //! - `rules`: tensors with types of their own, against llama-quantize and mlx-lm.
 //! - `budget`: types chosen for a size.
+//! - `mixes`: what budgets choose from: every type of a family, from GGUF files and from hubs.
 //! - `error_report`: what was written, measured against its source.
 //! - `faults`: what a run leaves behind when it is stopped, fails, or meets another one.
 //! - `streaming`: conversions straight from a hub that misbehaves (crate `test-hub`).
@@ -56,6 +57,8 @@ mod hostile;
 mod maker;
 #[cfg(test)]
 mod measured;
+#[cfg(test)]
+mod mixes;
 #[cfg(test)]
 mod mlx;
 #[cfg(test)]

@@ -7,9 +7,20 @@ use requant_formats::codec::fp8::{self, BlockScales, F8E4M3, F8E5M2};
 use requant_formats::codec::{self, Codec, Grid};
 use requant_formats::dispatch::{self, Kernel};
 
-use super::packed_rows::PackedRows;
+use super::packed_rows::{self, PackedRows};
 use super::{BlockScale, Catalogue, Encoding, ScaleFormat, SourceTensor};
 use crate::error::{Error, Result};
+
+impl Catalogue {
+    /// How many reads of the source [`TileReader::read`] makes for these rows, when it has none of them yet.
+    pub fn reads(&self, id: usize, rows: Range<usize>) -> usize {
+        match &self.tensors()[id].encoding {
+            Encoding::Plain => 1,
+            Encoding::Scaled(_) => 2,
+            Encoding::Packed(packed) => packed_rows::reads(self, id, packed, &rows),
+        }
+    }
+}
 
 /// Reads tiles of one checkpoint after the other; keeps its buffers.
 #[derive(Default)]

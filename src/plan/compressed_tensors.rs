@@ -14,6 +14,7 @@ use serde_json::{Map, Value, json};
 
 use super::hf::{self, Modules, Packing, Row, Stored};
 use super::{Blueprint, Choices, Format, Options, Rounding, Target};
+use crate::arch::LayerRole;
 use crate::checkpoint::{Checkpoint, SourceTensor};
 use crate::error::{Error, Result};
 
@@ -259,15 +260,17 @@ impl Packing for CompressedTensors {
         if group_len == 128 { name.to_owned() } else { format!("{name}-g{group_len}") }
     }
 
-    /// Integers of the same kind: engines run one kernel for them.
-    fn alternatives(&self, default: &str) -> Vec<&'static str> {
-        let symmetry = |name: &str| match kind(name) {
-            Ok(Kind::Int4 { symmetric, .. }) => Some(symmetric),
-            _ => None,
+    /// Every type: each group of `config_groups` has a format and numbers of its own. Zero points of routed experts
+    /// are what vLLM does not read, so they have some only where the format asked for has (vLLM
+    /// `compressed_tensors_moe_wna16_marlin.py`); FP8 blocks are those of the source.
+    fn alternatives(&self, default: &str, role: LayerRole) -> Vec<&'static str> {
+        let asymmetric = |name: &str| matches!(kind(name), Ok(Kind::Int4 { symmetric: false, .. }));
+        let is_routed = matches!(role, LayerRole::Expert(..));
+        let is_possible = |name: &&'static str| {
+            let reads_zeros = !is_routed || asymmetric(default) || !asymmetric(name);
+            reads_zeros && (self.block.is_some() || !matches!(kind(name), Ok(Kind::Fp8Block)))
         };
-        let own = symmetry(default);
-        let types = CompressedTensorsTarget.types().into_iter();
-        types.filter(|name| own.is_some() && symmetry(name) == own).collect()
+        CompressedTensorsTarget.types().into_iter().filter(is_possible).collect()
     }
 
     fn takes_prediction_layers(&self) -> bool {
