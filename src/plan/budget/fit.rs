@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::knapsack::{self, Item, Offer};
-use super::{Budget, Choices, Fitted, Set, encoded_bytes};
+use super::{Budget, Choices, Fitted, Set};
 use crate::error::{Error, Result};
 use crate::plan::{Blueprint, Choice, Options, Original, Pattern, Rule, Rules, numbered};
 
@@ -76,16 +76,27 @@ impl Fit<'_> {
         let items: Vec<Item> = groups.iter().map(|group| self.item(group, Some(errors))).collect();
         let limit = self.budget.limit(&smallest.blueprint);
         let mut allowance = limit.saturating_sub(fixed);
+        let mut best: Option<Fitted> = None;
+        let mut tried = BTreeSet::new();
         for _ in 0..MAX_ROUNDS {
             let Some(options) = knapsack::solve(&items, allowance) else { break };
+            if !tried.insert(options.clone()) {
+                break;
+            }
             let fitted = self.fitted(&groups, &items, &options)?;
-            match self.budget.spent(&fitted.blueprint).checked_sub(limit) {
-                None | Some(0) => return Ok(fitted),
-                // What was chosen took more than its blocks: headers, shapes, lists of exceptions.
-                Some(over) => allowance = cost(&items, &options).min(allowance).saturating_sub(over),
+            let (taken, spent) = (cost(&items, &options), self.budget.spent(&fitted.blueprint));
+            // Beside what was chosen there are headers, shapes and lists of exceptions, which depend on it.
+            match spent.checked_sub(limit) {
+                Some(over) if over > 0 => allowance = taken.min(allowance).saturating_sub(over),
+                _ => {
+                    allowance = taken + (limit - spent);
+                    if best.as_ref().is_none_or(|best| fitted.mean_error < best.mean_error) {
+                        best = Some(fitted);
+                    }
+                }
             }
         }
-        self.fitted(&groups, &items, &knapsack::cheapest(&items))
+        best.map_or_else(|| self.fitted(&groups, &items, &knapsack::cheapest(&items)), Ok)
     }
 
     fn too_small(&self, least: &Blueprint) -> Error {
@@ -144,7 +155,7 @@ impl Fit<'_> {
                 let candidate = &candidates[at];
                 for &tensor in tensors {
                     let len_elems = self.base.tensors[tensor].len_elems();
-                    offer.cost += encoded_bytes(candidate.codec, len_elems) + candidate.copied.unwrap_or(0);
+                    offer.cost += candidate.len_bytes;
                     offer.loss += len_elems as f64 * errors.map_or(0.0, |errors| errors[member][at]);
                 }
             }

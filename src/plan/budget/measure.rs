@@ -43,7 +43,7 @@ pub(super) fn errors(
     let samples: Vec<Option<Sample<'_>>> = choices
         .iter()
         .map(|choices| {
-            let is_known = |candidate: &Candidate| candidate.copied.is_some();
+            let is_known = |candidate: &Candidate| candidate.is_copied;
             (!choices.candidates.iter().all(is_known))
                 .then(|| Sample::of(source, blueprint, &choices.tensors))
         })
@@ -69,7 +69,7 @@ pub(super) fn errors(
 /// A factor on the whole tensor is taken from the sample: scales under it keep their precision over 15 octaves, so
 /// that another factor hardly changes the error.
 fn relative_error(candidate: &Candidate, x: &[f32]) -> f64 {
-    if candidate.copied.is_some() {
+    if candidate.is_copied {
         return 0.0;
     }
     let codec = candidate.codec;
@@ -108,11 +108,13 @@ mod tests {
     use super::*;
     use crate::plan::Rounding;
 
+    fn candidate(name: &str, rounding: Rounding, x: &[f32]) -> Candidate {
+        Candidate::encoded(name, codec::find(name).unwrap(), rounding, x.len() as u64)
+    }
+
     #[test]
     fn errors_are_those_of_the_definition() {
-        let error = |name: &str, x: &[f32]| {
-            relative_error(&Candidate::encoded(name, codec::find(name).unwrap(), Rounding::Exact), x)
-        };
+        let error = |name: &str, x: &[f32]| relative_error(&candidate(name, Rounding::Exact, x), x);
         let x: Vec<f32> = (0..256).map(|i| (i as f32 * 0.7).sin()).collect();
         assert_eq!(error("F32", &x), 0.0);
         let (coarse, fine) = (error("Q2_K", &x), error("Q8_0", &x));
@@ -126,18 +128,12 @@ mod tests {
     #[test]
     fn precision_before_encoding_and_the_factor_of_a_tensor_count() {
         let x: Vec<f32> = (0..256).map(|i| (i as f32 * 0.7).sin() * 1e-4).collect();
-        let error = |name: &str, rounding| {
-            relative_error(&Candidate::encoded(name, codec::find(name).unwrap(), rounding), &x)
-        };
-        let rounded = error("F32", Rounding::Bf16);
+        let rounded = relative_error(&candidate("F32", Rounding::Bf16, &x), &x);
         assert!(1e-7 < rounded && rounded < 1e-5, "{rounded}");
         // Without the factor, FP8 scales of weights this small would be zero.
-        let nvfp4 = error("ct_nvfp4", Rounding::Bf16);
+        let nvfp4 = relative_error(&candidate("ct_nvfp4", Rounding::Bf16, &x), &x);
         assert!((1e-3..0.02).contains(&nvfp4), "{nvfp4}");
-        let copied = Candidate {
-            copied: Some(0),
-            ..Candidate::encoded("Q2_K", codec::find("Q2_K").unwrap(), Rounding::Exact)
-        };
+        let copied = Candidate { is_copied: true, ..candidate("Q2_K", Rounding::Exact, &x) };
         assert_eq!(relative_error(&copied, &x), 0.0);
     }
 }

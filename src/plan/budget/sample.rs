@@ -80,7 +80,20 @@ impl<'a> Sample<'a> {
 
     /// How often the source is read for it.
     fn reads(&self) -> usize {
-        self.runs.iter().map(|run| self.source.reads(run.piece.source, run.source_rows())).sum()
+        let mut held: Option<(usize, Range<usize>)> = None;
+        let mut reads = 0;
+        for run in &self.runs {
+            let (id, rows) = (run.piece.source, run.source_rows());
+            let is_held = |(of, held): &(usize, Range<usize>)| {
+                *of == id && held.start <= rows.start && rows.end <= held.end
+            };
+            if !held.as_ref().is_some_and(is_held) {
+                let (count, there) = self.source.reads(id, rows);
+                reads += count;
+                held = Some((id, there));
+            }
+        }
+        reads
     }
 
     /// Its weights, row after row.

@@ -93,13 +93,13 @@ pub(super) fn choices_again(
     for (tensor, output) in tensors.iter().enumerate().filter(|(_, output)| can_be_quantized(output)) {
         let own = stored(output).filter(|own| own.block_len_elems() > 1);
         let is_head = mix::is_head(&output.names[0], tied_embeddings);
-        let candidates = match own.and_then(|own| candidate(own)) {
+        let candidates = match own.and_then(|own| candidate(own, output)) {
             Some(own) if leave && !is_head => {
-                let own = Candidate { copied: Some(0), ..own };
+                let own = Candidate { is_copied: true, ..own };
                 let others = fitting(output).into_iter().filter(|other| other.choice != own.choice);
                 [own.clone()].into_iter().chain(others).collect()
             }
-            Some(own) if !leave => vec![Candidate { copied: Some(0), ..own }],
+            Some(own) if !leave => vec![Candidate { is_copied: true, ..own }],
             None if !is_head => fitting(output),
             _ => continue,
         };
@@ -118,11 +118,12 @@ fn fitting(output: &OutputTensor) -> Vec<Candidate> {
     let fits = |ggml_type: &GgmlType| {
         ggml_type.block_len_elems() > 1 && row.is_multiple_of(ggml_type.block_len_elems())
     };
-    types().filter(fits).filter_map(candidate).collect()
+    types().filter(fits).filter_map(|ggml_type| candidate(ggml_type, output)).collect()
 }
 
-fn candidate(ggml_type: GgmlType) -> Option<Candidate> {
-    Some(Candidate::encoded(&ggml_type.name().to_lowercase(), ggml_type.codec()?, Rounding::Exact))
+fn candidate(ggml_type: GgmlType, output: &OutputTensor) -> Option<Candidate> {
+    let name = ggml_type.name().to_lowercase();
+    Some(Candidate::encoded(&name, ggml_type.codec()?, Rounding::Exact, output.len_elems()))
 }
 
 /// Extents, innermost first.

@@ -3,14 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use requant_formats::Dtype;
-use requant_formats::codec;
+use requant_formats::layout::StoredTensor;
 
-use super::{Packing, Stored, carried_over, linear, rounding_of};
+use super::{Packing, Stored, carried_over, encoded, linear};
 use crate::arch::{Ffn, LayerRole};
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 use crate::plan::Blueprint;
-use crate::plan::budget::{self, Candidate, Choices, Set};
+use crate::plan::budget::{Candidate, Choices, Set};
 
 /// Members of a set that are alike: the set, the role without the number of an expert, dtype and shape.
 type Kind = (Set, Option<Ffn>, Dtype, Vec<usize>);
@@ -66,22 +66,18 @@ fn candidates(
     let Some((_, role)) = linear(tensor.role) else { return Ok(Vec::new()) };
     let mut candidates = Vec::new();
     for type_name in packing.alternatives(default, role) {
-        match packing.stored(type_name, tensor)? {
-            Some(Stored::Encoded(scheme)) => {
-                candidates.push(Candidate::encoded(type_name, scheme.codec, scheme.rounding));
-            }
-            Some(Stored::Carried { scale_suffix }) => {
-                let Some(codec) = codec::find(tensor.dtype.name()) else { continue };
-                let outputs = carried_over(source, id, scale_suffix)?;
-                let scales = outputs.iter().filter(|output| !output.is_weight);
-                let bytes = scales.map(|output| budget::encoded_bytes(output.codec, output.len_elems()));
-                candidates.push(Candidate {
-                    copied: Some(bytes.sum()),
-                    ..Candidate::encoded(type_name, codec, rounding_of(tensor))
-                });
-            }
-            None => {}
+        let (outputs, is_copied) = match packing.stored(type_name, tensor)? {
+            Some(Stored::Encoded(scheme)) => (vec![encoded(tensor, id, scheme, Vec::new())?], false),
+            Some(Stored::Carried { scale_suffix }) => (carried_over(source, id, scale_suffix)?, true),
+            None => continue,
+        };
+        let mut len_bytes = 0;
+        for output in &outputs {
+            len_bytes += output.stored()?.iter().map(StoredTensor::len_bytes).sum::<u64>();
         }
+        let (codec, rounding) = (outputs[0].codec, outputs[0].rounding);
+        let candidate = Candidate::encoded(type_name, codec, rounding, tensor.len_elems());
+        candidates.push(Candidate { len_bytes, is_copied, ..candidate });
     }
     Ok(candidates)
 }

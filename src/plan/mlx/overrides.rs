@@ -124,7 +124,10 @@ pub(super) fn choices(
             let quantization = row.recipe.uniform()?;
             let codec = quantization.codec(is)?;
             let fits = parameter.row_len().is_multiple_of(quantization.group_len);
-            fits.then(|| Candidate::encoded(short(row.format.name), codec, tensors[tensor].rounding))
+            let output = &tensors[tensor];
+            fits.then(|| {
+                Candidate::encoded(short(row.format.name), codec, output.rounding, output.len_elems())
+            })
         });
         choices.push(Choices { tensors: vec![tensor], set: None, candidates: candidates.collect() });
     }
