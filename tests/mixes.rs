@@ -384,19 +384,52 @@ fn rules_name_the_float_types_of_their_family() {
 /// Reads that a plan takes of a hub: few for each layer, whatever its experts.
 #[test]
 fn experts_by_the_hundreds_take_few_requests() {
-    let dimensions = Dimensions { mtp: false, vocab: 2048, ..Dimensions::slice(1, 2, 256) };
-    let tokenizer = model();
-    let options = simulate::Options { tokenizer: Some(&tokenizer), hashed: false, progress: &|_, _| () };
-    let served = Served::repo(simulate::deepseek_v3(ID, &dimensions, &options).unwrap());
-    for (format, bits) in [("compressed-tensors-w4a16", "4.5"), ("gptq-4bit-128g", "4.8"), ("q4_k_m", "4.5")]
-    {
-        served.hub.clear_requests();
+    let slice = Dimensions { vocab: 2048, ..Dimensions::slice(1, 2, 256) };
+    for (dimensions, format, bits) in [
+        (slice.clone(), "gptq-4bit-128g", "4.8"),
+        (slice, "q4_k_m", "4.5"),
+        (Dimensions::FULL, "compressed-tensors-w4a16", "4.3"),
+    ] {
+        let tokenizer = model();
+        let options = simulate::Options { tokenizer: Some(&tokenizer), hashed: false, progress: &|_, _| () };
+        let served = Served::repo(simulate::deepseek_v3(ID, &dimensions, &options).unwrap());
         let plan = served.json(&["plan", ID, "--to", format, "--target-bpw", bits]);
         assert!(plan["bits_per_weight"].as_f64().unwrap() <= bits.parse().unwrap(), "{plan}");
         let requests = served.hub.requests().len();
         println!("{format}: {requests}");
-        // Three layers of at most eleven kinds of matrices, 16 runs each of weights and scales, and a redirection.
-        assert!(requests < 3 * 11 * 16 * 2 * 2 + 200, "{format}: {requests}");
+        // At most eleven kinds of matrices in a layer, 16 runs each of weights and scales, and a redirection; and
+        // the shards' headers.
+        assert!(requests < dimensions.layers() * 11 * 16 * 2 * 2 + 1000, "{format}: {requests}");
+        // What names layers does not grow with experts: config.json is kilobytes, the index lists every tensor.
+        let recipe = plan["recipe"].as_str().unwrap();
+        assert!(recipe.len() < 20_000, "{format}: {}", recipe.len());
+    }
+}
+
+/// Codes that another format can hold are kept by a conversion, and the choice knows that.
+#[test]
+fn groups_that_a_type_holds_exactly_have_no_error() {
+    let directory = tempfile::tempdir().unwrap();
+    let packed = directory.path().join("packed");
+    convert(&model(), "compressed-tensors-w4a16-g32", 2, &packed).unwrap();
+    let source = open(&packed).unwrap();
+    for (format, bits, exact) in [("q4_k_m", 5.0, "Q4_0"), ("mlx-4bit", 5.3, "affine4_g32")] {
+        let budget = Budget::BitsPerWeight(bits);
+        let fitted =
+            budget::fit(&source, format, &Options::default(), budget, 2, &WATCH, &AtomicBool::new(false));
+        let fitted = fitted.unwrap();
+        let tensors = fitted.blueprint.tensors.iter().filter(|tensor| {
+            tensor.names[0].contains("exps.weight") || tensor.names[0].contains("switch_mlp")
+        });
+        for tensor in tensors {
+            assert_eq!(tensor.type_name, exact, "{format}: {}", tensor.names[0]);
+        }
+        let settings = Settings { error_report: true, ..settings(format, 2) };
+        let options = Options { rules: fitted.rules.clone(), ..Options::default() };
+        let output = directory.path().join(format);
+        let outcome = convert_with(&packed, &settings, &options, &output, &Silent).unwrap();
+        let real = mean_error(&outcome.manifest.error_report.unwrap());
+        assert!((fitted.mean_error / real - 1.0).abs() < 0.05, "{format}: {} {real}", fitted.mean_error);
     }
 }
 

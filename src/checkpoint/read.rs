@@ -101,7 +101,7 @@ impl TileReader {
 
     /// One group of a packed weight as multiples of a step, if its row was just read and its codec has such
     /// groups; `codes` has the length of a group.
-    pub fn grid<'a>(
+    pub(super) fn grid<'a>(
         &self,
         catalogue: &Catalogue,
         id: usize,

@@ -6,7 +6,7 @@ use rayon::ThreadPoolBuilder;
 use rayon::prelude::*;
 use requant_formats::codec;
 
-use super::sample::Sample;
+use super::sample::{Read, Sample};
 use super::{Candidate, Choices, encoded_bytes};
 use crate::checkpoint::Catalogue;
 use crate::error::{Error, Result};
@@ -55,51 +55,82 @@ pub(super) fn errors(
                 return Err(Error::Interrupted);
             }
             let Some(sample) = sample else { return Ok(vec![0.0; choices.candidates.len()]) };
-            let x = sample.read()?;
-            let errors = choices.candidates.iter().map(|candidate| relative_error(candidate, &x)).collect();
+            let mut trials: Vec<Trial> = choices.candidates.iter().map(Trial::new).collect();
+            let mut whole = Vec::new();
+            sample.read(|x, read| {
+                whole.extend_from_slice(x);
+                let of_runs = trials.iter_mut().filter(|trial| !trial.has_factor());
+                of_runs.for_each(|trial| trial.add(x, Some(&read)));
+            })?;
+            let of_whole = trials.iter_mut().filter(|trial| trial.has_factor());
+            of_whole.for_each(|trial| trial.add(&whole, None));
             (watch.advance)(sample.stored_bytes());
-            Ok(errors)
+            Ok(trials.iter().map(Trial::relative_error).collect())
         });
         measured.collect()
     })
 }
 
-/// `|decode(encode(x)) - x|^2 / |x|^2`; 0 for zeros that stay zeros, 1 for zeros that do not.
-///
-/// A factor on the whole tensor is taken from the sample: scales under it keep their precision over 15 octaves, so
-/// that another factor hardly changes the error.
-fn relative_error(candidate: &Candidate, x: &[f32]) -> f64 {
-    if candidate.is_copied {
-        return 0.0;
+/// What a candidate makes of weights.
+struct Trial<'a> {
+    candidate: &'a Candidate,
+    /// `|decode(encode(x)) - x|^2` and `|x|^2` so far.
+    error: f64,
+    norm: f64,
+}
+
+impl<'a> Trial<'a> {
+    fn new(candidate: &'a Candidate) -> Self {
+        Self { candidate, error: 0.0, norm: 0.0 }
     }
-    let codec = candidate.codec;
-    let mut rounded = x.to_vec();
-    candidate.rounding.apply(&mut rounded);
-    let largest = rounded.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
-    let factor = codec.tensor_scale(largest).unwrap_or(1.0);
-    let mut bytes = vec![0; encoded_bytes(codec, x.len() as u64) as usize];
-    let mut parts = Vec::with_capacity(codec.parts().len());
-    let mut rest = bytes.as_mut_slice();
-    for part in 0..codec.parts().len() {
-        let (part, behind) = rest.split_at_mut(codec::part_len_bytes(codec, part, x.len() as u64) as usize);
-        parts.push(part);
-        rest = behind;
+
+    /// Whether there is a factor on the whole tensor. It is taken from all of a sample: scales under it keep their
+    /// precision over 15 octaves, so that the tensor's own factor hardly changes the error.
+    fn has_factor(&self) -> bool {
+        self.candidate.codec.tensor_scale(1.0).is_some()
     }
-    codec.encode_under(factor, &rounded, &mut parts);
-    let parts: Vec<&[u8]> = parts.iter().map(|part| &**part).collect();
-    let mut decoded = rounded;
-    codec.decode_under(factor, &parts, &mut decoded);
-    let (mut error, mut norm) = (0.0, 0.0);
-    for (&decoded, &x) in decoded.iter().zip(x) {
-        let (decoded, x) = (f64::from(decoded), f64::from(x));
-        error += (decoded - x) * (decoded - x);
-        norm += x * x;
+
+    /// Encodes and decodes `x`.
+    fn add(&mut self, x: &[f32], read: Option<&Read<'_>>) {
+        if self.candidate.is_copied {
+            return;
+        }
+        let codec = self.candidate.codec;
+        let mut rounded = x.to_vec();
+        self.candidate.rounding.apply(&mut rounded);
+        let largest = rounded.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+        let factor = codec.tensor_scale(largest).unwrap_or(1.0);
+        let mut bytes = vec![0; encoded_bytes(codec, x.len() as u64) as usize];
+        let mut parts = Vec::with_capacity(codec.parts().len());
+        let mut rest = bytes.as_mut_slice();
+        for part in 0..codec.parts().len() {
+            let len = codec::part_len_bytes(codec, part, x.len() as u64) as usize;
+            let (part, behind) = rest.split_at_mut(len);
+            parts.push(part);
+            rest = behind;
+        }
+        codec.encode_under(factor, &rounded, &mut parts);
+        if let Some(read) = read {
+            read.keep_grids(codec, &mut parts);
+        }
+        let parts: Vec<&[u8]> = parts.iter().map(|part| &**part).collect();
+        let mut decoded = rounded;
+        codec.decode_under(factor, &parts, &mut decoded);
+        for (&decoded, &x) in decoded.iter().zip(x) {
+            let (decoded, x) = (f64::from(decoded), f64::from(x));
+            self.error += (decoded - x) * (decoded - x);
+            self.norm += x * x;
+        }
     }
-    match (error == 0.0, norm > 0.0) {
-        (true, _) => 0.0,
-        (false, true) if error.is_finite() => error / norm,
-        (false, true) => HOPELESS,
-        (false, false) => 1.0,
+
+    /// `|decode(encode(x)) - x|^2 / |x|^2`; 0 for zeros that stay zeros, 1 for zeros that do not.
+    fn relative_error(&self) -> f64 {
+        match (self.error == 0.0, self.norm > 0.0) {
+            (true, _) => 0.0,
+            (false, true) if self.error.is_finite() => self.error / self.norm,
+            (false, true) => HOPELESS,
+            (false, false) => 1.0,
+        }
     }
 }
 
@@ -107,6 +138,12 @@ fn relative_error(candidate: &Candidate, x: &[f32]) -> f64 {
 mod tests {
     use super::*;
     use crate::plan::Rounding;
+
+    fn relative_error(candidate: &Candidate, x: &[f32]) -> f64 {
+        let mut trial = Trial::new(candidate);
+        trial.add(x, None);
+        trial.relative_error()
+    }
 
     fn candidate(name: &str, rounding: Rounding, x: &[f32]) -> Candidate {
         Candidate::encoded(name, codec::find(name).unwrap(), rounding, x.len() as u64)

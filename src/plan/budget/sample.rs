@@ -6,6 +6,8 @@
 
 use std::ops::Range;
 
+use requant_formats::Codec;
+
 use super::Choices;
 use crate::checkpoint::{Catalogue, TileReader};
 use crate::error::Result;
@@ -96,22 +98,43 @@ impl<'a> Sample<'a> {
         reads
     }
 
-    /// Its weights, row after row.
-    pub(super) fn read(&self) -> Result<Vec<f32>> {
+    /// Hands its runs to `each`, one after the other: the weights, row after row, and how they were read.
+    pub(super) fn read(&self, mut each: impl FnMut(&[f32], Read<'_>)) -> Result<()> {
         let mut reader = TileReader::default();
-        let (mut sample, mut tile) = (Vec::new(), Vec::new());
+        let (mut tile, mut turned) = (Vec::new(), Vec::new());
         for run in &self.runs {
-            reader.read(self.source, run.piece.source, run.source_rows(), &mut tile)?;
+            let id = run.piece.source;
+            reader.read(self.source, id, run.source_rows(), &mut tile)?;
             if run.piece.transposed {
-                let (_, cols) = self.source.tensors()[run.piece.source].matrix();
+                let (_, cols) = self.source.tensors()[id].matrix();
+                turned.clear();
                 for row in run.rows.clone() {
-                    sample.extend(tile.chunks_exact(cols).map(|values| values[row]));
+                    turned.extend(tile.chunks_exact(cols).map(|values| values[row]));
                 }
+                each(&turned, Read { source: self.source, reader: &reader, rows: None });
             } else {
-                sample.extend_from_slice(&tile);
+                let rows = Some((id, run.source_rows()));
+                each(&tile, Read { source: self.source, reader: &reader, rows });
             }
         }
-        Ok(sample)
+        Ok(())
+    }
+}
+
+/// How a run was read.
+pub(super) struct Read<'a> {
+    source: &'a Catalogue,
+    reader: &'a TileReader,
+    /// The rows of the source that it is, where it is some.
+    rows: Option<(usize, Range<usize>)>,
+}
+
+impl Read<'_> {
+    /// As the conversion does it: groups that `codec` can hold exactly are written anew to `parts`.
+    pub(super) fn keep_grids(&self, codec: &dyn Codec, parts: &mut [&mut [u8]]) {
+        if let Some((id, rows)) = &self.rows {
+            self.reader.keep_grids(self.source, *id, rows.clone(), codec, parts);
+        }
     }
 }
 
