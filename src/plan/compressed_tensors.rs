@@ -154,12 +154,15 @@ struct CompressedTensors {
 
 impl CompressedTensors {
     fn of(source: &Checkpoint, default: &str) -> Result<Self> {
-        let block = source.tensors().iter().find_map(SourceTensor::scale);
-        Ok(Self {
-            block: block.map(|scale| [scale.block_rows, scale.block_cols]),
-            carries: kind(default)? == Kind::Fp8Block,
-            location: source.source().location(),
-        })
+        // A scale per row or for a whole matrix is none for a block.
+        let mut blocks = source
+            .tensors()
+            .iter()
+            .filter_map(SourceTensor::scale)
+            .map(|scale| [scale.block_rows, scale.block_cols]);
+        let first = blocks.next().filter(|[rows, cols]| *rows > 1 && *cols > 1);
+        let block = first.filter(|first| blocks.all(|other| other == *first));
+        Ok(Self { block, carries: kind(default)? == Kind::Fp8Block, location: source.source().location() })
     }
 
     fn fp8(&self, tensor: &SourceTensor) -> Result<Option<Stored>> {

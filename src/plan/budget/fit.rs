@@ -121,6 +121,8 @@ impl Fit<'_> {
             let tensor = &self.base.tensors[choices.tensors[0]];
             let key = match &choices.set {
                 Some(set) => format!("{}{}{}", set.before, set.layer, set.after),
+                // What has no choice does not bind others.
+                None if choices.candidates.len() == 1 => tensor.names[0].clone(),
                 None => format!("{} {}", tensor.row_len_elems(), fused_name(&tensor.names[0])),
             };
             by_key.entry(key).or_default().push(at);
