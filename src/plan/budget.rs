@@ -168,17 +168,23 @@ pub fn fit<'a>(
     let fit = Fit { source, format: format.name, options, budget, base: &base, choices: &choices };
     let plan = fit.least()?;
     let place = source.catalogue().source();
-    let reads = sample::reads(source.catalogue(), &base, &choices);
-    if !place.is_at_hand() && reads > MAX_REMOTE_READS {
-        return Err(Error::Request(format!(
-            "{budget}: types are chosen by measuring weights, which would take about {reads} requests to {}; fetch it first \
-             (requant fetch), or make a recipe from a copy and use it with --recipe",
-            place.location()
-        )));
-    }
+    check_reads(sample::reads(source.catalogue(), &base, &choices), place, budget)?;
     let _sampling = Sampling::of(place, budget)?;
     let errors = measure::errors(source.catalogue(), &base, &choices, threads, watch, stop)?;
     fit.best(plan, &errors)
+}
+
+/// A source far away is not asked too often.
+fn check_reads(reads: usize, source: &dyn Source, budget: Budget) -> Result<()> {
+    if source.is_at_hand() || reads <= MAX_REMOTE_READS {
+        return Ok(());
+    }
+    Err(Error::Request(format!(
+        "{budget}: types are chosen by measuring weights, which would take about {reads} requests to {}, above the \
+         {MAX_REMOTE_READS} that are made: its weights lie there in many small pieces; fetch it first (requant fetch), or \
+         make a recipe from a copy and use it with --recipe",
+        source.location()
+    )))
 }
 
 /// While it is there, samples of a source that is not at hand can be read.
@@ -205,4 +211,47 @@ impl Drop for Sampling<'_> {
 /// Bytes that `codec` makes of so many weights.
 fn encoded_bytes(codec: &dyn Codec, len_elems: u64) -> u64 {
     (0..codec.parts().len()).map(|part| requant_formats::codec::part_len_bytes(codec, part, len_elems)).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::SourceFile;
+
+    struct Place {
+        is_at_hand: bool,
+    }
+
+    impl Source for Place {
+        fn location(&self) -> String {
+            "org/name".into()
+        }
+
+        fn files(&self) -> &[SourceFile] {
+            &[]
+        }
+
+        fn read_at(&self, _: usize, _: u64, _: &mut [u8]) -> Result<()> {
+            Err(Error::Interrupted)
+        }
+
+        fn is_at_hand(&self) -> bool {
+            self.is_at_hand
+        }
+    }
+
+    #[test]
+    fn a_source_far_away_is_not_read_too_often_or_against_its_will() {
+        let budget = Budget::BitsPerWeight(4.5);
+        let (far, near) = (Place { is_at_hand: false }, Place { is_at_hand: true });
+        check_reads(MAX_REMOTE_READS, &far, budget).unwrap();
+        check_reads(usize::MAX, &near, budget).unwrap();
+        let error = check_reads(300_001, &far, budget).unwrap_err().to_string();
+        for part in ["--target-bpw 4.5", "300001", "org/name", "200000", "requant fetch", "--recipe"] {
+            assert!(error.contains(part), "{part}: {error}");
+        }
+        let error = Sampling::of(&far, budget).err().unwrap().to_string();
+        assert!(error.contains("org/name cannot be read") && error.contains("requant fetch"), "{error}");
+        assert!(Sampling::of(&near, budget).is_ok());
+    }
 }

@@ -263,9 +263,14 @@ impl Packing for CompressedTensors {
         if group_len == 128 { name.to_owned() } else { format!("{name}-g{group_len}") }
     }
 
-    /// Every type: each group of `config_groups` has a format and numbers of its own. Zero points of routed experts
-    /// are what vLLM does not read, so they have some only where the format asked for has (vLLM
-    /// `compressed_tensors_moe_wna16_marlin.py`); FP8 blocks are those of the source.
+    /// Every type: each group of `config_groups` has a format and numbers of its own, which the package
+    /// (`quantization/lifecycle/apply.py`, `compressors/base.py`) and vLLM (`compressed_tensors_moe.py`) take module by
+    /// module. transformers 5.24 takes one group for all routed experts and one for all else
+    /// (`integrations/compressed_tensors.py`, `get_experts_scheme`, `get_dense_scheme`) and stops at any mix, also at
+    /// one of group lengths alone.
+    ///
+    /// Zero points of routed experts are what vLLM does not read (`compressed_tensors_moe_wna16_marlin.py`), so they
+    /// have some only where the format asked for has. FP8 blocks are those of the source.
     fn alternatives(&self, default: &str, role: LayerRole) -> Vec<&'static str> {
         let asymmetric = |name: &str| matches!(kind(name), Ok(Kind::Int4 { symmetric: false, .. }));
         let is_routed = matches!(role, LayerRole::Expert(..));
