@@ -29,6 +29,8 @@ pub struct TileReader {
     bytes: Vec<u8>,
     scale_bytes: Vec<u8>,
     scales: Vec<f32>,
+    /// Scales of a whole matrix that were read beforehand: position of their tensor, and its bytes.
+    held_scales: Option<(usize, Vec<u8>)>,
     packed: PackedRows,
 }
 
@@ -49,6 +51,20 @@ impl TileReader {
         let (_, cols) = catalogue.tensors()[id].matrix();
         tile.resize(rows.len() * cols, 0.0);
         self.read_into(catalogue, id, rows, tile)
+    }
+
+    /// Reads all scales of a weight at once, if it has some: rows of it that are read next need none. For readers of
+    /// one catalogue that want a few rows here and there.
+    ///
+    /// # Errors
+    /// When the source cannot be read.
+    pub fn hold_scales(&mut self, catalogue: &Catalogue, id: usize) -> Result<()> {
+        let Some(scale) = catalogue.tensors()[id].scale() else { return Ok(()) };
+        let tensor = &catalogue.tensors()[scale.tensor];
+        let mut bytes = vec![0; tensor.len_bytes as usize];
+        catalogue.source().read_at(tensor.file, tensor.offset_bytes, &mut bytes)?;
+        self.held_scales = Some((scale.tensor, bytes));
+        Ok(())
     }
 
     /// As [`TileReader::read`], but numbers of a scaled tensor as they are stored, not multiplied by
@@ -169,8 +185,16 @@ impl TileReader {
         let width = scale_tensor.dtype.size_bytes();
         let count = (end_block - first_block) * grid_cols;
         self.scale_bytes.resize(count * width, 0);
-        let offset = scale_tensor.offset_bytes + (first_block * grid_cols * width) as u64;
-        catalogue.source().read_at(scale_tensor.file, offset, &mut self.scale_bytes)?;
+        let start = first_block * grid_cols * width;
+        match &self.held_scales {
+            Some((held, bytes)) if *held == scale.tensor && bytes.len() >= start + count * width => {
+                self.scale_bytes.copy_from_slice(&bytes[start..start + count * width]);
+            }
+            _ => {
+                let offset = scale_tensor.offset_bytes + start as u64;
+                catalogue.source().read_at(scale_tensor.file, offset, &mut self.scale_bytes)?;
+            }
+        }
         self.scales.resize(count, 0.0);
         match scale.format {
             ScaleFormat::Float => {

@@ -9,7 +9,7 @@ use std::ops::Range;
 use requant_formats::Codec;
 
 use super::Choices;
-use crate::checkpoint::{Catalogue, TileReader};
+use crate::checkpoint::{Catalogue, Encoding, TileReader};
 use crate::error::Result;
 use crate::plan::{Blueprint, OutputTensor, Piece};
 
@@ -82,28 +82,42 @@ impl<'a> Sample<'a> {
 
     /// How often the source is read for it.
     fn reads(&self) -> usize {
-        let mut held: Option<(usize, Range<usize>)> = None;
+        let mut last: Option<(usize, Range<usize>)> = None;
         let mut reads = 0;
         for run in &self.runs {
             let (id, rows) = (run.piece.source, run.source_rows());
-            let is_held = |(of, held): &(usize, Range<usize>)| {
-                *of == id && held.start <= rows.start && rows.end <= held.end
+            let tensor = &self.source.tensors()[id];
+            let (count, there) = self.source.reads(id, rows.clone());
+            reads += match &last {
+                Some((of, _)) if *of == id && tensor.scale().is_some() => count - 1,
+                // The band of a packed matrix that was unpacked last is still there.
+                Some((of, held)) if *of == id && held.start <= rows.start && rows.end <= held.end => {
+                    if matches!(tensor.encoding, Encoding::Packed(_)) { 0 } else { count }
+                }
+                _ => count,
             };
-            if !held.as_ref().is_some_and(is_held) {
-                let (count, there) = self.source.reads(id, rows);
-                reads += count;
-                held = Some((id, there));
-            }
+            last = Some((id, there));
         }
         reads
+    }
+
+    /// Whether the run after this one is of the same matrix.
+    fn goes_on(&self, number: usize) -> bool {
+        let source = |run: &Run<'_>| run.piece.source;
+        self.runs.get(number + 1).map(source) == self.runs.get(number).map(source)
     }
 
     /// Hands its runs to `each`, one after the other: the weights, row after row, and how they were read.
     pub(super) fn read(&self, mut each: impl FnMut(&[f32], Read<'_>)) -> Result<()> {
         let mut reader = TileReader::default();
         let (mut tile, mut turned) = (Vec::new(), Vec::new());
-        for run in &self.runs {
+        let mut last = None;
+        for (number, run) in self.runs.iter().enumerate() {
             let id = run.piece.source;
+            if last != Some(id) && self.goes_on(number) {
+                reader.hold_scales(self.source, id)?;
+            }
+            last = Some(id);
             reader.read(self.source, id, run.source_rows(), &mut tile)?;
             if run.piece.transposed {
                 let (_, cols) = self.source.tensors()[id].matrix();
