@@ -6,6 +6,9 @@ use std::ops::Range;
 use super::prediction_layers;
 use crate::arch::ArchSpec;
 
+/// What the name of the module with a layer's routed experts ends in.
+pub(super) const EXPERTS: &str = ".mlp.experts";
+
 /// Names of linear layers, without `.weight`.
 #[derive(Debug, Clone, Default)]
 pub(in crate::plan) struct Modules {
@@ -71,6 +74,27 @@ impl Modules {
         texts
     }
 
+    /// The same with the routed experts of a layer as one module, `model.layers.N.mlp.experts`, for engines that fuse
+    /// them and ask for that name; layers whose experts are not all alike stay as they are.
+    pub(in crate::plan) fn with_fused_experts(&self) -> Self {
+        let mut types: BTreeMap<&str, BTreeSet<Option<&'static str>>> = BTreeMap::new();
+        let quantized = self.quantized.iter().map(|(name, type_name)| (name, Some(*type_name)));
+        for (name, type_name) in quantized.chain(self.kept.iter().map(|name| (name, None))) {
+            if let Some(experts) = experts_of(name) {
+                types.entry(experts).or_default().insert(type_name);
+            }
+        }
+        let fused = |name: &String| match experts_of(name).filter(|&experts| types[experts].len() == 1) {
+            Some(experts) => experts.to_owned(),
+            None => name.clone(),
+        };
+        Self {
+            quantized: self.quantized.iter().map(|(name, type_name)| (fused(name), *type_name)).collect(),
+            kept: self.kept.iter().map(fused).collect(),
+            prediction_layers: self.prediction_layers.clone(),
+        }
+    }
+
     /// Prediction layers of which nothing is quantized.
     fn kept_layers(&self) -> Vec<usize> {
         let is_kept = |layer: &usize| {
@@ -84,6 +108,12 @@ impl Modules {
 
 fn in_layer(layer: usize) -> String {
     format!("model.layers.{layer}.")
+}
+
+/// The module that holds a routed expert's linear layer, when the name is that of one.
+fn experts_of(name: &str) -> Option<&str> {
+    let (holder, expert) = name.split_once(EXPERTS)?;
+    expert.starts_with('.').then(|| &name[..holder.len() + EXPERTS.len()])
 }
 
 /// Regular expressions for whole names that match all of `names` and none of `others`: names that differ in their
@@ -101,7 +131,7 @@ fn general<'a>(
 }
 
 /// A regular expression for the name.
-fn escaped(name: &str) -> String {
+pub(super) fn escaped(name: &str) -> String {
     name.replace('.', r"\.")
 }
 
@@ -152,6 +182,23 @@ mod tests {
                 r"model\.layers\.\d+\.mlp\.gate",
             ]
         );
+    }
+
+    #[test]
+    fn routed_experts_are_one_module_where_all_of_a_layer_are_alike() {
+        let mut modules = modules();
+        for name in ["model.layers.3.mlp.experts.0.up_proj", "model.layers.3.mlp.experts.0.down_proj"] {
+            modules.quantized(name, "4bit");
+        }
+        for name in ["model.layers.4.mlp.experts.0.up_proj", "model.layers.4.mlp.experts.1.up_proj"] {
+            modules.quantized(name, if name.contains(".0.") { "4bit" } else { "8bit" });
+        }
+        let fused = modules.with_fused_experts();
+        // Layer 3's are quantized, so the expression names layer 1.
+        assert!(fused.kept_patterns().contains(&r"model\.layers\.1\.mlp\.experts".to_owned()), "{fused:?}");
+        assert!(fused.kept_substrings().contains(&"model.layers.1.mlp.experts".to_owned()), "{fused:?}");
+        assert!(fused.quantized.contains_key("model.layers.3.mlp.experts"), "{fused:?}");
+        assert!(fused.quantized.contains_key("model.layers.4.mlp.experts.1.up_proj"), "{fused:?}");
     }
 
     #[test]
