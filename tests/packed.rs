@@ -197,16 +197,18 @@ fn engines_find_what_is_kept() {
     let work = tempfile::tempdir().unwrap();
     for (format, recipe, keeps_experts) in [
         // The experts' rows of 64 are no whole groups of 128.
-        ("gptq-4bit-128g", "", true),
-        ("awq-4bit-128g", "", true),
-        ("gptq-4bit-64g", "", false),
-        ("awq-4bit-64g", "", false),
-        ("gptq-4bit-32g-asym", no_experts, true),
-        ("awq-4bit-32g", no_experts, true),
+        ("gptq-4bit-128g", None, true),
+        ("awq-4bit-128g", None, true),
+        ("gptq-4bit-64g", None, false),
+        ("awq-4bit-64g", None, false),
+        ("gptq-4bit-32g-asym", Some(no_experts), true),
+        ("awq-4bit-32g", Some(no_experts), true),
     ] {
         let output = work.path().join(format);
-        let rules = Rules::from_toml(Path::new("recipe.toml"), recipe).unwrap();
-        let options = Options { rules, ..Options::default() };
+        let mut options = Options::default();
+        if let Some(text) = recipe {
+            options.rules = Rules::from_toml(Path::new("recipe.toml"), text).unwrap();
+        }
         convert_with(&model(), &settings(format, 2), &options, &output, &Silent).unwrap();
         let config: Value =
             serde_json::from_slice(&std::fs::read(output.join("config.json")).unwrap()).unwrap();

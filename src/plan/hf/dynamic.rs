@@ -36,3 +36,31 @@ fn whole(pattern: &str) -> String {
     let inside = if pattern.ends_with(&escaped(EXPERTS)) { r"(\..*)?" } else { "" };
     format!("{pattern}{inside}$")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn experts_of_another_type_are_told_by_name_and_together() {
+        let mut modules = Modules::default();
+        for expert in ["0.up_proj", "1.up_proj"] {
+            modules.quantized(&format!("model.layers.1.mlp.experts.{expert}"), "4bit-32g");
+            modules.quantized(&format!("model.layers.2.mlp.experts.{expert}"), "4bit-64g");
+        }
+        modules.quantized("model.layers.1.mlp.shared_experts.up_proj", "4bit-32g");
+        modules.kept("model.layers.1.mlp.gate");
+        let said = |name| Ok::<_, std::convert::Infallible>(json!(name));
+        let entries = overridden(&modules, "4bit-64g", said).unwrap();
+        let keys: Vec<&str> = entries.keys().map(String::as_str).collect();
+        assert_eq!(
+            keys,
+            [
+                r"+:model\.layers\.1\.mlp\.experts(\..*)?$",
+                r"+:model\.layers\.\d+\.mlp\.shared_experts\.up_proj$",
+            ]
+        );
+        let left_out = left_out(&modules);
+        assert_eq!(left_out.keys().collect::<Vec<_>>(), [r"-:model\.layers\.\d+\.mlp\.gate$"]);
+    }
+}
