@@ -190,7 +190,8 @@ fn every_format_holds_what_its_definition_says_and_reads_back() {
 }
 
 /// What engines ask a configuration about modules: GPTQModel and vLLM take the first expression that matches from the
-/// start of a name, AutoAWQ and vLLM look for parts of it; vLLM asks for all experts of a layer by what holds them.
+/// start of a name, AutoAWQ and vLLM look for parts of it, AutoAWQ in the name inside the layer; vLLM asks for all
+/// experts of a layer by what holds them.
 #[test]
 fn engines_find_what_is_kept() {
     let no_experts = "[[rule]]\ntarget = '\\.mlp\\.experts\\.'\nignore = true\n";
@@ -223,6 +224,14 @@ fn engines_find_what_is_kept() {
             if let Some(texts) = section["modules_to_not_convert"].as_array() {
                 let by_text = texts.iter().any(|text| module.contains(text.as_str().unwrap()));
                 assert_eq!(by_text, by_expression, "{format}: {module}");
+                let number_and_rest =
+                    module.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'));
+                if let Some((_, inside)) =
+                    number_and_rest.filter(|(number, inside)| *number != "3" && *inside != "mlp.gate")
+                {
+                    let by_text = texts.iter().any(|text| inside.contains(text.as_str().unwrap()));
+                    assert_eq!(by_text, by_expression, "{format}: {inside}");
+                }
             }
             by_expression
         };

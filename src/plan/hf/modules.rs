@@ -9,6 +9,9 @@ use crate::arch::ArchSpec;
 /// What the name of the module with a layer's routed experts ends in.
 pub(super) const EXPERTS: &str = ".mlp.experts";
 
+/// What the names of modules in layers begin with.
+const LAYERS: &str = "model.layers.";
+
 /// Names of linear layers, without `.weight`.
 #[derive(Debug, Clone, Default)]
 pub(in crate::plan) struct Modules {
@@ -62,16 +65,20 @@ impl Modules {
     }
 
     /// Texts that are part of the name of every kept module and of no quantized one, for engines that look
-    /// for those; modules for which there is no such text are left out.
+    /// for those; modules for which there is no such text are left out. Where it is as clear without the number of the
+    /// layer there is a text without it too: AutoAWQ (`models/base.py`) sees names inside a layer.
     pub(in crate::plan) fn kept_substrings(&self) -> Vec<String> {
-        let layers = self.kept_layers();
-        let mut texts: Vec<String> = layers.iter().map(|layer| in_layer(*layer)).collect();
-        let others = self.kept.iter().filter(|name| !texts.iter().any(|text| name.starts_with(text)));
-        let clear = others.filter(|name| !self.quantized.keys().any(|taken| taken.contains(name.as_str())));
-        let clear: Vec<String> = clear.cloned().collect();
-        texts.extend(clear);
-        texts.sort();
-        texts
+        let layers: Vec<String> = self.kept_layers().into_iter().map(in_layer).collect();
+        let is_clear = |text: &str| !self.quantized.keys().any(|taken| taken.contains(text));
+        let others = self.kept.iter().filter(|name| !layers.iter().any(|text| name.starts_with(text)));
+        let inside = |name: &str| Some(name.strip_prefix(LAYERS)?.split_once('.')?.1.to_owned());
+        let mut texts: BTreeSet<String> = others
+            .flat_map(|name| [Some(name.clone()), inside(name)])
+            .flatten()
+            .filter(|text| is_clear(text))
+            .collect();
+        texts.extend(layers);
+        texts.into_iter().collect()
     }
 
     /// The same with the routed experts of a layer as one module, `model.layers.N.mlp.experts`, for engines that fuse
@@ -107,7 +114,7 @@ impl Modules {
 }
 
 fn in_layer(layer: usize) -> String {
-    format!("model.layers.{layer}.")
+    format!("{LAYERS}{layer}.")
 }
 
 /// The module that holds a routed expert's linear layer, when the name is that of one.
@@ -209,5 +216,8 @@ mod tests {
             "{texts:?}"
         );
         assert!(!texts.contains(&"model.layers.1.mlp.gate".to_owned()), "{texts:?}");
+        // Inside a layer: layer 1's output projection is quantized, no layer's experts are.
+        assert!(!texts.contains(&"self_attn.o_proj".to_owned()), "{texts:?}");
+        assert!(texts.contains(&"mlp.experts.0.up_proj".to_owned()), "{texts:?}");
     }
 }
