@@ -6,14 +6,14 @@ use std::path::Path;
 
 use requant::artifact::Artifact;
 use requant::checkpoint::{Checkpoint, Encoding, TileReader};
-use requant::plan::{self, Options, TARGETS};
+use requant::plan::{self, Options, Rules, TARGETS};
 use requant::weights::Model;
 use requant_formats::Dtype;
 use requant_formats::codec::fp8::{F8E4M3, Fp8};
 use requant_formats::container::safetensors;
 use serde_json::Value;
 
-use crate::conversion::{convert, model, open};
+use crate::conversion::{Silent, convert, convert_with, model, open, settings};
 
 /// A stored tensor.
 struct Stored {
@@ -186,6 +186,72 @@ fn every_format_holds_what_its_definition_says_and_reads_back() {
             }
         }
         assert_eq!(packed == 0, format.ends_with("fp8-block"), "{format}: {packed} packed weights");
+    }
+}
+
+/// What engines ask a configuration about modules: GPTQModel and vLLM take the first expression that matches from the
+/// start of a name, AutoAWQ and vLLM look for parts of it, AutoAWQ in the name inside the layer; vLLM asks for all
+/// experts of a layer by what holds them.
+#[test]
+fn engines_find_what_is_kept() {
+    let no_experts = "[[rule]]\ntarget = '\\.mlp\\.experts\\.'\nignore = true\n";
+    let work = tempfile::tempdir().unwrap();
+    for (format, recipe, keeps_experts) in [
+        // The experts' rows of 64 are no whole groups of 128.
+        ("gptq-4bit-128g", None, true),
+        ("awq-4bit-128g", None, true),
+        ("gptq-4bit-64g", None, false),
+        ("awq-4bit-64g", None, false),
+        ("gptq-4bit-32g-asym", Some(no_experts), true),
+        ("awq-4bit-32g", Some(no_experts), true),
+    ] {
+        let output = work.path().join(format);
+        let mut options = Options::default();
+        if let Some(text) = recipe {
+            options.rules = Rules::from_toml(Path::new("recipe.toml"), text).unwrap();
+        }
+        convert_with(&model(), &settings(format, 2), &options, &output, &Silent).unwrap();
+        let config: Value =
+            serde_json::from_slice(&std::fs::read(output.join("config.json")).unwrap()).unwrap();
+        let section = &config["quantization_config"];
+        let expressions = section["dynamic"].as_object().unwrap().keys().map(|key| {
+            let expression = key.strip_prefix("-:").unwrap_or_else(|| panic!("{format}: {key}"));
+            fancy_regex::Regex::new(&format!("^(?:{expression})")).unwrap()
+        });
+        let expressions: Vec<_> = expressions.collect();
+        let is_left_out = |module: &str| {
+            let by_expression = expressions.iter().any(|regex| regex.is_match(module).unwrap());
+            if let Some(texts) = section["modules_to_not_convert"].as_array() {
+                let by_text = texts.iter().any(|text| module.contains(text.as_str().unwrap()));
+                assert_eq!(by_text, by_expression, "{format}: {module}");
+                let number_and_rest =
+                    module.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'));
+                if let Some((_, inside)) =
+                    number_and_rest.filter(|(number, inside)| *number != "3" && *inside != "mlp.gate")
+                {
+                    let by_text = texts.iter().any(|text| inside.contains(text.as_str().unwrap()));
+                    assert_eq!(by_text, by_expression, "{format}: {inside}");
+                }
+            }
+            by_expression
+        };
+        for name in read_all(&output).keys() {
+            if let Some(module) = name.strip_suffix(".qweight") {
+                assert!(!is_left_out(module), "{format}: {module}");
+            } else if let Some(module) = name.strip_suffix("_proj.weight") {
+                assert!(is_left_out(&format!("{module}_proj")), "{format}: {name}");
+            }
+        }
+        assert!(is_left_out("lm_head") && is_left_out("model.layers.2.mlp.gate"), "{format}");
+        for layer in [1, 2] {
+            let experts = format!("model.layers.{layer}.mlp.experts");
+            assert_eq!(is_left_out(&experts), keeps_experts, "{format}: {experts}");
+        }
+        if section["sym"] == Value::Bool(false) {
+            // GPTQModel's condition for free zero points: itself in the list, 0.9.0 or later.
+            let quantizers = section["meta"]["quantizer"].as_array().unwrap();
+            assert!(quantizers.contains(&Value::from("gptqmodel:7.7.0")), "{format}: {quantizers:?}");
+        }
     }
 }
 

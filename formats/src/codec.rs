@@ -13,7 +13,6 @@ mod block32;
 mod ct_mxfp4;
 mod ct_nvfp4;
 mod e2m1;
-mod fp4;
 pub mod fp8;
 mod grid;
 mod int4;

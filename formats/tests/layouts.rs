@@ -6,9 +6,9 @@ use std::ops::Range;
 use std::path::PathBuf;
 
 use proptest::prelude::*;
-use requant_formats::Codec;
 use requant_formats::codec;
 use requant_formats::layout::{self, LAYOUTS, Layout, Matrix, StoredTensor};
+use requant_formats::{CODECS, Codec};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -175,6 +175,78 @@ proptest! {
     }
 }
 
+/// Tensors that say what the others say too: how the matrix is cut, what its scales are multiplied with.
+const TOLD_TWICE: [&str; 3] = ["weight_shape", "g_idx", "weight_global_scale"];
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    /// Any codec in any layout with any shape: a refusal, or tensors in which the matrix is stored.
+    #[test]
+    fn any_matrix_gets_an_answer(
+        seed in any::<u64>(),
+        shape in prop::collection::vec(
+            prop_oneof![0usize..9, (0usize..40).prop_map(|strips| 32 * strips), 0usize..1 << 40],
+            0..4,
+        ),
+    ) {
+        for layout in LAYOUTS {
+            for codec in CODECS {
+                let tensor_scale = codec.tensor_scale(0.6).unwrap_or(1.0);
+                let matrix = Matrix { shape: &shape, codec: *codec, tensor_scale };
+                let Ok(tensors) = layout.tensors(matrix) else { continue };
+                prop_assert!(!tensors.is_empty());
+                let is_whole = matrix.cols().is_multiple_of(codec.group_len_elems());
+                let is_small = shape.iter().try_fold(1usize, |elems, &len| elems.checked_mul(len.max(1)));
+                if is_whole && is_small.is_some_and(|elems| elems < 1 << 14) {
+                    check(*layout, matrix, &[], &mut Random(seed));
+                }
+            }
+        }
+    }
+
+    /// Any bytes of the right length: a refusal, or parts that are packed to what unpacks to them. Bytes that
+    /// contradict nothing are never refused.
+    #[test]
+    fn any_bytes_unpack_or_are_refused(
+        seed in any::<u64>(),
+        strips in 1usize..6,
+        groups in 1usize..5,
+        is_consistent in any::<bool>(),
+    ) {
+        let mut random = Random(seed);
+        for layout in LAYOUTS {
+            for name in layout.example_codecs() {
+                let codec = find(name);
+                let groups = if name.contains("channel") { 1 } else { groups };
+                let shape = [strips * 8, groups * codec.group_len_elems()];
+                let matrix = Matrix { shape: &shape, codec, tensor_scale: codec.tensor_scale(0.6).unwrap_or(1.0) };
+                let rows = 0..shape[0];
+                let stored = layout.tensors(matrix).unwrap();
+                let mut parts = encoded(matrix, &mut random);
+                let true_ones = layout.pack(matrix, rows.clone(), &band(matrix, &parts, &rows));
+                let tensors: Vec<Vec<u8>> = stored.iter().zip(&true_ones).map(|(stored, bytes)| {
+                    if is_consistent && TOLD_TWICE.contains(&stored.suffix) {
+                        return bytes.to_vec();
+                    }
+                    bytes.iter().map(|_| random.bits() as u8).collect()
+                }).collect();
+                let mut unpack = |tensors: Vec<&[u8]>| {
+                    let mut slices: Vec<&mut [u8]> = parts.iter_mut().map(Vec::as_mut_slice).collect();
+                    layout.unpack(matrix, rows.clone(), &tensors, &mut slices).map(|()| parts.clone())
+                };
+                match unpack(tensors.iter().map(Vec::as_slice).collect()) {
+                    Err(error) => prop_assert!(!is_consistent, "{} of {name}: {error}", layout.name()),
+                    Ok(parts) => {
+                        let packed = layout.pack(matrix, rows.clone(), &band(matrix, &parts, &rows));
+                        prop_assert_eq!(unpack(packed.iter().map(|bytes| &**bytes).collect()).unwrap(), parts);
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// Layouts that can store any number of rows: the last band may end anywhere.
 #[test]
 fn rows_that_do_not_fill_a_word() {
@@ -215,6 +287,7 @@ fn matrices_that_do_not_pack_are_named() {
         ("nvfp4-pack-quantized", "ct_mxfp4", &[4, 32], &["codec ct_mxfp4", "ct_nvfp4"]),
         ("gptq", "gptq_int4_g100", &[16, 200], &["group size", "100", "multiple of 8"]),
         ("pack-quantized", "ct_int4_g12", &[16, 24], &["group size", "12", "multiple of 8"]),
+        ("pack-quantized", "ct_nvfp4", &[16, 64], &["codec ct_nvfp4", "ct_int4_asym_g32"]),
         ("awq", "ct_int4_g64", &[16, 64], &["codec ct_int4_g64", "awq_int4_g128"]),
         ("pack-quantized", "Q4_0", &[16, 64], &["codec Q4_0", "ct_int4_asym_g32"]),
     ] {

@@ -107,7 +107,9 @@ impl Packing for Awq {
             "group_size": group_len(default)?,
             "zero_point": true,
             "version": "gemm",
-            "modules_to_not_convert": modules.kept_substrings()
+            // AutoAWQ and vLLM read the first of these, GPTQModel only the second.
+            "modules_to_not_convert": modules.with_fused_experts().kept_substrings(),
+            "dynamic": hf::left_out(modules)
         }))
     }
 }

@@ -9,13 +9,13 @@
 use std::collections::BTreeMap;
 
 use requant_formats::codec;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::hf::{self, Modules, Packing, Row, Stored};
 use super::{Blueprint, Choices, Format, Options, Sidecar, Target};
 use crate::arch::LayerRole;
 use crate::checkpoint::{Checkpoint, SourceTensor};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// GPTQ.
 pub(super) struct GptqTarget;
@@ -62,6 +62,11 @@ const FORMATS: &[Row<Kind>] = &[
 
 /// The `format` column of [`FORMATS`].
 const NAMES: [Format; FORMATS.len()] = hf::formats(FORMATS);
+
+/// Whose rules free zero points follow, as the configuration's list of quantizers has it. GPTQModel reads zero points
+/// other than the middle only where this list names itself, 0.9.0 or later: before, a zero point of 0 was
+/// stored wrongly (`models/loader.py`, `is_quantized_by_gptaq`).
+const ASYMMETRIC_RULES: &str = "gptqmodel:7.7.0";
 
 /// What every format begins with; the rest is the name of its type.
 const PREFIX: &str = "gptq-";
@@ -130,16 +135,16 @@ impl Packing for Gptq {
     }
 
     fn quantization_config(&self, default: &'static str, modules: &Modules) -> Result<Value> {
-        // "-:" and a regular expression for the start of a name: these modules are not quantized. "+:": these
-        // are quantized otherwise.
-        let mut dynamic: Map<String, Value> =
-            modules.kept_patterns().into_iter().map(|pattern| (format!("-:{pattern}$"), json!({}))).collect();
-        for (type_name, patterns) in modules.types(default) {
+        let mut dynamic = hf::left_out(modules);
+        dynamic.extend(hf::overridden(modules, default, |type_name| {
             let row = kind(type_name)?;
-            let other = json!({"bits": 4, "group_size": row.group_len, "sym": row.symmetric});
-            dynamic.extend(patterns.into_iter().map(|pattern| (format!("+:{pattern}$"), other.clone())));
-        }
+            Ok::<_, Error>(json!({"bits": 4, "group_size": row.group_len, "sym": row.symmetric}))
+        })?);
         let row = kind(default)?;
+        let mut quantizer = vec![concat!("requant:", env!("CARGO_PKG_VERSION"))];
+        if !row.symmetric {
+            quantizer.push(ASYMMETRIC_RULES);
+        }
         Ok(json!({
             "bits": 4,
             "group_size": row.group_len,
@@ -149,7 +154,7 @@ impl Packing for Gptq {
             "quant_method": "gptq",
             "checkpoint_format": "gptq",
             "pack_dtype": "int32",
-            "meta": {"quantizer": [concat!("requant:", env!("CARGO_PKG_VERSION"))]},
+            "meta": {"quantizer": quantizer},
             "dynamic": dynamic
         }))
     }

@@ -24,10 +24,12 @@ use crate::error::{Error, Result};
 
 mod alternatives;
 mod choices;
+mod dynamic;
 mod modules;
 mod shards;
 
 pub(super) use alternatives::alternatives;
+pub(super) use dynamic::{left_out, overridden};
 pub(super) use modules::Modules;
 
 /// One `--to` format of a family, and what its type is. The type is called as the format is, without the

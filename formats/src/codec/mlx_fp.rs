@@ -33,7 +33,7 @@
 use std::marker::PhantomData;
 
 use super::fp8::{F8E4M3, Fp8};
-use super::{Codec, Part, e2m1, fp4};
+use super::{Codec, Part, e2m1};
 use crate::dispatch::{self, Kernel};
 use crate::rounding::{bf16_bits_to_f32, f16_bits_to_f32, f32_to_bf16_bits, f32_to_f16_bits, truncate};
 
@@ -174,7 +174,7 @@ pub(super) fn encode_fp4<E: Element, D: Element, const GROUP: usize>(
         let quotient = E::round(value / divisor);
         // Differences to the nearest codes are exact up to here, so that they decide; NaN is far too.
         is_far |= quotient.is_nan() || quotient.abs() >= 16.0;
-        *code = fp4::first_nearest(quotient);
+        *code = e2m1::first_nearest(quotient);
     }
     if is_far {
         encode_fp4_scalar::<E, D>(group, divisor, bytes);
@@ -187,8 +187,8 @@ pub(super) fn encode_fp4<E: Element, D: Element, const GROUP: usize>(
 pub(super) fn encode_fp4_scalar<E: Element, D: Element>(group: &[f32], divisor: f32, bytes: &mut [u8]) {
     let code = |value: f32| {
         let quotient = E::round(value / divisor);
-        let (mut code, mut least) = (0, D::round(quotient - fp4::VALUES[0]).abs());
-        for (candidate, value) in fp4::VALUES.iter().enumerate().skip(1) {
+        let (mut code, mut least) = (0, D::round(quotient - e2m1::VALUES[0]).abs());
+        for (candidate, value) in e2m1::VALUES.iter().enumerate().skip(1) {
             let error = D::round(quotient - value).abs();
             if error < least {
                 (code, least) = (candidate as u8, error);
@@ -204,7 +204,7 @@ pub(super) fn encode_fp4_scalar<E: Element, D: Element>(group: &[f32], divisor: 
 /// FP4 values times a scale.
 #[inline(always)]
 pub(super) fn decode_fp4<E: Element>(bytes: &[u8], scale: f32, dst: &mut [f32]) {
-    let values = fp4::VALUES.map(|value| E::round(value * scale));
+    let values = e2m1::VALUES.map(|value| E::round(value * scale));
     for ([low, high], byte) in dst.as_chunks_mut::<2>().0.iter_mut().zip(bytes) {
         *low = values[usize::from(byte & 15)];
         *high = values[usize::from(byte >> 4)];

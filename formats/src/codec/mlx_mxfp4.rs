@@ -13,7 +13,7 @@ use super::mlx_fp::{
     Element, MlxFp, Mode, decode_fp4, encode_fp4, encode_fp4_scalar, max_abs, parts, power_of_byte,
     power_scale,
 };
-use super::{Codec, Part, fp4, mlx_fp};
+use super::{Codec, Part, e2m1, mlx_fp};
 
 const GROUP: usize = 32;
 
@@ -34,7 +34,7 @@ impl Mode for Mxfp4 {
 
     #[inline(always)]
     fn encode<E: Element>(src: &[f32], codes: &mut [u8]) -> u8 {
-        let (scale, divisor) = power_scale::<E>(max_abs(src), fp4::MAX);
+        let (scale, divisor) = power_scale::<E>(max_abs(src), e2m1::MAX);
         if let Some(group) = src.first_chunk::<GROUP>() {
             encode_fp4::<E, E, GROUP>(group, divisor, codes);
         }
@@ -47,7 +47,7 @@ impl Mode for Mxfp4 {
     }
 
     fn encode_scalar<E: Element>(src: &[f32], codes: &mut [u8]) -> u8 {
-        let (scale, divisor) = power_scale::<E>(max_abs(src), fp4::MAX);
+        let (scale, divisor) = power_scale::<E>(max_abs(src), e2m1::MAX);
         encode_fp4_scalar::<E, E>(src, divisor, codes);
         scale
     }
@@ -55,7 +55,7 @@ impl Mode for Mxfp4 {
     fn decode_scalar<E: Element>(codes: &[u8], scale: u8, dst: &mut [f32]) {
         for (at, value) in dst.iter_mut().enumerate() {
             let code = codes[at / 2] >> (4 * (at % 2)) & 15;
-            *value = E::round(fp4::VALUES[usize::from(code)] * power_of_byte::<E>(scale));
+            *value = E::round(e2m1::VALUES[usize::from(code)] * power_of_byte::<E>(scale));
         }
     }
 }

@@ -13,7 +13,7 @@
 use super::mlx_fp::{
     Element, MlxFp, Mode, decode_fp4, encode_fp4, encode_fp4_scalar, from_fp8, max_abs, parts, to_fp8,
 };
-use super::{Codec, Part, fp4, mlx_fp};
+use super::{Codec, Part, e2m1, mlx_fp};
 
 const GROUP: usize = 16;
 
@@ -34,7 +34,7 @@ impl Mode for Nvfp4 {
 
     #[inline(always)]
     fn encode<E: Element>(src: &[f32], codes: &mut [u8]) -> u8 {
-        let scale = to_fp8(E::round(max_abs(src) / fp4::MAX));
+        let scale = to_fp8(E::round(max_abs(src) / e2m1::MAX));
         match src.first_chunk::<GROUP>() {
             // The quotients are infinite or not numbers, and the first code is as near as any.
             _ if scale == 0 => codes.fill(0),
@@ -50,7 +50,7 @@ impl Mode for Nvfp4 {
     }
 
     fn encode_scalar<E: Element>(src: &[f32], codes: &mut [u8]) -> u8 {
-        let scale = to_fp8(E::round(max_abs(src) / fp4::MAX));
+        let scale = to_fp8(E::round(max_abs(src) / e2m1::MAX));
         encode_fp4_scalar::<E, mlx_fp::F32>(src, from_fp8(scale), codes);
         scale
     }
@@ -58,7 +58,7 @@ impl Mode for Nvfp4 {
     fn decode_scalar<E: Element>(codes: &[u8], scale: u8, dst: &mut [f32]) {
         for (at, value) in dst.iter_mut().enumerate() {
             let code = codes[at / 2] >> (4 * (at % 2)) & 15;
-            *value = E::round(fp4::VALUES[usize::from(code)] * from_fp8(scale));
+            *value = E::round(e2m1::VALUES[usize::from(code)] * from_fp8(scale));
         }
     }
 }

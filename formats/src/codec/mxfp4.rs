@@ -14,7 +14,7 @@
 
 use super::block::{self, Block};
 use super::block32::LEN;
-use super::fp4;
+use super::e2m1;
 use crate::dispatch::{self, Kernel};
 use crate::rounding::truncate;
 
@@ -74,8 +74,8 @@ impl Kernel for Encode<'_> {
             } else {
                 exponent_byte(f32::from_bits(bits))
             };
-            match fp4::first_nearest_under(x, 2.0 * half_scale(y[0])) {
-                Some(codes) if bits >= 0x0100_0000 => fp4::pack_halves(&codes, &mut y[1..]),
+            match e2m1::first_nearest_under(x, 2.0 * half_scale(y[0])) {
+                Some(codes) if bits >= 0x0100_0000 => e2m1::pack_halves(&codes, &mut y[1..]),
                 _ => Mxfp4::encode_block_scalar(x, y),
             }
         }

@@ -16,7 +16,7 @@
 //! `ggml_ue4m3_to_fp32`.
 
 use super::block::{self, Block};
-use super::fp4;
+use super::e2m1;
 use super::mxfp4::{DOUBLED, nearest};
 use crate::dispatch::{self, Kernel};
 
@@ -65,7 +65,7 @@ fn half_scale(code: u8) -> f32 {
 #[inline(always)]
 fn encode_sub_scalar(x: &[f32], codes: &mut [u8]) -> u8 {
     let largest = x.iter().fold(0.0f32, |largest, v| if largest < v.abs() { v.abs() } else { largest });
-    let scale = ue4m3(largest / fp4::MAX);
+    let scale = ue4m3(largest / e2m1::MAX);
     let values = DOUBLED.map(|value| value * half_scale(scale));
     for (i, code) in codes.iter_mut().enumerate() {
         *code = nearest(&values, x[i]) | nearest(&values, x[SUB_LEN / 2 + i]) << 4;
@@ -85,9 +85,9 @@ impl Kernel for Encode<'_> {
             for (scale, (x, codes)) in scales.iter_mut().zip(subs) {
                 // Magnitudes are ordered like their bits.
                 let bits = x.iter().fold(0, |largest, v| largest.max(v.to_bits() & 0x7fff_ffff));
-                *scale = ue4m3(f32::from_bits(bits) / fp4::MAX);
-                match fp4::first_nearest_under(x, 2.0 * half_scale(*scale)) {
-                    Some(nearest) => fp4::pack_halves(&nearest, codes),
+                *scale = ue4m3(f32::from_bits(bits) / e2m1::MAX);
+                match e2m1::first_nearest_under(x, 2.0 * half_scale(*scale)) {
+                    Some(nearest) => e2m1::pack_halves(&nearest, codes),
                     None => *scale = encode_sub_scalar(x, codes),
                 }
             }

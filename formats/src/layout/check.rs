@@ -2,14 +2,17 @@
 
 use super::Matrix;
 use super::words::WORD;
+use crate::codec::Codec;
+use crate::dtype::Dtype;
 use crate::error::{FormatError, Result};
 
-/// The first part of the codecs that a layout takes: what their codes are called.
+/// The first part of the codecs that a layout takes: codes in words of 32 bits, and what they are called.
 pub(super) fn codes_are(matrix: Matrix<'_>, layout: &str, codes: &str) -> Result<()> {
-    if matrix.codec.parts()[0].name == codes {
+    let fits = |codec: &dyn Codec| codec.parts()[0].name == codes && codec.parts()[0].dtype == Dtype::I32;
+    if fits(matrix.codec) {
         return Ok(());
     }
-    let fitting = crate::CODECS.iter().filter(|codec| codec.parts()[0].name == codes);
+    let fitting = crate::CODECS.iter().filter(|codec| fits(**codec));
     Err(FormatError::Unsupported {
         what: format!("codec {} in layout {layout}", matrix.codec.name()),
         supported: fitting.map(|codec| codec.name()).collect::<Vec<_>>().join(", "),

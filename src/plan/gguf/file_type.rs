@@ -84,8 +84,8 @@ const Q5_K_M_RULES: &[Rule] = &[
 ];
 
 /// Every file type this version writes; `q3_k`, `q4_k` and `q5_k` are llama-quantize's own
-/// aliases. `q2_k_s` has the types that `llama-quantize --dry-run` gives it; the file itself llama-quantize refuses
-/// to make without an importance matrix.
+/// aliases. llama-quantize refuses to make `q2_k_s` without an importance matrix; with that refusal taken out it makes the
+/// same file.
 pub(super) const FILE_TYPES: &[FileType] = &[
     file_type("f32", "32-bit floats, nothing is lost", 0, GgmlType::F32, &[]),
     file_type("f16", "16-bit floats", 1, GgmlType::F16, &[]),

@@ -7,6 +7,12 @@ use super::prediction_layers;
 use crate::arch::ArchSpec;
 use crate::plan::numbered;
 
+/// What the name of the module with a layer's routed experts ends in.
+pub(super) const EXPERTS: &str = ".mlp.experts";
+
+/// What the names of modules in layers begin with.
+const LAYERS: &str = "model.layers.";
+
 /// Names of linear layers, without `.weight`.
 #[derive(Debug, Clone, Default)]
 pub(in crate::plan) struct Modules {
@@ -60,16 +66,41 @@ impl Modules {
     }
 
     /// Texts that are part of the name of every kept module and of no quantized one, for engines that look
-    /// for those; modules for which there is no such text are left out.
+    /// for those; modules for which there is no such text are left out. Where it is as clear without the number of the
+    /// layer there is a text without it too: AutoAWQ (`models/base.py`) sees names inside a layer.
     pub(in crate::plan) fn kept_substrings(&self) -> Vec<String> {
-        let layers = self.kept_layers();
-        let mut texts: Vec<String> = layers.iter().map(|layer| in_layer(*layer)).collect();
-        let others = self.kept.iter().filter(|name| !texts.iter().any(|text| name.starts_with(text)));
-        let clear = others.filter(|name| !self.quantized.keys().any(|taken| taken.contains(name.as_str())));
-        let clear: Vec<String> = clear.cloned().collect();
-        texts.extend(clear);
-        texts.sort();
-        texts
+        let layers: Vec<String> = self.kept_layers().into_iter().map(in_layer).collect();
+        let is_clear = |text: &str| !self.quantized.keys().any(|taken| taken.contains(text));
+        let others = self.kept.iter().filter(|name| !layers.iter().any(|text| name.starts_with(text)));
+        let inside = |name: &str| Some(name.strip_prefix(LAYERS)?.split_once('.')?.1.to_owned());
+        let mut texts: BTreeSet<String> = others
+            .flat_map(|name| [Some(name.clone()), inside(name)])
+            .flatten()
+            .filter(|text| is_clear(text))
+            .collect();
+        texts.extend(layers);
+        texts.into_iter().collect()
+    }
+
+    /// The same with the routed experts of a layer as one module, `model.layers.N.mlp.experts`, for engines that fuse
+    /// them and ask for that name; layers whose experts are not all alike stay as they are.
+    pub(in crate::plan) fn with_fused_experts(&self) -> Self {
+        let mut types: BTreeMap<&str, BTreeSet<Option<&'static str>>> = BTreeMap::new();
+        let quantized = self.quantized.iter().map(|(name, type_name)| (name, Some(*type_name)));
+        for (name, type_name) in quantized.chain(self.kept.iter().map(|name| (name, None))) {
+            if let Some(experts) = experts_of(name) {
+                types.entry(experts).or_default().insert(type_name);
+            }
+        }
+        let fused = |name: &String| match experts_of(name).filter(|&experts| types[experts].len() == 1) {
+            Some(experts) => experts.to_owned(),
+            None => name.clone(),
+        };
+        Self {
+            quantized: self.quantized.iter().map(|(name, type_name)| (fused(name), *type_name)).collect(),
+            kept: self.kept.iter().map(fused).collect(),
+            prediction_layers: self.prediction_layers.clone(),
+        }
     }
 
     /// Prediction layers of which nothing is quantized.
@@ -84,7 +115,13 @@ impl Modules {
 }
 
 fn in_layer(layer: usize) -> String {
-    format!("model.layers.{layer}.")
+    format!("{LAYERS}{layer}.")
+}
+
+/// The module that holds a routed expert's linear layer, when the name is that of one.
+fn experts_of(name: &str) -> Option<&str> {
+    let (holder, expert) = name.split_once(EXPERTS)?;
+    expert.starts_with('.').then(|| &name[..holder.len() + EXPERTS.len()])
 }
 
 /// Regular expressions for whole names that match all of `names` and none of `others`: names that differ in their
@@ -128,7 +165,7 @@ fn any_number_in_layer(name: &str) -> (String, Option<usize>, String) {
 }
 
 /// A regular expression for the name.
-fn escaped(name: &str) -> String {
+pub(super) fn escaped(name: &str) -> String {
     name.replace('.', r"\.")
 }
 
@@ -214,6 +251,23 @@ mod tests {
     }
 
     #[test]
+    fn routed_experts_are_one_module_where_all_of_a_layer_are_alike() {
+        let mut modules = modules();
+        for name in ["model.layers.3.mlp.experts.0.up_proj", "model.layers.3.mlp.experts.0.down_proj"] {
+            modules.quantized(name, "4bit");
+        }
+        for name in ["model.layers.4.mlp.experts.0.up_proj", "model.layers.4.mlp.experts.1.up_proj"] {
+            modules.quantized(name, if name.contains(".0.") { "4bit" } else { "8bit" });
+        }
+        let fused = modules.with_fused_experts();
+        // Layer 3's are quantized, so the expression names layer 1.
+        assert!(fused.kept_patterns().contains(&r"model\.layers\.1\.mlp\.experts".to_owned()), "{fused:?}");
+        assert!(fused.kept_substrings().contains(&"model.layers.1.mlp.experts".to_owned()), "{fused:?}");
+        assert!(fused.quantized.contains_key("model.layers.3.mlp.experts"), "{fused:?}");
+        assert!(fused.quantized.contains_key("model.layers.4.mlp.experts.1.up_proj"), "{fused:?}");
+    }
+
+    #[test]
     fn a_text_that_quantized_names_have_too_is_left_out() {
         let texts = modules().kept_substrings();
         assert!(
@@ -221,5 +275,8 @@ mod tests {
             "{texts:?}"
         );
         assert!(!texts.contains(&"model.layers.1.mlp.gate".to_owned()), "{texts:?}");
+        // Inside a layer: layer 1's output projection is quantized, no layer's experts are.
+        assert!(!texts.contains(&"self_attn.o_proj".to_owned()), "{texts:?}");
+        assert!(texts.contains(&"mlp.experts.0.up_proj".to_owned()), "{texts:?}");
     }
 }
