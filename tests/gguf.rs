@@ -29,7 +29,7 @@ fn files_equal_those_of_llama_cpp() {
         assert_eq!(outcome.manifest.files[0].sha256, golden["sha256"].as_str().unwrap(), "{format}");
         formats += 1;
     }
-    assert_eq!(formats, 21);
+    assert_eq!(formats, 22);
 }
 
 #[test]

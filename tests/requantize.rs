@@ -83,7 +83,7 @@ fn files_equal_those_of_llama_quantize() {
             compare(&f32, format, &golden["sha256"]);
         }
     }
-    assert_eq!(compared, 189);
+    assert_eq!(compared, 190);
 }
 
 /// A file of zeros behind the golden header `name`.

@@ -114,6 +114,7 @@ pub(super) const FILE_TYPES: &[FileType] = &[
     file_type("iq4_nl", "4.5 bits, uneven levels", 25, GgmlType::IQ4_NL, IQ4_RULES),
     file_type("iq4_xs", "4.25 bits, uneven levels", 30, GgmlType::IQ4_XS, IQ4_RULES),
     file_type("mxfp4_moe", "4.25-bit floats for stacked matrices, q8_0 for others", 38, GgmlType::MXFP4, &[]),
+    file_type("nvfp4", "4.5-bit floats", 39, GgmlType::NVFP4, &[]),
     file_type("q3_k", "q3_k_m by another name", 12, GgmlType::Q3_K, Q3_K_M_RULES),
     file_type("q4_k", "q4_k_m by another name", 15, GgmlType::Q4_K, Q4_K_M_RULES),
     file_type("q5_k", "q5_k_m by another name", 17, GgmlType::Q5_K, Q5_K_M_RULES),
