@@ -11,10 +11,11 @@
 
 use rayon::prelude::*;
 
-use crate::arch::{LayerRole, Role};
+use crate::arch::{Attention, LayerRole, Role};
 use crate::checkpoint::WeightStore;
 use crate::error::{Error, Result};
 
+mod attention_gqa;
 mod attention_mla;
 mod exponential;
 mod ffn;
@@ -59,7 +60,7 @@ pub struct Hidden {
 pub struct Walk<'a> {
     store: &'a dyn WeightStore,
     context: usize,
-    rope: rope::Rope,
+    ropes: rope::Ropes,
     hidden_TD: Vec<f32>,
     layer: usize,
 }
@@ -74,8 +75,8 @@ impl<'a> Walk<'a> {
             return Err(Error::Request("a context of 0 tokens has nothing to evaluate".into()));
         }
         let hidden_TD = embed(store, Role::TokenEmbedding, tokens)?;
-        let rope = rope::Rope::new(store.spec(), context.min(tokens.len()));
-        Ok(Self { store, context, rope, hidden_TD, layer: 0 })
+        let ropes = rope::Ropes::new(store, context, context.min(tokens.len()))?;
+        Ok(Self { store, context, ropes, hidden_TD, layer: 0 })
     }
 
     /// Runs the next layer; in a mixture of experts, returns the choices of every token.
@@ -87,7 +88,7 @@ impl<'a> Walk<'a> {
     /// After the last layer.
     pub fn step(&mut self) -> Result<Option<Vec<Vec<Choice>>>> {
         assert!(self.layer < self.store.spec().layers, "a step beyond the last layer");
-        let choices = layer(self.store, self.layer, self.context, &self.rope, &mut self.hidden_TD)?;
+        let choices = layer(self.store, self.layer, self.context, &self.ropes, &mut self.hidden_TD)?;
         self.layer += 1;
         Ok(choices)
     }
@@ -127,28 +128,59 @@ fn layer(
     store: &dyn WeightStore,
     layer: usize,
     context: usize,
-    rope: &rope::Rope,
+    ropes: &rope::Ropes,
     hidden_TD: &mut [f32],
 ) -> Result<Option<Vec<Vec<Choice>>>> {
     let spec = store.spec();
     let x_TD = normed(store, layer, LayerRole::AttentionNorm, hidden_TD)?;
-    attention_mla::attention(store, layer, context, rope, &x_TD, hidden_TD)?;
+    add(store, layer, LayerRole::AttentionPostNorm, hidden_TD, |sum_TD| {
+        let y = linear::Output::add(sum_TD, spec.hidden);
+        match &spec.attention {
+            Attention::Latent(latent) => {
+                attention_mla::attention(store, latent, layer, context, ropes.of(false), &x_TD, y)
+            }
+            Attention::Grouped(grouped) => {
+                let rope = ropes.of(grouped.window(layer).is_some());
+                attention_gqa::attention(store, grouped, layer, context, rope, &x_TD, y)
+            }
+        }
+    })?;
     let x_TD = normed(store, layer, LayerRole::FfnNorm, hidden_TD)?;
-    if spec.is_moe(layer) {
-        return moe::mixture(store, layer, &x_TD, hidden_TD).map(Some);
-    }
-    let role = |ffn| Role::Layer(layer, LayerRole::Dense(ffn));
-    ffn::feed_forward(store, role, &x_TD, linear::Output::add(hidden_TD, spec.hidden))?;
-    Ok(None)
+    add(store, layer, LayerRole::FfnPostNorm, hidden_TD, |sum_TD| {
+        if spec.is_moe(layer) {
+            return moe::mixture(store, layer, &x_TD, sum_TD).map(Some);
+        }
+        let role = |ffn| Role::Layer(layer, LayerRole::Dense(ffn));
+        ffn::feed_forward(store, role, &x_TD, linear::Output::add(sum_TD, spec.hidden))?;
+        Ok(None)
+    })
 }
 
-/// One of the two norms of a layer.
+/// Adds what `block` adds to a sum to the hidden states: as it is, or normed where the model has norms there.
+fn add<R>(
+    store: &dyn WeightStore,
+    layer: usize,
+    norm: LayerRole,
+    hidden_TD: &mut [f32],
+    block: impl FnOnce(&mut [f32]) -> Result<R>,
+) -> Result<R> {
+    if !store.spec().post_norms {
+        return block(hidden_TD);
+    }
+    let mut sum_TD = vec![0.0; hidden_TD.len()];
+    let result = block(&mut sum_TD)?;
+    let sum_TD = normed(store, layer, norm, &sum_TD)?;
+    hidden_TD.par_iter_mut().zip(sum_TD).for_each(|(hidden, sum)| *hidden += sum);
+    Ok(result)
+}
+
+/// One of the norms of a layer.
 fn normed(store: &dyn WeightStore, layer: usize, role: LayerRole, hidden_TD: &[f32]) -> Result<Vec<f32>> {
     let weight = linear::vector(store, Role::Layer(layer, role))?;
     Ok(norm::rms_norm(hidden_TD, weight.len(), &weight, store.spec().norm_eps))
 }
 
-/// Rows of the token embedding; a row is read for each token, not the whole matrix.
+/// Rows of the token embedding, scaled where the model does so; a row is read for each token, not the whole matrix.
 fn embed(store: &dyn WeightStore, role: Role, tokens: &[u32]) -> Result<Vec<f32>> {
     let weight = store.weight(role)?;
     if let Some(token) = tokens.iter().find(|&&token| token as usize >= weight.rows) {
@@ -158,10 +190,15 @@ fn embed(store: &dyn WeightStore, role: Role, tokens: &[u32]) -> Result<Vec<f32>
         );
         return Err(Error::checkpoint(&weight.file, message));
     }
+    let scale = store.spec().embedding_scale as f32;
     let mut hidden_TD = vec![0.0; tokens.len() * weight.cols];
     hidden_TD.par_chunks_mut(weight.cols).zip(tokens).try_for_each(|(row, &token)| {
         let token = token as usize;
-        store.read_rows(&weight, token..token + 1, row)
+        store.read_rows(&weight, token..token + 1, row)?;
+        if scale != 1.0 {
+            row.iter_mut().for_each(|value| *value *= scale);
+        }
+        Ok(())
     })?;
     Ok(hidden_TD)
 }

@@ -15,7 +15,7 @@ use super::linear::{Output, linear, linear_rows, vector};
 use super::matmul::{Into, View, product, product_transposed};
 use super::norm::rms_norm;
 use super::rope::{Rope, score_scale};
-use crate::arch::{ArchSpec, LayerRole, Role};
+use crate::arch::{ArchSpec, Latent, LayerRole, Role};
 use crate::checkpoint::{Weight, WeightStore};
 use crate::error::Result;
 
@@ -36,6 +36,7 @@ struct Latents {
 /// Queries, keys and values of some heads.
 struct Group<'a> {
     spec: &'a ArchSpec,
+    latent: &'a Latent,
     heads: usize,
     /// `[T, G * (N + R)]`, rotary parts turned.
     query: &'a [f32],
@@ -45,24 +46,25 @@ struct Group<'a> {
     key_TR: &'a [f32],
 }
 
-/// Adds the attention of layer `layer` on `x_TD` to `hidden_TD`.
+/// Computes the attention of layer `layer` on `x_TD` into `y`.
 ///
 /// # Errors
 /// When a weight cannot be read or a product is not finite.
 pub(super) fn attention(
     store: &dyn WeightStore,
+    latent: &Latent,
     layer: usize,
     context: usize,
     rope: &Rope,
     x_TD: &[f32],
-    hidden_TD: &mut [f32],
+    y: Output,
 ) -> Result<()> {
     let spec = store.spec();
     let tokens = x_TD.len() / spec.hidden;
-    let latents = latents(store, layer, context, rope, x_TD)?;
-    let (query_width, value_width) = (spec.nope_dim + spec.rope_dim, spec.nope_dim + spec.v_dim);
+    let latents = latents(store, latent, layer, context, rope, x_TD)?;
+    let (query_width, value_width) = (latent.nope_dim + spec.rope.dim, latent.nope_dim + latent.v_dim);
     let kv_b = store.weight(Role::Layer(layer, LayerRole::KvB))?;
-    let out_width = spec.heads * spec.v_dim;
+    let out_width = spec.heads * latent.v_dim;
     let mut out = vec![0.0; tokens * out_width];
     let (mut query, mut key_value) = (Vec::new(), Vec::new());
     for first in (0..spec.heads).step_by(GROUP_HEADS) {
@@ -76,23 +78,24 @@ pub(super) fn attention(
         linear_rows(store, &kv_b, rows(value_width), &latents.value_TL, y)?;
         query.par_chunks_mut(heads * query_width).enumerate().for_each(|(token, row)| {
             for head in row.chunks_exact_mut(query_width) {
-                rope.rotate(token % context, &mut head[spec.nope_dim..]);
+                rope.rotate(token % context, &mut head[latent.nope_dim..]);
             }
         });
-        let group = Group { spec, heads, query: &query, key_value: &key_value, key_TR: &latents.key_TR };
+        let group = Group { spec, latent, heads, query: &query, key_value: &key_value, key_TR: &latents.key_TR };
         out.par_chunks_mut(context * out_width).enumerate().for_each(|(window, out)| {
             out.par_chunks_mut(QUERY_BLOCK * out_width).enumerate().for_each(|(block, out)| {
-                group.attend(window * context, block * QUERY_BLOCK, out, first * spec.v_dim);
+                group.attend(window * context, block * QUERY_BLOCK, out, first * latent.v_dim);
             });
         });
     }
     let role = Role::Layer(layer, LayerRole::AttentionOutput);
-    linear(store, role, &out, Output::add(hidden_TD, spec.hidden))
+    linear(store, role, &out, y)
 }
 
 /// The low-rank parts, normed, and the turned key.
 fn latents(
     store: &dyn WeightStore,
+    latent: &Latent,
     layer: usize,
     context: usize,
     rope: &Rope,
@@ -101,7 +104,7 @@ fn latents(
     let spec = store.spec();
     let tokens = x_TD.len() / spec.hidden;
     let role = |role| Role::Layer(layer, role);
-    let (query_TL, query_weight) = match spec.q_lora {
+    let (query_TL, query_weight) = match latent.q_lora {
         None => (x_TD.to_vec(), store.weight(role(LayerRole::Q))?),
         Some(rank) => {
             let mut low_TL = vec![0.0; tokens * rank];
@@ -110,14 +113,14 @@ fn latents(
             (rms_norm(&low_TL, rank, &norm, spec.norm_eps), store.weight(role(LayerRole::QB))?)
         }
     };
-    let stride = spec.kv_lora + spec.rope_dim;
+    let stride = latent.kv_lora + spec.rope.dim;
     let mut low = vec![0.0; tokens * stride];
     linear(store, role(LayerRole::KvA), x_TD, Output::replace(&mut low, stride))?;
     let norm = vector(store, role(LayerRole::KvANorm))?;
     let value_TL = rms_norm(&low, stride, &norm, spec.norm_eps);
-    let mut key_TR = vec![0.0; tokens * spec.rope_dim];
-    for (token, (key_R, row)) in key_TR.chunks_exact_mut(spec.rope_dim).zip(low.chunks(stride)).enumerate() {
-        key_R.copy_from_slice(&row[spec.kv_lora..]);
+    let mut key_TR = vec![0.0; tokens * spec.rope.dim];
+    for (token, (key_R, row)) in key_TR.chunks_exact_mut(spec.rope.dim).zip(low.chunks(stride)).enumerate() {
+        key_R.copy_from_slice(&row[latent.kv_lora..]);
         rope.rotate(token % context, key_R);
     }
     Ok(Latents { query_TL, query_weight, value_TL, key_TR })
@@ -127,11 +130,12 @@ impl Group<'_> {
     /// Attention of one block of queries of the window that starts at token `window`; `out` holds the
     /// block's rows of all heads, this group's from column `column` on.
     fn attend(&self, window: usize, first_query: usize, out: &mut [f32], column: usize) {
-        let ArchSpec { nope_dim, rope_dim, v_dim, .. } = *self.spec;
+        let Latent { nope_dim, v_dim, .. } = *self.latent;
+        let rope_dim = self.spec.rope.dim;
         let out_width = self.spec.heads * v_dim;
         let queries = out.len() / out_width;
         let keys = first_query + queries;
-        let scale = score_scale(self.spec);
+        let scale = score_scale(self.latent, &self.spec.rope);
         let (query_stride, value_stride) =
             (self.heads * (nope_dim + rope_dim), self.heads * (nope_dim + v_dim));
         let query = rows(self.query, window + first_query, queries, query_stride);

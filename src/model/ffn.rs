@@ -1,4 +1,4 @@
-//! The SwiGLU feed-forward block: `down(silu(gate(x)) * up(x))`; a dense layer, a shared or a routed expert.
+//! The gated feed-forward block: `down(activation(gate(x)) * up(x))`; a dense layer, a shared or a routed expert.
 //!
 //! Legend: T tokens, D hidden, I intermediate, C intermediate columns of one chunk.
 
@@ -26,6 +26,7 @@ pub(super) fn feed_forward(
     let (gate, up) = (store.weight(role(Ffn::Gate))?, store.weight(role(Ffn::Up))?);
     let tokens = x_TD.len() / gate.cols;
     let width = gate.rows;
+    let activation = store.spec().activation;
     let mut inner_TI = vec![0.0; tokens * width];
     let (mut gate_TC, mut up_TC) = (Vec::new(), Vec::new());
     for first in (0..width).step_by(CHUNK_COLS) {
@@ -36,7 +37,7 @@ pub(super) fn feed_forward(
         linear_rows(store, &up, first..first + cols, x_TD, Output::replace(&mut up_TC, cols))?;
         let inputs = gate_TC.par_chunks(cols).zip(up_TC.par_chunks(cols));
         inner_TI.par_chunks_mut(width).zip(inputs).for_each(|(inner_I, (gate_C, up_C))| {
-            exponential::swiglu(gate_C, up_C, &mut inner_I[first..first + cols]);
+            exponential::gated(activation, gate_C, up_C, &mut inner_I[first..first + cols]);
         });
     }
     linear(store, role(Ffn::Down), &inner_TI, y)

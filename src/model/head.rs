@@ -5,6 +5,7 @@
 use rayon::prelude::*;
 
 use super::Hidden;
+use super::exponential::soft_cap;
 use super::linear::{for_each_tile, not_finite, vector};
 use super::matmul::{Into, View, wide_product_transposed};
 use super::norm::rms_norm;
@@ -13,6 +14,8 @@ use crate::error::Result;
 
 /// Tokens multiplied at a time.
 const TOKEN_BLOCK: usize = 512;
+/// Logits capped at a time.
+const CAPPED: usize = 1 << 16;
 
 /// A head and what it is applied to.
 struct Head<'a> {
@@ -41,9 +44,16 @@ impl<'a> Head<'a> {
         blocks.zip(self.x_SD.par_chunks(TOKEN_BLOCK * width)).for_each(|(logits, x)| {
             wide_product_transposed(View::new(x, width), w_CD, logits, cols, offset, Into::Replace);
         });
-        match self.logits_SC.par_iter().position_first(|logit| !logit.is_finite()) {
-            Some(bad) => Err(not_finite(&self.weight, bad / cols)),
-            None => Ok(()),
+        if let Some(bad) = self.logits_SC.par_iter().position_first(|logit| !logit.is_finite()) {
+            return Err(not_finite(&self.weight, bad / cols));
+        }
+        Ok(())
+    }
+
+    /// Soft-caps all logits of a chunk, where the model does so.
+    fn cap(&mut self) {
+        if let Some(cap) = self.store.spec().logit_cap {
+            self.logits_SC.par_chunks_mut(CAPPED).for_each(|logits| soft_cap(logits, 1.0, cap as f32));
         }
     }
 }
@@ -63,6 +73,7 @@ pub fn for_each_logit_chunk(
     let weight = head.weight.clone();
     for_each_tile(store, &weight, 0..weight.rows, |first, w_CD| {
         head.multiply(w_CD, w_CD.rows, 0)?;
+        head.cap();
         consume(first, w_CD.rows, &head.logits_SC);
         Ok(())
     })
@@ -87,6 +98,7 @@ pub fn for_each_logit_chunk_pair(
         for_each_tile(store, &other_weight, first..first + cols, |at, w_CD| {
             other.multiply(w_CD, cols, at - first)
         })?;
+        [&mut head, &mut other].into_iter().for_each(Head::cap);
         consume(first, cols, [&head.logits_SC, &other.logits_SC]);
         Ok(())
     })

@@ -126,6 +126,13 @@ fn decode(store: &dyn WeightStore, weight: &Weight, rows: Range<usize>, tile: &m
     })
 }
 
+/// Adds a bias to every row of a product: to columns `offset..` of rows `stride` apart.
+pub(super) fn add_bias(y: &mut [f32], stride: usize, offset: usize, bias: &[f32]) {
+    y.par_chunks_mut(stride).for_each(|row| {
+        row[offset..].iter_mut().zip(bias).for_each(|(y, bias)| *y += bias);
+    });
+}
+
 /// A vector of weights.
 ///
 /// # Errors

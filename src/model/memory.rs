@@ -1,7 +1,7 @@
 //! How much memory a forward pass needs: an upper bound from the hyper-parameters.
 
-use super::{attention_mla, ffn, linear};
-use crate::arch::ArchSpec;
+use super::{attention_gqa, attention_mla, ffn, linear};
+use crate::arch::{ArchSpec, Attention, Latent};
 
 /// The program, a tokenizer, the allocator.
 const BASE_BYTES: u64 = 96 << 20;
@@ -31,18 +31,21 @@ pub struct Workload {
 pub fn peak_ram_bytes(spec: &ArchSpec, load: &Workload) -> u64 {
     let Workload { tokens, context, scored, models, predictions } = *load;
     let hidden = spec.hidden;
-    let group = attention_mla::GROUP_HEADS.min(spec.heads);
-    let attention = spec.q_lora.map_or(hidden, |rank| 2 * rank)
-        + 2 * (spec.kv_lora + spec.rope_dim)
-        + spec.heads * spec.v_dim
-        + group * (2 * spec.nope_dim + spec.rope_dim + spec.v_dim);
+    let (attention, out_width) = match &spec.attention {
+        Attention::Latent(latent) => (latent_floats(spec, latent), spec.heads * latent.v_dim),
+        Attention::Grouped(grouped) => {
+            (attention_gqa::floats_per_token(spec.heads, grouped), spec.heads * grouped.head_dim)
+        }
+    };
     let chunk = 2 * ffn::CHUNK_COLS;
     let dense = if spec.dense_layers > 0 { spec.dense_intermediate + chunk } else { 0 };
     // At worst every token goes to one expert; its choices are kept beside.
     let choices = models * (spec.experts + 4 * spec.experts_per_token + 16);
-    let experts = 2 * hidden + spec.expert_intermediate * (1 + spec.shared_experts) + chunk + choices;
+    let experts = 2 * hidden + spec.expert_intermediate + spec.shared_intermediate + chunk + choices;
+    // What a block says is normed before it is added.
+    let normed = if spec.post_norms { 2 * hidden } else { 0 };
     // The states of every model, and the input of a block.
-    let layer = hidden + attention.max(dense).max(experts);
+    let layer = normed + hidden + attention.max(dense).max(experts);
     // The prediction module joins two states, and then has states of its own.
     let prediction = predictions * hidden + (3 * hidden).max(layer);
     let walk = tokens * (models * hidden + layer.max(prediction));
@@ -50,7 +53,7 @@ pub fn peak_ram_bytes(spec: &ArchSpec, load: &Workload) -> u64 {
     let piece = linear::tile_rows(hidden, 1).min(spec.vocab);
     let head = tokens * models * hidden + scored * models * (2 * hidden + piece);
     // Two tiles of every model, the widest perhaps larger than others; what is read of one is not decoded yet.
-    let cols = spec.dense_intermediate.max(spec.heads * spec.v_dim).max(hidden);
+    let cols = spec.dense_intermediate.max(out_width).max(hidden);
     let tile = linear::TILE_WEIGHTS.max(linear::tile_rows(cols, 1) * cols);
     let threads = rayon::current_num_threads();
     let working =
@@ -61,8 +64,18 @@ pub fn peak_ram_bytes(spec: &ArchSpec, load: &Workload) -> u64 {
         + 4 * (walk.max(head) + working) as u64
 }
 
+/// Floats per token of latent attention.
+fn latent_floats(spec: &ArchSpec, latent: &Latent) -> usize {
+    let rope_dim = spec.rope.dim;
+    let group = attention_mla::GROUP_HEADS.min(spec.heads);
+    latent.q_lora.map_or(spec.hidden, |rank| 2 * rank)
+        + 2 * (latent.kv_lora + rope_dim)
+        + spec.heads * latent.v_dim
+        + group * (2 * latent.nope_dim + rope_dim + latent.v_dim)
+}
+
 /// Tensors of a checkpoint, scales not counted.
 fn tensors(spec: &ArchSpec) -> u64 {
-    let of_layer = |layer| 16 + if spec.is_moe(layer) { 3 * spec.experts } else { 0 };
+    let of_layer = |layer| 24 + if spec.is_moe(layer) { 3 * spec.experts } else { 0 };
     (0..spec.layers + spec.mtp_layers).map(of_layer).sum::<usize>() as u64
 }

@@ -51,10 +51,29 @@ pub(super) fn mixture(
         }
     }
     if spec.shared_experts > 0 {
-        let role = |ffn| Role::Layer(layer, LayerRole::Shared(ffn));
-        feed_forward(store, role, x_TD, Output::add(hidden_TD, spec.hidden))?;
+        shared(store, layer, x_TD, hidden_TD)?;
     }
     Ok(choices_T)
+}
+
+/// Adds the shared experts, weighed by a sigmoid of their own where the model has one.
+fn shared(store: &dyn WeightStore, layer: usize, x_TD: &[f32], hidden_TD: &mut [f32]) -> Result<()> {
+    let spec = store.spec();
+    let role = |ffn| Role::Layer(layer, LayerRole::Shared(ffn));
+    if !spec.shared_gate {
+        return feed_forward(store, role, x_TD, Output::add(hidden_TD, spec.hidden));
+    }
+    let tokens = x_TD.len() / spec.hidden;
+    let mut gate_T = vec![0.0; tokens];
+    linear(store, Role::Layer(layer, LayerRole::SharedGate), x_TD, Output::replace(&mut gate_T, 1))?;
+    let mut y_TD = vec![0.0; x_TD.len()];
+    feed_forward(store, role, x_TD, Output::replace(&mut y_TD, spec.hidden))?;
+    let rows = hidden_TD.par_chunks_mut(spec.hidden).zip(y_TD.par_chunks(spec.hidden));
+    rows.zip(gate_T).for_each(|((hidden_D, y_D), gate)| {
+        let weight = 1.0 / (1.0 + (-gate).exp());
+        hidden_D.iter_mut().zip(y_D).for_each(|(hidden, y)| *hidden += weight * y);
+    });
+    Ok(())
 }
 
 /// The router's choices for every token.

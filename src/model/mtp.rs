@@ -56,8 +56,9 @@ pub fn second_next(store: &dyn WeightStore, main: &Hidden, tokens: &[u32], conte
     let mut hidden_TD = vec![0.0; next.len() * spec.hidden];
     linear(store, role(LayerRole::MtpProjection), &joined, Output::replace(&mut hidden_TD, spec.hidden))?;
     drop(joined);
-    let rope = rope::Rope::new(spec, context);
-    layer(store, number, context - 1, &rope, &mut hidden_TD)?;
+    let ropes = rope::Ropes::new(store, context, context)?;
+    layer(store, number, context - 1, &ropes, &mut hidden_TD)?;
     let head = own_or(store, LayerRole::MtpHead, Role::Output);
-    Ok(Hidden { hidden_TD, norm: role(LayerRole::MtpHeadNorm), head })
+    let norm = own_or(store, LayerRole::MtpHeadNorm, Role::OutputNorm);
+    Ok(Hidden { hidden_TD, norm, head })
 }

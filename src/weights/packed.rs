@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use requant_formats::codec::Codec;
 
-use crate::arch::{ArchSpec, Expected, Role};
+use crate::arch::{ArchSpec, Expected, Latent, Role};
 use crate::checkpoint::{Weight, WeightStore, check_finite};
 use crate::error::{Error, Result};
 use crate::source::{Extent, Source};
@@ -118,7 +118,8 @@ impl PackedStore {
                     Rows::From { tensor, first: number * rows, rows, cols }
                 }
                 Home::KeyValue(keys, values) => {
-                    let &ArchSpec { heads, kv_lora, nope_dim, v_dim, .. } = &store.spec;
+                    let heads = store.spec.heads;
+                    let &Latent { kv_lora, nope_dim, v_dim, .. } = store.spec.latent()?;
                     let mut find = |name: &str, shape: [usize; 3]| -> Result<usize> {
                         let tensor = *names.get(name).ok_or_else(|| store.missing(name, &shape))?;
                         store.expect_shape(tensor, &shape)?;
@@ -211,7 +212,7 @@ impl PackedStore {
         rows: Range<usize>,
         tile: &mut [f32],
     ) -> Result<()> {
-        let &ArchSpec { kv_lora, nope_dim, v_dim, .. } = &self.spec;
+        let &Latent { kv_lora, nope_dim, v_dim, .. } = self.spec.latent()?;
         let head_rows = nope_dim + v_dim;
         let mut transposed = vec![0.0; kv_lora * nope_dim];
         for head in rows.start / head_rows..rows.end.div_ceil(head_rows) {
@@ -247,8 +248,9 @@ impl WeightStore for PackedStore {
             Rows::From { tensor, rows, cols, .. } => (tensor, rows, cols, 1),
             Rows::KeyValue { keys, .. } => {
                 // A head's keys are stored transposed: any row takes all of them.
-                let head_rows = self.spec.nope_dim + self.spec.v_dim;
-                (keys, self.spec.heads * head_rows, self.spec.kv_lora, head_rows)
+                let &Latent { kv_lora, nope_dim, v_dim, .. } = self.spec.latent()?;
+                let head_rows = nope_dim + v_dim;
+                (keys, self.spec.heads * head_rows, kv_lora, head_rows)
             }
         };
         let (name, file) = (self.tensors[tensor].name.clone(), self.file_name(tensor));
