@@ -1,20 +1,26 @@
 //! Measures of a model's quality on a text: perplexity, divergence from another model, the prediction module.
 
+use std::path::Path;
+
 use crate::checkpoint::WeightStore;
 use crate::error::{Error, Result};
-use crate::model::{self, Choice, Hidden, Observer, Walk, Workload};
+use crate::model::{self, Hidden, Observer, Storage, Walk};
 
 mod divergence;
 mod layers;
 mod perplexity;
 mod prediction;
+mod room;
 mod windows;
 
 pub use divergence::{Divergence, Estimate};
 pub use layers::{ExpertReport, LayerReport};
 pub use perplexity::{Perplexity, perplexity};
 pub use prediction::{AgainstPrediction, Prediction};
+pub use room::{default_scratch_directory, scratch_need};
 pub use windows::{Bos, Tokens, Windows};
+
+use perplexity::Scores;
 
 /// What to measure.
 pub struct Request<'a> {
@@ -24,8 +30,10 @@ pub struct Request<'a> {
     pub original: Option<&'a dyn WeightStore>,
     /// The text.
     pub windows: &'a Windows,
-    /// Most memory to use: windows are evaluated in several passes when they would need more.
+    /// Most memory to use, or what is available: states that need more go to scratch files.
     pub memory_bytes: Option<u64>,
+    /// Where scratch files lie, or [`default_scratch_directory`].
+    pub scratch: Option<&'a Path>,
 }
 
 /// What was measured.
@@ -37,8 +45,8 @@ pub struct Report {
     pub prediction: Option<Prediction>,
     /// Against the original.
     pub against: Option<Against>,
-    /// How often the weights were read.
-    pub passes: usize,
+    /// Bytes that scratch files took at most; 0 when all states were in memory.
+    pub scratch_bytes: u64,
 }
 
 /// A model held against its original.
@@ -79,76 +87,59 @@ pub fn check_comparable(model: &dyn WeightStore, original: &dyn WeightStore) -> 
 /// Measures what is asked for; two models walk side by side.
 ///
 /// # Errors
-/// As [`model::forward`]; when the models cannot be compared, or one window needs more memory than allowed.
+/// As [`model::forward`]; when the models cannot be compared, or there is no room for the states of their tokens.
 pub fn measure(request: &Request, observer: &mut dyn Observer) -> Result<Report> {
     check(request)?;
-    let batches = batches(request)?;
-    let passes = batches.len();
-    match request.original {
-        None => measure_one(request.model, &batches, observer),
-        Some(original) => measure_two([request.model, original], &batches, observer),
-    }
-    .map(|report| Report { passes, ..report })
+    let storage = room::find(request)?;
+    let scratch_bytes = room::scratch_need(request)?.map_or(0, |need| need.bytes);
+    let report = match request.original {
+        None => measure_one(request, &storage, observer),
+        Some(original) => measure_two([request.model, original], request.windows, &storage, observer),
+    };
+    report.map(|report| Report { scratch_bytes, ..report })
 }
 
-fn measure_one(model: &dyn WeightStore, batches: &[Windows], observer: &mut dyn Observer) -> Result<Report> {
-    let mut losses = Vec::new();
-    let mut prediction = prediction::Sum::default();
-    for (pass, windows) in batches.iter().enumerate() {
-        let mut pass = Pass { observer, pass, passes: batches.len() };
-        let hidden = model::forward(model, &windows.tokens, windows.context, &mut pass)?;
-        let scores = perplexity::score(model, &hidden, windows)?;
-        if model::has_second_next(model) {
-            prediction.add(model, &hidden, windows, &scores.tops)?;
-        }
-        losses.extend(scores.losses);
-    }
-    let perplexity = Perplexity::from_losses(losses);
-    Ok(Report { perplexity, prediction: prediction.finish(), against: None, passes: 1 })
+fn measure_one(request: &Request, storage: &Storage, observer: &mut dyn Observer) -> Result<Report> {
+    let Request { model, windows, .. } = *request;
+    let hidden = model::forward(model, &windows.tokens, windows.context, storage, observer)?;
+    let Scores { losses, tops } = perplexity::score(model, &hidden, windows)?;
+    let prediction = prediction::measure(model, &hidden, windows, &tops)?;
+    Ok(Report { perplexity: Perplexity::from_losses(losses), prediction, against: None, scratch_bytes: 0 })
 }
 
 fn measure_two(
     stores: [&dyn WeightStore; 2],
-    batches: &[Windows],
+    windows: &Windows,
+    storage: &Storage,
     observer: &mut dyn Observer,
 ) -> Result<Report> {
-    let (mut losses, mut base_losses) = (Vec::new(), Vec::new());
-    let (mut samples, mut layers) = (divergence::Samples::default(), layers::Layers::default());
-    let (mut prediction, mut predictions) = (prediction::Sum::default(), prediction::PairSum::default());
-    for (pass, windows) in batches.iter().enumerate() {
-        let mut pass = Pass { observer, pass, passes: batches.len() };
-        let hidden = side_by_side(stores, windows, &mut layers, &mut pass)?;
-        let pair = [(stores[0], &hidden[0]), (stores[1], &hidden[1])];
-        let (scores, base) = divergence::score(pair, windows, &mut samples)?;
-        match stores.map(model::has_second_next) {
-            [true, true] => predictions.add(pair, windows, [&scores.tops, &base.tops])?,
-            [true, false] => prediction.add(stores[0], &hidden[0], windows, &scores.tops)?,
-            [false, _] => {}
-        }
-        losses.extend(scores.losses);
-        base_losses.extend(base.losses);
-    }
-    let (compared, against_prediction) = predictions.finish();
+    let mut layers = layers::Layers::default();
+    let hidden = side_by_side(stores, windows, storage, &mut layers, observer)?;
+    let pair = [(stores[0], &hidden[0]), (stores[1], &hidden[1])];
+    let mut samples = divergence::Samples::default();
+    let (scores, base) = divergence::score(pair, windows, &mut samples)?;
+    let (prediction, against_prediction) =
+        prediction::measure_pair(pair, windows, [&scores.tops, &base.tops])?;
     let against = Against {
-        divergence: Divergence::new(samples, &losses, &base_losses),
-        perplexity: Perplexity::from_losses(base_losses),
+        divergence: Divergence::new(samples, &scores.losses, &base.losses),
+        perplexity: Perplexity::from_losses(base.losses),
         layers: layers.reports(),
         prediction: against_prediction,
     };
-    let perplexity = Perplexity::from_losses(losses);
-    let prediction = compared.or_else(|| prediction.finish());
-    Ok(Report { perplexity, prediction, against: Some(against), passes: 1 })
+    let perplexity = Perplexity::from_losses(scores.losses);
+    Ok(Report { perplexity, prediction, against: Some(against), scratch_bytes: 0 })
 }
 
 /// Refuses, before a weight is read, what cannot be measured.
 ///
 /// # Errors
-/// When the models cannot be compared, or a token is not in the vocabulary.
+/// When the models cannot be compared, a token is not in the vocabulary, or memory will not do.
 pub fn check(request: &Request) -> Result<()> {
     if let Some(original) = request.original {
         check_comparable(request.model, original)?;
     }
-    check_tokens(request)
+    check_tokens(request)?;
+    room::find(request).map(|_| ())
 }
 
 /// Every token must be one of the vocabulary: the tokenizer may be another model's.
@@ -166,64 +157,17 @@ fn check_tokens(request: &Request) -> Result<()> {
 fn side_by_side(
     [a, b]: [&dyn WeightStore; 2],
     windows: &Windows,
+    storage: &Storage,
     layers: &mut layers::Layers,
     observer: &mut dyn Observer,
 ) -> Result<[Hidden; 2]> {
     let count = a.spec().layers;
-    let mut walk_a = Walk::new(a, &windows.tokens, windows.context)?;
-    let mut walk_b = Walk::new(b, &windows.tokens, windows.context)?;
+    let mut walk_a = Walk::new(a, &windows.tokens, windows.context, storage)?;
+    let mut walk_b = Walk::new(b, &windows.tokens, windows.context, storage)?;
     for layer in 0..count {
         let choices = [walk_a.step()?, walk_b.step()?];
-        layers.add(layer, a.spec(), [walk_a.hidden(), walk_b.hidden()], [&choices[0], &choices[1]]);
+        layers.add(layer, a.spec(), [walk_a.hidden(), walk_b.hidden()], [&choices[0], &choices[1]])?;
         observer.layer(layer, count, choices[0].as_deref());
     }
     Ok([walk_a.finish(), walk_b.finish()])
-}
-
-/// How often the weights will be read: once, or more when memory is short.
-///
-/// # Errors
-/// When one window needs more than is allowed.
-pub fn passes(request: &Request) -> Result<usize> {
-    let windows = request.windows;
-    let Some(memory) = request.memory_bytes else { return Ok(1) };
-    let models = 1 + usize::from(request.original.is_some());
-    let predict = |store: Option<&dyn WeightStore>| store.is_some_and(model::has_second_next);
-    let own = predict(Some(request.model));
-    let predictions = usize::from(own) + usize::from(own && predict(request.original));
-    let scored = windows.scored().len().div_ceil(windows.len().max(1));
-    let need = |count: usize| {
-        let (tokens, scored) = (count * windows.context, count * scored);
-        let load = Workload { tokens, context: windows.context, scored, models, predictions };
-        // Tensors of the two may be stored in different ways, but have the same shapes.
-        model::peak_ram_bytes(request.model.spec(), &load)
-    };
-    if need(1) > memory {
-        return Err(Error::Request(format!(
-            "--memory: {memory} bytes are not enough for one window of {} tokens, which needs about {}",
-            windows.context,
-            need(1)
-        )));
-    }
-    let fitting = (1..=windows.len()).rev().find(|&count| need(count) <= memory).unwrap_or(1);
-    Ok(windows.len().div_ceil(fitting))
-}
-
-/// Windows that fit into memory together, the passes of about the same size.
-fn batches(request: &Request) -> Result<Vec<Windows>> {
-    let windows = request.windows;
-    Ok(windows.split(windows.len().div_ceil(passes(request)?)))
-}
-
-/// Counts layers over all passes.
-struct Pass<'a> {
-    observer: &'a mut dyn Observer,
-    pass: usize,
-    passes: usize,
-}
-
-impl Observer for Pass<'_> {
-    fn layer(&mut self, layer: usize, layers: usize, choices: Option<&[Vec<Choice>]>) {
-        self.observer.layer(self.pass * layers + layer, self.passes * layers, choices);
-    }
 }

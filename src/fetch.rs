@@ -56,7 +56,8 @@ pub fn fetch(request: &Request<'_>, progress: &dyn Progress, stop: &AtomicBool) 
         let partial = |file: &RemoteFile| pipeline::allocated_bytes(&local.partial(&file.digest));
         let missing = absent.iter().map(|&file| &request.files[file]);
         let bytes = missing.map(|file| file.len_bytes.saturating_sub(partial(file))).sum();
-        pipeline::check_space(&[Need { what: "the files", directory: request.output.to_owned(), bytes }])?;
+        let need = Need { what: "the files", directory: request.output.to_owned(), bytes };
+        pipeline::check_space(&[need], pipeline::OR_FORCE)?;
     }
     for (file, _) in request.files.iter().zip(&present).filter(|(_, present)| **present) {
         local.record(&file.name, request.commit, &file.digest)?;

@@ -34,7 +34,7 @@ pub use errors::{ErrorReport, TensorError};
 pub use execute::peak_ram_bytes;
 pub use journal::{Pinned, RequestRecord};
 pub use manifest::{FileRecord, Manifest, SourceRecord, TensorRecord, manifest_path};
-pub use space::{Need, allocated_bytes, check_space};
+pub use space::{Need, OR_FORCE, allocated_bytes, check_space};
 pub use verify::{Check, has_manifest, verify};
 
 /// Receives what a long run has done so far. Called from several threads.

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use requant::evaluate::{self, Bos, Windows};
-use requant::model::{self, Unobserved};
+use requant::model::{self, Storage, Unobserved};
 use requant::weights::Model;
 use requant_formats::container::gguf::{self, GgmlType, Gguf, TensorSpec, Value};
 use serde_json::Value as Json;
@@ -26,12 +26,9 @@ fn open() -> Model {
 
 fn logits(model: &Model) -> Vec<f32> {
     let ids: Vec<u32> = serde_json::from_value(golden("ids.json")).unwrap();
-    let hidden = model::forward(model.store(), &ids, ids.len(), &mut Unobserved).unwrap();
+    let hidden = model::forward(model.store(), &ids, ids.len(), &Storage::Memory, &mut Unobserved).unwrap();
     let positions: Vec<usize> = (0..ids.len()).collect();
-    let mut logits = Vec::new();
-    model::for_each_logit_chunk(model.store(), &hidden, &positions, |_, _, chunk| logits.extend(chunk))
-        .unwrap();
-    logits
+    model::logits(model.store(), &hidden, &positions).unwrap()
 }
 
 /// Low-rank queries, YaRN with mscale 0.707, no groups.
@@ -39,7 +36,8 @@ fn logits(model: &Model) -> Vec<f32> {
 fn logits_equal_those_of_transformers() {
     let model = open();
     let spec = model.store().spec();
-    assert!((spec.yarn.as_ref().unwrap().mscale_all_dim - 0.707).abs() < 1e-6 && spec.q_lora == Some(48));
+    assert!((spec.rope.yarn().unwrap().mscale_all_dim - 0.707).abs() < 1e-6);
+    assert_eq!(spec.latent().unwrap().q_lora, Some(48));
     let bytes = std::fs::read(folder().join("logits.f32")).unwrap();
     let expected = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
     let logits = logits(&model);
@@ -66,7 +64,8 @@ fn perplexity_equals_that_of_llama_perplexity_window_by_window() {
     let running: Vec<f64> = serde_json::from_value(golden["running"].clone()).unwrap();
     let text = std::fs::read_to_string(fixtures().join("text/heldout.txt")).unwrap();
     let windows = Windows::new(&model.tokenizer().unwrap(), &text, 128, Bos::Auto).unwrap();
-    let windows = windows.split(running.len()).swap_remove(0);
+    let windows =
+        Windows::from_tokens(windows.tokens[..running.len() * windows.context].to_vec(), windows.context);
     let measured = evaluate::perplexity(model.store(), &windows, &mut Unobserved).unwrap();
     let ours = measured.running(windows.len());
     assert_eq!(ours.len(), running.len());

@@ -310,7 +310,13 @@ fn the_order_of_need_is_the_order_of_reading() {
         let recorder = Recorder { store: model.store(), read: Mutex::default() };
         let vocab = model.store().spec().vocab as u32;
         let windows = Windows::from_tokens((0..2048).map(|i: u32| i * 7919 % vocab).collect(), 64);
-        let request = Request { model: &recorder, original: None, windows: &windows, memory_bytes: None };
+        let request = Request {
+            model: &recorder,
+            original: None,
+            windows: &windows,
+            memory_bytes: None,
+            scratch: None,
+        };
         evaluate::measure(&request, &mut Unobserved).unwrap();
         let with_prediction = requant::model::has_second_next(model.store());
         let mut visits = order_of_need(model.store(), with_prediction).into_iter();

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use requant::checkpoint::Checkpoint;
 use requant::evaluate::{self, Bos, Perplexity, Windows};
-use requant::model::{self, Choice, Observer, Unobserved};
+use requant::model::{self, Choice, Observer, Storage, Unobserved};
 use requant::source::LocalDirectory;
 use requant::weights::{self, Model};
 use requant_formats::Dtype;
@@ -62,7 +62,7 @@ fn logits_and_routing_equal_those_of_transformers() {
     assert_eq!(serde_json::to_value(&window).unwrap(), ids);
 
     let mut routing = Routing::default();
-    let hidden = model::forward(&checkpoint, &window, 512, &mut routing).unwrap();
+    let hidden = model::forward(&checkpoint, &window, 512, &Storage::Memory, &mut routing).unwrap();
     let expected = golden("routing.json");
     assert_eq!(routing.0.len(), expected.as_object().unwrap().len());
     for (layer, choices) in routing.0 {
@@ -70,14 +70,7 @@ fn logits_and_routing_equal_those_of_transformers() {
     }
 
     let positions: Vec<usize> = (15..512).step_by(16).collect();
-    let vocab = checkpoint.spec().vocab;
-    let mut logits = vec![0.0; positions.len() * vocab];
-    model::for_each_logit_chunk(&checkpoint, &hidden, &positions, |first, cols, chunk| {
-        for (row, chunk) in logits.chunks_mut(vocab).zip(chunk.chunks(cols)) {
-            row[first..first + cols].copy_from_slice(chunk);
-        }
-    })
-    .unwrap();
+    let logits = model::logits(&checkpoint, &hidden, &positions).unwrap();
     let worst = worst_difference(&logits, "logits.f32");
     println!("largest difference of a logit: {worst:e}");
     assert!(worst < 1e-3, "{worst}");
@@ -98,15 +91,14 @@ fn deepseek_v2_logits_and_routing_equal_those_of_transformers() {
         let store = model.store();
         let ids: Vec<u32> = serde_json::from_value(golden(&format!("{name}/ids.json"))).unwrap();
         let mut routing = Routing::default();
-        let hidden = model::forward(store, &ids, ids.len(), &mut routing).unwrap();
+        let hidden = model::forward(store, &ids, ids.len(), &Storage::Memory, &mut routing).unwrap();
         let expected = golden(&format!("{name}/routing.json"));
         assert_eq!(routing.0.len(), 2);
         for (layer, choices) in routing.0 {
             assert_eq!(serde_json::to_value(choices).unwrap(), expected[layer.to_string()], "{name} {layer}");
         }
         let positions: Vec<usize> = (0..ids.len()).collect();
-        let mut logits = Vec::new();
-        model::for_each_logit_chunk(store, &hidden, &positions, |_, _, chunk| logits.extend(chunk)).unwrap();
+        let logits = model::logits(store, &hidden, &positions).unwrap();
         let worst = worst_difference(&logits, &format!("{name}/logits.f32"));
         println!("{name}: largest difference of a logit: {worst:e}");
         assert!(worst < 1e-4, "{worst}");
@@ -120,8 +112,13 @@ fn the_prediction_layer_equals_that_of_transformers() {
     let ids: Vec<u32> =
         serde_json::from_value(golden("heldout.json")["first_window"]["ids"].clone()).unwrap();
     let windows = Windows::from_tokens(ids, 512);
-    let request =
-        evaluate::Request { model: model.store(), original: None, windows: &windows, memory_bytes: None };
+    let request = evaluate::Request {
+        model: model.store(),
+        original: None,
+        windows: &windows,
+        memory_bytes: None,
+        scratch: None,
+    };
     let prediction = evaluate::measure(&request, &mut Unobserved).unwrap().prediction.unwrap();
     let golden = golden("mtp.json");
     let expected: Vec<f64> = serde_json::from_value(golden["nll"].clone()).unwrap();

@@ -65,7 +65,7 @@ impl Subcommand for Convert {
         let request = plan::Request::from_matches(matches, Some(output), &stop)?;
         let force = matches.get_flag("force");
         if !force {
-            pipeline::check_space(&needs(&request, output))?;
+            pipeline::check_space(&needs(&request, output), pipeline::OR_FORCE)?;
         }
         let validation = Validation::prepare(matches, &request.source)?;
         let settings = Settings {

@@ -10,7 +10,7 @@ use super::model::{self, Connected};
 use super::size::human;
 use crate::error::{Error, Result};
 use crate::model::order_of_need;
-use crate::pipeline::Pinned;
+use crate::pipeline::{Need, Pinned};
 use crate::source::hub::HubId;
 use crate::source::{Arrival, Feed, Spool};
 use crate::weights::Model;
@@ -18,8 +18,18 @@ use crate::weights::Model;
 /// An opened model.
 pub(super) struct Measured {
     pub(super) model: Model,
-    /// Brings its shards, when they are on the hub.
-    feed: Option<Arc<Feed>>,
+    /// Its shards, when they are on the hub.
+    shards: Option<Shards>,
+}
+
+/// Shards that come and go.
+struct Shards {
+    feed: Arc<Feed>,
+    /// Where they lie meanwhile, and the most bytes of them.
+    spool_directory: PathBuf,
+    limit_bytes: u64,
+    /// The cache that they go to, if they are kept.
+    cache_directory: Option<PathBuf>,
 }
 
 /// Which of the models on a command line.
@@ -42,7 +52,7 @@ impl Measured {
         stop: &Arc<AtomicBool>,
     ) -> Result<Self> {
         let Some(id) = model::hub_id(path) else {
-            return Ok(Self { model: Model::open(path)?, feed: None });
+            return Ok(Self { model: Model::open(path)?, shards: None });
         };
         let (id, environment) = match which {
             Which::Model => model::on_hub(id, matches)?,
@@ -50,7 +60,7 @@ impl Measured {
         };
         if environment.offline {
             let source = model::offline(&id, &environment)?;
-            return Ok(Self { model: Model::from_source(Box::new(source))?, feed: None });
+            return Ok(Self { model: Model::from_source(Box::new(source))?, shards: None });
         }
         let connected = Connected::open(&id, &environment, None, matches, stop)?;
         let directory = spool_directory(matches, &connected, &id, which);
@@ -83,17 +93,22 @@ impl Measured {
     ) -> Result<Self> {
         let pinned = keep.map(|id| connected.pinned(id));
         let Connected { repository, cache, source, .. } = connected;
+        let cache_directory = keep.map(|_| cache.directory().to_owned());
         let deposit = pinned.map(|pinned| model::deposit(cache, &repository, pinned));
         let spool = Spool::open(directory, limit_bytes)?;
         // A measurement cannot be gone on with, so what an earlier one has left is of no use.
         spool.clear()?;
         let feed = Arc::new(Feed::new(source.with_spool(spool, deposit), Arc::clone(stop)));
-        Ok(Self { model: Model::from_source(Box::new(Arc::clone(&feed)))?, feed: Some(feed) })
+        let model = Model::from_source(Box::new(Arc::clone(&feed)))?;
+        let spool_directory = directory.to_owned();
+        Ok(Self { model, shards: Some(Shards { feed, spool_directory, limit_bytes, cache_directory }) })
     }
 
-    /// Fixes the order in which weights will come; says on stderr how much that is.
-    pub(super) fn follow(&self, with_prediction: bool, passes: usize, quiet: bool) -> Result<()> {
-        let Some(feed) = &self.feed else { return Ok(()) };
+    /// Fixes the order in which weights will come; says on stderr how much that is. Returns what they will take of
+    /// the disk.
+    pub(super) fn follow(&self, with_prediction: bool, quiet: bool) -> Result<Vec<Need>> {
+        let Some(shards) = &self.shards else { return Ok(Vec::new()) };
+        let Shards { feed, spool_directory, limit_bytes, cache_directory } = shards;
         let store = self.model.store();
         let extents = |roles: Vec<_>| {
             let lists: Result<Vec<Vec<_>>> = roles.into_iter().map(|role| store.extents(role)).collect();
@@ -101,21 +116,19 @@ impl Measured {
         };
         let visits: Result<Vec<_>> = order_of_need(store, with_prediction).into_iter().map(extents).collect();
         feed.follow(visits?)?;
+        let bytes = feed.download_bytes();
         if !quiet {
-            let location = crate::source::Source::location(&**feed);
-            let times = if passes > 1 {
-                format!(", {passes} times over: more --memory would make it fewer")
-            } else {
-                String::new()
-            };
-            eprintln!("{location}: {} to download{times}", human(feed.download_bytes()));
+            eprintln!("{}: {} to download", crate::source::Source::location(&**feed), human(bytes));
         }
-        Ok(())
+        let spool =
+            Need { what: "the spool", directory: spool_directory.clone(), bytes: bytes.min(*limit_bytes) };
+        let kept = cache_directory.clone().map(|directory| Need { what: "--keep-source", directory, bytes });
+        Ok([spool].into_iter().chain(kept).collect())
     }
 
     /// Runs `work`, which reads the weights.
     pub(super) fn run<T>(&self, quiet: bool, work: impl FnOnce() -> Result<T>) -> Result<T> {
-        let Some(feed) = &self.feed else { return work() };
+        let Some(Shards { feed, .. }) = &self.shards else { return work() };
         let on_file = |arrival: Arrival| {
             let Arrival { name, bytes, number, files, is_again, held_bytes } = arrival;
             if !quiet {

@@ -14,6 +14,7 @@ use super::{Subcommand, model, size};
 use crate::error::{Error, Result};
 use crate::evaluate::{self, Bos, Report, Tokens, Windows};
 use crate::model::{Choice, Observer, has_second_next};
+use crate::pipeline::{Need, check_space};
 use crate::weights::Model;
 
 pub(super) mod table;
@@ -67,7 +68,12 @@ impl Subcommand for Perplexity {
                     .long("memory")
                     .value_name("SIZE")
                     .value_parser(size::parse)
-                    .help("Most memory to use: several passes over the weights when one would need more"),
+                    .help("Most memory to use [default: what is available]: what needs more goes to scratch files"),
+            )
+            .arg(
+                path("scratch")
+                    .value_name("DIR")
+                    .help("Where scratch files lie, if there are any [default: TMPDIR, or /var/tmp]"),
             )
             .args(model::arguments())
             .args(model::spool_arguments())
@@ -88,6 +94,7 @@ impl Subcommand for Perplexity {
             original: original.map(Model::store),
             windows: &windows,
             memory_bytes: matches.get_one::<u64>("memory").copied(),
+            scratch: matches.get_one::<PathBuf>("scratch").map(PathBuf::as_path),
         };
         let quiet = matches.get_flag("quiet");
         let report = measure_fed(&request, &measured, against.as_ref(), super::threads(matches), quiet)?;
@@ -106,7 +113,7 @@ impl Subcommand for Perplexity {
                 "peak_rss_bytes": peak_rss_bytes(),
                 "scored": report.perplexity.losses.len(),
                 "stride": stride,
-                "passes": report.passes,
+                "scratch_bytes": report.scratch_bytes,
             });
             if let Some(prediction) = &report.prediction {
                 value["mtp"] = table::prediction_json(prediction);
@@ -160,24 +167,51 @@ fn measure_fed(
     threads: usize,
     quiet: bool,
 ) -> Result<Report> {
-    evaluate::check(request)?;
-    let passes = evaluate::passes(request)?;
     let predicts = has_second_next(request.model);
-    model.follow(predicts, passes, quiet)?;
-    let Some(original) = original else { return model.run(quiet, || measure(request, threads, quiet)) };
     let compares = predicts && request.original.is_some_and(has_second_next);
-    original.follow(compares, passes, quiet)?;
-    model.run(quiet, || original.run(quiet, || measure(request, threads, quiet)))
+    let mut needs = model.follow(predicts, quiet)?;
+    if let Some(original) = original {
+        needs.extend(original.follow(compares, quiet)?);
+    }
+    check_room(request, needs, threads, quiet)?;
+    let measure = || measure(request, threads, quiet);
+    model.run(quiet, || match original {
+        None => measure(),
+        Some(original) => original.run(quiet, measure),
+    })
+}
+
+/// Refuses, before a weight is read, what cannot be measured on `threads` threads, and what there is no room for
+/// on the disk: `needs`, and scratch files. Says on stderr that there will be some.
+pub(super) fn check_room(
+    request: &evaluate::Request,
+    mut needs: Vec<Need>,
+    threads: usize,
+    quiet: bool,
+) -> Result<()> {
+    let scratch = pool(threads)?.install(|| {
+        evaluate::check(request)?;
+        evaluate::scratch_need(request)
+    })?;
+    if let Some(Need { directory, bytes, .. }) = scratch.as_ref().filter(|_| !quiet) {
+        let (bytes, directory) = (size::human(*bytes), directory.display());
+        eprintln!(
+            "hidden states need more than the memory allowed: up to {bytes} of scratch files in {directory}"
+        );
+    }
+    needs.extend(scratch);
+    check_space(&needs, "make room, name another place with --scratch or --spool, or allow more --memory")
 }
 
 /// Measures on `threads` threads, with a line per layer on stderr.
 pub(super) fn measure(request: &evaluate::Request, threads: usize, quiet: bool) -> Result<Report> {
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build()
-        .map_err(|error| Error::Request(format!("cannot start threads: {error}")))?;
     let mut progress = Layers { quiet, started: Instant::now() };
-    pool.install(|| evaluate::measure(request, &mut progress))
+    pool(threads)?.install(|| evaluate::measure(request, &mut progress))
+}
+
+fn pool(threads: usize) -> Result<rayon::ThreadPool> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    pool.map_err(|error| Error::Request(format!("cannot start threads: {error}")))
 }
 
 fn path(name: &'static str) -> Arg {

@@ -71,9 +71,14 @@ impl Validation {
         let windows = Windows::cut(&tokens, context, None)?;
         let memory_bytes = matches.get_one::<u64>("memory").copied();
         let store = original.store();
-        let request =
-            evaluate::Request { model: store, original: Some(store), windows: &windows, memory_bytes };
-        evaluate::passes(&request)?;
+        let request = evaluate::Request {
+            model: store,
+            original: Some(store),
+            windows: &windows,
+            memory_bytes,
+            scratch: None,
+        };
+        perplexity::check_room(&request, Vec::new(), super::threads(matches), true)?;
         Ok(Some(Self { text: path.clone(), tokens, windows, max_kld, memory_bytes }))
     }
 
@@ -98,14 +103,15 @@ impl Validation {
             original: Some(source.store()),
             windows: &self.windows,
             memory_bytes: self.memory_bytes,
+            scratch: None,
         };
         let measure = || perplexity::measure(&request, threads, quiet);
         let report = match source {
             Original::Here(_) | Original::Gguf(_) => measure()?,
             Original::Streamed(streamed) => {
-                evaluate::check(&request)?;
                 let predicts = has_second_next(request.model) && has_second_next(streamed.model.store());
-                streamed.follow(predicts, evaluate::passes(&request)?, quiet)?;
+                let needs = streamed.follow(predicts, quiet)?;
+                perplexity::check_room(&request, needs, threads, quiet)?;
                 streamed.run(quiet, measure)?
             }
         };

@@ -119,7 +119,7 @@ pub(super) fn score_tokens(
             weighted: 0.0,
         })
         .collect();
-    model::for_each_logit_chunk_pair(pair, scored, |first, cols, [model, original]| {
+    model::for_each_logit_chunk_pair(pair, scored, &mut pairs, |pairs, first, cols, [model, original]| {
         let chunks = model.par_chunks(cols).zip(original.par_chunks(cols));
         pairs
             .par_iter_mut()

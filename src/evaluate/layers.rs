@@ -9,7 +9,8 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::arch::ArchSpec;
-use crate::model::Choice;
+use crate::error::Result;
+use crate::model::{Choice, States};
 
 /// Tokens of one partial sum; does not depend on the number of threads.
 const TOKEN_BLOCK: usize = 256;
@@ -42,7 +43,7 @@ pub struct ExpertReport {
     pub agreement: Option<f64>,
 }
 
-/// Sums over passes.
+/// What divides the two, layer by layer.
 #[derive(Default)]
 pub(super) struct Layers {
     layers: Vec<Sums>,
@@ -51,14 +52,14 @@ pub(super) struct Layers {
 #[derive(Default, Clone)]
 struct Sums {
     tokens: u64,
-    states: States,
+    distance: Distance,
     /// Tokens of the model, of the original, of both, for each expert.
     experts: Vec<[u64; 3]>,
 }
 
 /// Sums over the states of some tokens.
 #[derive(Default, Clone, Copy)]
-struct States {
+struct Distance {
     difference: f64,
     original: f64,
     cosine: f64,
@@ -66,26 +67,34 @@ struct States {
 
 impl Layers {
     /// Takes in the states after `layer`, the model's first.
+    ///
+    /// # Errors
+    /// When the states cannot be read.
     pub(super) fn add(
         &mut self,
         layer: usize,
         spec: &ArchSpec,
-        [model, original]: [&[f32]; 2],
+        [model, original]: [&States; 2],
         choices: [&Option<Vec<Vec<Choice>>>; 2],
-    ) {
+    ) -> Result<()> {
         if self.layers.len() <= layer {
             self.layers.resize(layer + 1, Sums::default());
         }
         let sums = &mut self.layers[layer];
-        sums.tokens += (model.len() / spec.hidden) as u64;
-        let block = TOKEN_BLOCK * spec.hidden;
-        let blocks: Vec<States> = model
-            .par_chunks(block)
-            .zip(original.par_chunks(block))
-            .map(|(model, original)| States::of(spec.hidden, model, original))
-            .collect();
-        for states in blocks {
-            sums.states.add(states);
+        sums.tokens += model.rows() as u64;
+        let blocks: Vec<usize> = (0..model.rows()).step_by(TOKEN_BLOCK).collect();
+        for group in blocks.chunks(rayon::current_num_threads()) {
+            let distances: Vec<Result<Distance>> = group
+                .par_iter()
+                .map(|&first| {
+                    let tokens = first..model.rows().min(first + TOKEN_BLOCK);
+                    let (model, original) = (model.read(tokens.clone())?, original.read(tokens)?);
+                    Ok(Distance::of(spec.hidden, &model, &original))
+                })
+                .collect();
+            for distance in distances {
+                sums.distance.add(distance?);
+            }
         }
         if let [Some(model), Some(original)] = choices {
             sums.experts.resize(spec.experts, [0; 3]);
@@ -100,6 +109,7 @@ impl Layers {
                 }
             }
         }
+        Ok(())
     }
 
     pub(super) fn reports(self) -> Vec<LayerReport> {
@@ -116,15 +126,15 @@ impl Sums {
         let sum = |column: usize| self.experts.iter().map(|expert| expert[column]).sum();
         LayerReport {
             layer,
-            relative_error: (self.states.difference / self.states.original.max(f64::MIN_POSITIVE)).sqrt(),
-            cosine: self.states.cosine / self.tokens.max(1) as f64,
+            relative_error: (self.distance.difference / self.distance.original.max(f64::MIN_POSITIVE)).sqrt(),
+            cosine: self.distance.cosine / self.tokens.max(1) as f64,
             routing_agreement: share(sum(2), sum(1)),
             experts: experts.collect(),
         }
     }
 }
 
-impl States {
+impl Distance {
     fn of(hidden: usize, model: &[f32], original: &[f32]) -> Self {
         let mut sums = Self::default();
         for (h, g) in model.chunks_exact(hidden).zip(original.chunks_exact(hidden)) {
@@ -159,7 +169,7 @@ mod tests {
     fn error_and_cosine_of_two_tokens() {
         let sums = Sums {
             tokens: 2,
-            states: States::of(2, &[3.0, 4.0, 0.0, 2.0], &[3.0, 4.0, 2.0, 0.0]),
+            distance: Distance::of(2, &[3.0, 4.0, 0.0, 2.0], &[3.0, 4.0, 2.0, 0.0]),
             experts: vec![[3, 4, 2], [1, 0, 0]],
         };
         let report = sums.report(7);

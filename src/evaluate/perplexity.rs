@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use super::Windows;
 use crate::checkpoint::WeightStore;
 use crate::error::{Error, Result};
-use crate::model::{self, Hidden, Observer};
+use crate::model::{self, Hidden, Observer, Storage};
 
 /// The measure, and what it was taken on.
 #[derive(Debug, Clone, PartialEq)]
@@ -143,7 +143,7 @@ pub(super) fn score_tokens(
     targets: impl Iterator<Item = u32>,
 ) -> Result<Scores> {
     let mut scores: Vec<Score> = targets.map(Score::new).collect();
-    model::for_each_logit_chunk(store, hidden, scored, |first, cols, logits| {
+    model::for_each_logit_chunk(store, hidden, scored, &mut scores, |scores, first, cols, logits| {
         scores.par_iter_mut().zip(logits.par_chunks(cols)).for_each(|(score, logits)| {
             score.add(first, logits);
         });
@@ -151,7 +151,7 @@ pub(super) fn score_tokens(
     Scores::finish(&scores)
 }
 
-/// Measures the model on `windows`.
+/// Measures the model on `windows`, in memory.
 ///
 /// # Errors
 /// As [`model::forward`]; when a token to be scored is not in the vocabulary of the head.
@@ -160,7 +160,7 @@ pub fn perplexity(
     windows: &Windows,
     observer: &mut dyn Observer,
 ) -> Result<Perplexity> {
-    let hidden = model::forward(store, &windows.tokens, windows.context, observer)?;
+    let hidden = model::forward(store, &windows.tokens, windows.context, &Storage::Memory, observer)?;
     Ok(Perplexity::from_losses(score(store, &hidden, windows)?.losses))
 }
 

@@ -27,84 +27,43 @@ pub struct AgainstPrediction {
     pub divergence: Divergence,
 }
 
-/// Gathers passes.
-#[derive(Default)]
-pub(super) struct Sum {
-    losses: Vec<f64>,
-    agreed: usize,
+/// Runs the module behind `hidden`; `tops` are the main head's likeliest tokens at the scored positions. None when
+/// there is no module, or nothing to ask it.
+pub(super) fn measure(
+    store: &dyn WeightStore,
+    hidden: &Hidden,
+    windows: &Windows,
+    tops: &[u32],
+) -> Result<Option<Prediction>> {
+    let drafts = Drafts::of(windows);
+    if drafts.positions.is_empty() || !model::has_second_next(store) {
+        return Ok(None);
+    }
+    let hidden = model::second_next(store, hidden, &windows.tokens, windows.context)?;
+    let scores = score_tokens(store, &hidden, &drafts.positions, drafts.targets.iter().copied())?;
+    Ok(Some(drafts.prediction(scores, tops)))
 }
 
-impl Sum {
-    /// Runs the module behind `hidden`; `tops` are the main head's likeliest tokens at the scored positions.
-    pub(super) fn add(
-        &mut self,
-        store: &dyn WeightStore,
-        hidden: &Hidden,
-        windows: &Windows,
-        tops: &[u32],
-    ) -> Result<()> {
-        let drafts = Drafts::of(windows);
-        if !drafts.positions.is_empty() {
-            let hidden = model::second_next(store, hidden, &windows.tokens, windows.context)?;
-            let scores = score_tokens(store, &hidden, &drafts.positions, drafts.targets.iter().copied())?;
-            self.take(&drafts, scores, tops);
-        }
-        Ok(())
+/// Runs both modules, the model's first; the model's alone where the original has none.
+pub(super) fn measure_pair(
+    pair: [(&dyn WeightStore, &Hidden); 2],
+    windows: &Windows,
+    tops: [&[u32]; 2],
+) -> Result<(Option<Prediction>, Option<AgainstPrediction>)> {
+    let [(a, main_a), (b, main_b)] = pair;
+    let drafts = Drafts::of(windows);
+    if drafts.positions.is_empty() || !(model::has_second_next(a) && model::has_second_next(b)) {
+        return Ok((measure(a, main_a, windows, tops[0])?, None));
     }
-
-    fn take(&mut self, drafts: &Drafts, scores: Scores, tops: &[u32]) {
-        let main = drafts.next.iter().map(|&next| tops[next]);
-        self.agreed += main.zip(&scores.tops).filter(|(main, top)| main == *top).count();
-        self.losses.extend(scores.losses);
-    }
-
-    pub(super) fn finish(self) -> Option<Prediction> {
-        let count = self.losses.len();
-        (count > 0).then(|| Prediction {
-            perplexity: Perplexity::from_losses(self.losses),
-            top1_agreement: self.agreed as f64 / count as f64,
-        })
-    }
-}
-
-/// Gathers passes of two models.
-#[derive(Default)]
-pub(super) struct PairSum {
-    model: Sum,
-    original: Sum,
-    samples: Samples,
-}
-
-impl PairSum {
-    /// Runs both modules, the model's first.
-    pub(super) fn add(
-        &mut self,
-        [(a, main_a), (b, main_b)]: [(&dyn WeightStore, &Hidden); 2],
-        windows: &Windows,
-        tops: [&[u32]; 2],
-    ) -> Result<()> {
-        let drafts = Drafts::of(windows);
-        if drafts.positions.is_empty() {
-            return Ok(());
-        }
-        let hidden_a = model::second_next(a, main_a, &windows.tokens, windows.context)?;
-        let hidden_b = model::second_next(b, main_b, &windows.tokens, windows.context)?;
-        let pair = [(a, &hidden_a), (b, &hidden_b)];
-        let targets = drafts.targets.iter().copied();
-        let (model, original) =
-            divergence::score_tokens(pair, &drafts.positions, targets, &mut self.samples)?;
-        self.model.take(&drafts, model, tops[0]);
-        self.original.take(&drafts, original, tops[1]);
-        Ok(())
-    }
-
-    /// The model's quality, and how it compares.
-    pub(super) fn finish(self) -> (Option<Prediction>, Option<AgainstPrediction>) {
-        let Self { model, original, samples } = self;
-        let (Some(model), Some(original)) = (model.finish(), original.finish()) else { return (None, None) };
-        let divergence = Divergence::new(samples, &model.perplexity.losses, &original.perplexity.losses);
-        (Some(model), Some(AgainstPrediction { original, divergence }))
-    }
+    let hidden_a = model::second_next(a, main_a, &windows.tokens, windows.context)?;
+    let hidden_b = model::second_next(b, main_b, &windows.tokens, windows.context)?;
+    let mut samples = Samples::default();
+    let targets = drafts.targets.iter().copied();
+    let pair = [(a, &hidden_a), (b, &hidden_b)];
+    let (model, original) = divergence::score_tokens(pair, &drafts.positions, targets, &mut samples)?;
+    let (model, original) = (drafts.prediction(model, tops[0]), drafts.prediction(original, tops[1]));
+    let divergence = Divergence::new(samples, &model.perplexity.losses, &original.perplexity.losses);
+    Ok((Some(model), Some(AgainstPrediction { original, divergence })))
 }
 
 /// What the module is asked: where token and next token are both scored, and the second-next is in the window still.
@@ -118,6 +77,14 @@ struct Drafts {
 }
 
 impl Drafts {
+    /// From what the module said, and the main head's likeliest tokens.
+    fn prediction(&self, scores: Scores, tops: &[u32]) -> Prediction {
+        let main = self.next.iter().map(|&next| tops[next]);
+        let agreed = main.zip(&scores.tops).filter(|(main, top)| main == *top).count();
+        let top1_agreement = agreed as f64 / scores.losses.len() as f64;
+        Prediction { perplexity: Perplexity::from_losses(scores.losses), top1_agreement }
+    }
+
     fn of(windows: &Windows) -> Self {
         let context = windows.context;
         let scored = windows.scored();

@@ -173,21 +173,6 @@ impl Windows {
         &self.scored
     }
 
-    /// The same in parts of at most `count` windows.
-    pub fn split(&self, count: usize) -> Vec<Self> {
-        let len = count * self.context;
-        let part = |(number, tokens): (usize, &[u32])| {
-            let range = number * len..number * len + tokens.len();
-            let scored = self.scored.iter().filter(|token| range.contains(token));
-            Self {
-                tokens: tokens.to_vec(),
-                scored: scored.map(|token| token - range.start).collect(),
-                ..*self
-            }
-        };
-        self.tokens.chunks(len).enumerate().map(part).collect()
-    }
-
     /// Number of windows.
     pub fn len(&self) -> usize {
         self.tokens.len().div_ceil(self.context)
@@ -244,19 +229,6 @@ mod tests {
         assert_eq!(targets, (101..111).collect::<Vec<_>>());
         for stride in [0, 6] {
             assert!(Windows::cut(&text, 5, Some(stride)).is_err());
-        }
-    }
-
-    #[test]
-    fn parts_score_what_the_whole_does() {
-        let text = Tokens { bos: Some(1), ids: (0..43).collect() };
-        for stride in [None, Some(3)] {
-            let whole = Windows::cut(&text, 8, stride).unwrap();
-            let targets = |windows: &Windows| -> Vec<u32> {
-                windows.scored().iter().map(|&token| windows.tokens[token + 1]).collect()
-            };
-            let parts: Vec<u32> = whole.split(2).iter().flat_map(&targets).collect();
-            assert_eq!(parts, targets(&whole));
         }
     }
 

@@ -1,47 +1,45 @@
 //! Grouped-query attention (arXiv 2305.13245): query heads share keys and values in groups.
 //!
-//! Heads go through some at a time, whole groups: their queries, keys and values are all that exists at once, and each
-//! row of the three projections is still read once. Windows do not see each other; where a layer slides, a token sees
-//! the nearest ones only, itself included, and keys that no query of a block sees are left out.
+//! Heads go through some at a time, whole groups, and in each pass windows, which do not see each other: queries, keys
+//! and values of a pass in a window are all that exists of them, and each row of the three projections is read once.
+//! Where a layer slides, a token sees the nearest ones only, itself included, and keys that no query of a block sees
+//! are left out.
 //!
-//! Order in a head, as llama.cpp's `build_qkv` and its callers have it: projection, bias, norm, rotation. Scores are
-//! scaled, then capped, then normalized.
+//! Order in a head, as in llama.cpp's `build_qkv` and its callers: projection, bias, norm, rotation. Scores are scaled,
+//! then capped, then normalized.
 //!
-//! Legend: T tokens of all windows, W keys that a block sees, B queries of one block, D hidden, G query heads and K
-//! key-value heads of a pass, H width of a head.
+//! Legend: T tokens of all windows, W tokens of one window, S keys that a block of queries sees, B queries of one block,
+//! D hidden, G query heads and K key-value heads of a pass, H width of a head.
 
 use std::ops::Range;
 
 use rayon::prelude::*;
 
 use super::exponential;
-use super::linear::{Output, add_bias, linear, linear_rows, vector};
-use super::matmul::{Into, View, product, product_transposed};
+use super::linear::{Input, Output, add_bias, add_to_row, check_finite, linear, vector};
+use super::matmul::{Into, View, product, product_transposed, wide_product_transposed};
 use super::norm::norm_head;
+use super::panel::{Slice, for_each_panel};
 use super::rope::Rope;
-use crate::arch::{ArchSpec, Grouped, LayerRole, Role};
-use crate::checkpoint::{Weight, WeightStore};
+use super::states::{Part, States};
+use crate::arch::{Grouped, LayerRole, Role};
+use crate::checkpoint::WeightStore;
 use crate::error::Result;
 
 /// Query heads of a pass, about.
-const PASS_HEADS: usize = 16;
+const PASS_HEADS: usize = 8;
 /// Queries of a block: what is above the diagonal beyond it is not computed.
-pub(super) const QUERY_BLOCK: usize = 128;
+const QUERY_BLOCK: usize = 128;
 
-/// Key-value heads of a pass.
-fn pass_kv_heads(heads: usize, grouped: &Grouped) -> usize {
-    (PASS_HEADS / (heads / grouped.kv_heads)).max(1).min(grouped.kv_heads)
+/// Query and key-value heads of a pass: whole groups.
+pub(super) fn pass_heads(heads: usize, grouped: &Grouped) -> (usize, usize) {
+    let shared = heads / grouped.kv_heads;
+    let kv_heads = (PASS_HEADS / shared).max(1).min(grouped.kv_heads);
+    (kv_heads * shared, kv_heads)
 }
 
-/// Most floats per token beside input and output.
-pub(super) fn floats_per_token(heads: usize, grouped: &Grouped) -> usize {
-    let kv_heads = pass_kv_heads(heads, grouped);
-    (heads + kv_heads * (heads / grouped.kv_heads + 2)) * grouped.head_dim
-}
-
-/// One of the three projections of a layer.
+/// What becomes of the rows of one of the three projections.
 struct Projection {
-    weight: Weight,
     /// Empty when there is none.
     bias: Vec<f32>,
     /// Of each head; empty when there is none.
@@ -49,30 +47,22 @@ struct Projection {
     is_turned: bool,
 }
 
-/// Where heads stand.
-struct Place<'a> {
-    spec: &'a ArchSpec,
-    grouped: &'a Grouped,
-    context: usize,
-    rope: &'a Rope,
-}
-
-/// Queries, keys and values of a pass.
+/// Queries, keys and values of a pass in one window.
 struct Pass<'a> {
-    spec: &'a ArchSpec,
     grouped: &'a Grouped,
     /// Tokens that a token sees.
     window: usize,
     heads: usize,
-    /// `[T, G * H]`.
-    query: &'a [f32],
-    /// `[T, K * H]`.
-    key: &'a [f32],
-    /// `[T, K * H]`.
-    value: &'a [f32],
+    kv_heads: usize,
+    /// `[W, G * H]`.
+    query: Vec<f32>,
+    /// `[W, K * H]`.
+    key: Vec<f32>,
+    /// `[W, K * H]`.
+    value: Vec<f32>,
 }
 
-/// Computes the attention of layer `layer` on `x_TD` into `y`.
+/// Adds the attention of layer `layer` on `x` to `hidden`.
 ///
 /// # Errors
 /// When a weight cannot be read or a product is not finite.
@@ -82,144 +72,141 @@ pub(super) fn attention(
     layer: usize,
     context: usize,
     rope: &Rope,
-    x_TD: &[f32],
-    y: Output,
+    x: &States,
+    hidden: &mut States,
 ) -> Result<()> {
     let spec = store.spec();
-    let tokens = x_TD.len() / spec.hidden;
+    let role = |role| Role::Layer(layer, role);
     let width = grouped.head_dim;
-    let place = Place { spec, grouped, context, rope };
-    let projections = projections(store, grouped, layer)?;
-    let out_width = spec.heads * width;
-    let mut out = vec![0.0; tokens * out_width];
-    let mut parts = [Vec::new(), Vec::new(), Vec::new()];
-    let shared = spec.heads / grouped.kv_heads;
-    for first in (0..grouped.kv_heads).step_by(pass_kv_heads(spec.heads, grouped)) {
-        let kv_heads = pass_kv_heads(spec.heads, grouped).min(grouped.kv_heads - first);
-        let heads = kv_heads * shared;
-        let rows = [(first * shared, heads), (first, kv_heads), (first, kv_heads)];
-        for ((projection, part), (first, heads)) in projections.iter().zip(&mut parts).zip(rows) {
-            part.resize(tokens * heads * width, 0.0);
-            project(store, projection, &place, first * width..(first + heads) * width, x_TD, part)?;
-        }
-        let [query, key, value] = &parts;
-        let window = grouped.window(layer).unwrap_or(usize::MAX);
-        let pass = Pass { spec, grouped, window, heads, query, key, value };
-        out.par_chunks_mut(context * out_width).enumerate().for_each(|(number, out)| {
-            out.par_chunks_mut(QUERY_BLOCK * out_width).enumerate().for_each(|(block, out)| {
-                pass.attend(number * context, block * QUERY_BLOCK, out, first * shared * width);
+    let (heads, kv_heads) = pass_heads(spec.heads, grouped);
+    let [query, key, value] = projections(store, grouped, layer)?;
+    let weights = [LayerRole::Q, LayerRole::K, LayerRole::V];
+    let weights = weights.into_iter().map(|own| store.weight(role(own))).collect::<Result<Vec<_>>>()?;
+    let passes: Vec<Vec<Slice>> = (0..grouped.kv_heads.div_ceil(kv_heads))
+        .map(|pass| {
+            let of = |heads: usize, all: usize| pass * heads * width..all.min((pass + 1) * heads) * width;
+            let rows = [of(heads, spec.heads), of(kv_heads, grouped.kv_heads), of(kv_heads, grouped.kv_heads)];
+            weights.iter().zip(rows).map(|(weight, rows)| Slice { store, weight, rows }).collect()
+        })
+        .collect();
+    let mut out = x.sibling(x.rows(), spec.heads * width)?;
+    for_each_panel(&passes, |slices, tiles| {
+        let ([query_slice, key_slice, value_slice], [query_w, key_w, value_w]) = (slices, tiles) else {
+            return Ok(());
+        };
+        out.for_each_block(context, query_slice.rows.clone(), Into::Replace, |tokens, part| {
+            let x_WD = x.read(tokens.clone())?;
+            let project = |projection: &Projection, slice: &Slice, w: &View| -> Result<Vec<f32>> {
+                let stride = slice.rows.len();
+                let mut y = vec![0.0; tokens.len() * stride];
+                wide_product_transposed(View::new(&x_WD, x.cols()), *w, &mut y, stride, 0, Into::Replace);
+                check_finite(slice.weight, tokens.start, &y, stride, 0..stride)?;
+                y.par_chunks_mut(stride).enumerate().for_each(|(position, row)| {
+                    projection.finish(row, slice.rows.clone(), width, spec.norm_eps, |head_H| {
+                        rope.rotate(position, &mut head_H[..rope.dim()]);
+                    });
+                });
+                Ok(y)
+            };
+            let pass = Pass {
+                grouped,
+                window: grouped.window(layer).unwrap_or(usize::MAX),
+                heads: query_slice.rows.len() / width,
+                kv_heads: key_slice.rows.len() / width,
+                query: project(&query, query_slice, query_w)?,
+                key: project(&key, key_slice, key_w)?,
+                value: project(&value, value_slice, value_w)?,
+            };
+            let Part { data, stride, offset } = part;
+            data.par_chunks_mut(QUERY_BLOCK * stride).enumerate().for_each(|(block, out)| {
+                pass.attend(block * QUERY_BLOCK, Part { data: out, stride, offset });
             });
-        });
-    }
-    drop(parts);
-    let Output { data, stride, offset, into } = y;
-    let y = Output { data: &mut *data, stride, offset, into };
-    linear(store, Role::Layer(layer, LayerRole::AttentionOutput), &out, y)?;
+            Ok(())
+        })
+    })?;
+    linear(store, role(LayerRole::AttentionOutput), Input::All(&out), Output::Add(hidden))?;
     if grouped.output_bias {
-        let bias = vector(store, Role::Layer(layer, LayerRole::AttentionOutputBias))?;
-        add_bias(data, stride, offset, &bias);
+        add_bias(hidden, &vector(store, role(LayerRole::AttentionOutputBias))?)?;
     }
     Ok(())
 }
 
-/// Queries, keys, values.
+/// Of queries, keys, values.
 fn projections(store: &dyn WeightStore, grouped: &Grouped, layer: usize) -> Result<[Projection; 3]> {
-    let role = |role| Role::Layer(layer, role);
     let optional = |is_there: bool, own| -> Result<Vec<f32>> {
-        if is_there { vector(store, role(own)) } else { Ok(Vec::new()) }
+        if is_there { vector(store, Role::Layer(layer, own)) } else { Ok(Vec::new()) }
     };
-    let biases = grouped.biases;
+    let Grouped { biases, head_norms, .. } = *grouped;
     Ok([
         Projection {
-            weight: store.weight(role(LayerRole::Q))?,
             bias: optional(biases.query, LayerRole::QBias)?,
-            norm: optional(grouped.head_norms, LayerRole::QNorm)?,
+            norm: optional(head_norms, LayerRole::QNorm)?,
             is_turned: true,
         },
         Projection {
-            weight: store.weight(role(LayerRole::K))?,
             bias: optional(biases.key, LayerRole::KBias)?,
-            norm: optional(grouped.head_norms, LayerRole::KNorm)?,
+            norm: optional(head_norms, LayerRole::KNorm)?,
             is_turned: true,
         },
-        Projection {
-            weight: store.weight(role(LayerRole::V))?,
-            bias: optional(biases.value, LayerRole::VBias)?,
-            norm: Vec::new(),
-            is_turned: false,
-        },
+        Projection { bias: optional(biases.value, LayerRole::VBias)?, norm: Vec::new(), is_turned: false },
     ])
 }
 
-/// Rows `rows` of one projection, whole heads, into all of `part`.
-fn project(
-    store: &dyn WeightStore,
-    projection: &Projection,
-    place: &Place,
-    rows: Range<usize>,
-    x_TD: &[f32],
-    part: &mut [f32],
-) -> Result<()> {
-    let stride = rows.len();
-    linear_rows(store, &projection.weight, rows.clone(), x_TD, Output::replace(part, stride))?;
-    if let Some(bias) = projection.bias.get(rows) {
-        add_bias(part, stride, 0, bias);
-    }
-    if !projection.is_turned {
-        return Ok(());
-    }
-    let Place { spec, grouped, context, rope } = *place;
-    part.par_chunks_mut(stride).enumerate().for_each(|(token, row)| {
-        for head_H in row.chunks_exact_mut(grouped.head_dim) {
-            if !projection.norm.is_empty() {
-                norm_head(head_H, &projection.norm, spec.norm_eps);
-            }
-            rope.rotate(token % context, &mut head_H[..rope.dim()]);
+impl Projection {
+    /// What follows the product: `row` is that of rows `rows` of the weight, heads of `width` columns.
+    fn finish(&self, row: &mut [f32], rows: Range<usize>, width: usize, eps: f64, turn: impl Fn(&mut [f32])) {
+        if let Some(bias) = self.bias.get(rows) {
+            add_to_row(row, bias);
         }
-    });
-    Ok(())
+        for head_H in row.chunks_exact_mut(width) {
+            if !self.norm.is_empty() {
+                norm_head(head_H, &self.norm, eps);
+            }
+            if self.is_turned {
+                turn(head_H);
+            }
+        }
+    }
 }
 
 impl Pass<'_> {
-    /// Attention of one block of queries of the window of text that starts at token `start`; `out` holds the block's
-    /// rows of all heads, this pass's from column `column` on.
-    fn attend(&self, start: usize, first_query: usize, out: &mut [f32], column: usize) {
+    /// Attention of one block of queries, the first of which is at position `first_query`, into `out`.
+    fn attend(&self, first_query: usize, out: Part) {
         let width = self.grouped.head_dim;
-        let shared = self.spec.heads / self.grouped.kv_heads;
-        let out_width = self.spec.heads * width;
-        let queries = out.len() / out_width;
+        let shared = self.heads / self.kv_heads;
+        let Part { data: out, stride, offset } = out;
+        let queries = out.len() / stride;
         let first_key = (first_query + 1).saturating_sub(self.window);
         let keys = first_query + queries - first_key;
-        let kv_stride = self.heads / shared * width;
-        let query = rows(self.query, start + first_query, queries, self.heads * width);
-        let key = rows(self.key, start + first_key, keys, kv_stride);
-        let value = rows(self.value, start + first_key, keys, kv_stride);
-        let mut scores_BW = vec![0.0; queries * keys];
+        let query = rows(&self.query, first_query, queries, self.heads * width);
+        let key = rows(&self.key, first_key, keys, self.kv_heads * width);
+        let value = rows(&self.value, first_key, keys, self.kv_heads * width);
+        let mut scores_BS = vec![0.0; queries * keys];
         for head in 0..self.heads {
             let at = head / shared * width;
-            let (query_BH, key_WH) = (query.columns(head * width, width), key.columns(at, width));
-            product_transposed(query_BH, key_WH, &mut scores_BW, keys, 0, Into::Replace);
-            for (query, scores_W) in scores_BW.chunks_exact_mut(keys).enumerate() {
+            let (query_BH, key_SH) = (query.columns(head * width, width), key.columns(at, width));
+            product_transposed(query_BH, key_SH, &mut scores_BS, keys, 0, Into::Replace);
+            for (query, scores_S) in scores_BS.chunks_exact_mut(keys).enumerate() {
                 let end = first_query + query + 1;
-                let seen = end.saturating_sub(self.window).max(first_key) - first_key..end - first_key;
-                self.weigh(scores_W, seen);
+                let seen = end.saturating_sub(self.window)..end;
+                self.weigh(scores_S, seen.start - first_key..seen.end - first_key);
             }
-            let value_WH = value.columns(at, width);
-            product(View::new(&scores_BW, keys), value_WH, out, out_width, column + head * width);
+            let value_SH = value.columns(at, width);
+            product(View::new(&scores_BS, keys), value_SH, out, stride, offset + head * width);
         }
     }
 
     /// Softmax of the scores that are seen; the others become 0.
-    fn weigh(&self, scores_W: &mut [f32], seen: Range<usize>) {
-        scores_W[..seen.start].fill(0.0);
-        scores_W[seen.end..].fill(0.0);
-        let scores_W = &mut scores_W[seen];
+    fn weigh(&self, scores_S: &mut [f32], seen: Range<usize>) {
+        scores_S[..seen.start].fill(0.0);
+        scores_S[seen.end..].fill(0.0);
+        let scores_S = &mut scores_S[seen];
         let scale = self.grouped.score_scale as f32;
         match self.grouped.score_cap {
-            None => exponential::softmax(scores_W, scale),
+            None => exponential::softmax(scores_S, scale),
             Some(cap) => {
-                exponential::soft_cap(scores_W, scale, cap as f32);
-                exponential::softmax(scores_W, 1.0);
+                exponential::soft_cap(scores_S, scale, cap as f32);
+                exponential::softmax(scores_S, 1.0);
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1), keys and values expanded.
 //!
-//! Heads go through in groups: queries, keys and values of one group are all that exists at a time, and
-//! each row of `q_b_proj` and `kv_b_proj` is still read once. Windows do not see each other.
+//! Heads go through in groups, and in each of them windows, which do not see each other: queries, keys and values
+//! of a group in a window are all that exists of them, and each row of `q_b_proj` and `kv_b_proj` is read once.
 //!
 //! Legend: T tokens of all windows, W tokens of one window, B queries of one block, D hidden, G heads
 //! of a group, N width without position, R rotary width, V value width, L rank of the latent.
@@ -11,12 +11,14 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::exponential;
-use super::linear::{Output, linear, linear_rows, vector};
-use super::matmul::{Into, View, product, product_transposed};
+use super::linear::{Input, Output, check_finite, linear, linear_states, vector};
+use super::matmul::{Into, View, product, product_transposed, wide_product_transposed};
 use super::norm::rms_norm;
+use super::panel::{Slice, for_each_panel};
 use super::rope::{Rope, score_scale};
+use super::states::{Part, States};
 use crate::arch::{ArchSpec, Latent, LayerRole, Role};
-use crate::checkpoint::{Weight, WeightStore};
+use crate::checkpoint::WeightStore;
 use crate::error::Result;
 
 /// Heads of a group.
@@ -26,27 +28,27 @@ pub(super) const QUERY_BLOCK: usize = 128;
 
 /// Latents that queries, and keys with values, are expanded from.
 struct Latents {
-    query_TL: Vec<f32>,
-    query_weight: Weight,
-    value_TL: Vec<f32>,
+    /// None when queries come from the input itself.
+    query_TL: Option<States>,
+    value_TL: States,
     /// One rotary key for all heads, turned.
-    key_TR: Vec<f32>,
+    key_TR: States,
 }
 
-/// Queries, keys and values of some heads.
+/// Queries, keys and values of some heads in one window.
 struct Group<'a> {
     spec: &'a ArchSpec,
     latent: &'a Latent,
     heads: usize,
-    /// `[T, G * (N + R)]`, rotary parts turned.
+    /// `[W, G * (N + R)]`, rotary parts turned.
     query: &'a [f32],
-    /// `[T, G * (N + V)]`.
+    /// `[W, G * (N + V)]`.
     key_value: &'a [f32],
-    /// `[T, R]`.
-    key_TR: &'a [f32],
+    /// `[W, R]`.
+    key_WR: &'a [f32],
 }
 
-/// Computes the attention of layer `layer` on `x_TD` into `y`.
+/// Adds the attention of layer `layer` on `x` to `hidden`.
 ///
 /// # Errors
 /// When a weight cannot be read or a product is not finite.
@@ -56,40 +58,60 @@ pub(super) fn attention(
     layer: usize,
     context: usize,
     rope: &Rope,
-    x_TD: &[f32],
-    y: Output,
+    x: &States,
+    hidden: &mut States,
 ) -> Result<()> {
     let spec = store.spec();
-    let tokens = x_TD.len() / spec.hidden;
-    let latents = latents(store, latent, layer, context, rope, x_TD)?;
+    let role = |role| Role::Layer(layer, role);
+    let latents = latents(store, latent, layer, context, rope, x)?;
+    let query_TL = latents.query_TL.as_ref().unwrap_or(x);
+    let query_role = if latent.q_lora.is_some() { LayerRole::QB } else { LayerRole::Q };
+    let (query_weight, key_value_weight) =
+        (store.weight(role(query_role))?, store.weight(role(LayerRole::KvB))?);
     let (query_width, value_width) = (latent.nope_dim + spec.rope.dim, latent.nope_dim + latent.v_dim);
-    let kv_b = store.weight(Role::Layer(layer, LayerRole::KvB))?;
-    let out_width = spec.heads * latent.v_dim;
-    let mut out = vec![0.0; tokens * out_width];
-    let (mut query, mut key_value) = (Vec::new(), Vec::new());
-    for first in (0..spec.heads).step_by(GROUP_HEADS) {
-        let heads = GROUP_HEADS.min(spec.heads - first);
-        let rows = |width: usize| -> Range<usize> { first * width..(first + heads) * width };
-        query.resize(tokens * heads * query_width, 0.0);
-        key_value.resize(tokens * heads * value_width, 0.0);
-        let y = Output::replace(&mut query, heads * query_width);
-        linear_rows(store, &latents.query_weight, rows(query_width), &latents.query_TL, y)?;
-        let y = Output::replace(&mut key_value, heads * value_width);
-        linear_rows(store, &kv_b, rows(value_width), &latents.value_TL, y)?;
-        query.par_chunks_mut(heads * query_width).enumerate().for_each(|(token, row)| {
-            for head in row.chunks_exact_mut(query_width) {
-                rope.rotate(token % context, &mut head[latent.nope_dim..]);
-            }
-        });
-        let group = Group { spec, latent, heads, query: &query, key_value: &key_value, key_TR: &latents.key_TR };
-        out.par_chunks_mut(context * out_width).enumerate().for_each(|(window, out)| {
-            out.par_chunks_mut(QUERY_BLOCK * out_width).enumerate().for_each(|(block, out)| {
-                group.attend(window * context, block * QUERY_BLOCK, out, first * latent.v_dim);
+    let heads_of = |first: usize| first..spec.heads.min(first + GROUP_HEADS);
+    let rows = |heads: &Range<usize>, width: usize| heads.start * width..heads.end * width;
+    let groups: Vec<Vec<Slice>> = (0..spec.heads)
+        .step_by(GROUP_HEADS)
+        .map(|first| {
+            let heads = heads_of(first);
+            vec![
+                Slice { store, weight: &query_weight, rows: rows(&heads, query_width) },
+                Slice { store, weight: &key_value_weight, rows: rows(&heads, value_width) },
+            ]
+        })
+        .collect();
+    let mut out = x.sibling(x.rows(), spec.heads * latent.v_dim)?;
+    for_each_panel(&groups, |slices, tiles| {
+        let [query_slice, key_value_slice] = slices else { return Ok(()) };
+        let first = query_slice.rows.start / query_width;
+        let heads = heads_of(first);
+        out.for_each_block(context, rows(&heads, latent.v_dim), Into::Replace, |tokens, part| {
+            let expand = |latents: &States, slice: &Slice, w: View| -> Result<Vec<f32>> {
+                let (x, width) = (latents.read(tokens.clone())?, slice.rows.len());
+                let mut y = vec![0.0; tokens.len() * width];
+                wide_product_transposed(View::new(&x, latents.cols()), w, &mut y, width, 0, Into::Replace);
+                check_finite(slice.weight, tokens.start, &y, width, 0..width)?;
+                Ok(y)
+            };
+            let mut query = expand(query_TL, query_slice, tiles[0])?;
+            let key_value = expand(&latents.value_TL, key_value_slice, tiles[1])?;
+            query.par_chunks_mut(heads.len() * query_width).enumerate().for_each(|(position, row)| {
+                for head in row.chunks_exact_mut(query_width) {
+                    rope.rotate(position, &mut head[latent.nope_dim..]);
+                }
             });
-        });
-    }
-    let role = Role::Layer(layer, LayerRole::AttentionOutput);
-    linear(store, role, &out, y)
+            let key_WR = latents.key_TR.read(tokens)?;
+            let group =
+                Group { spec, latent, heads: heads.len(), query: &query, key_value: &key_value, key_WR: &key_WR };
+            let Part { data, stride, offset } = part;
+            data.par_chunks_mut(QUERY_BLOCK * stride).enumerate().for_each(|(block, out)| {
+                group.attend(block * QUERY_BLOCK, Part { data: out, stride, offset });
+            });
+            Ok(())
+        })
+    })?;
+    linear(store, role(LayerRole::AttentionOutput), Input::All(&out), Output::Add(hidden))
 }
 
 /// The low-rank parts, normed, and the turned key.
@@ -99,48 +121,48 @@ fn latents(
     layer: usize,
     context: usize,
     rope: &Rope,
-    x_TD: &[f32],
+    x: &States,
 ) -> Result<Latents> {
     let spec = store.spec();
-    let tokens = x_TD.len() / spec.hidden;
     let role = |role| Role::Layer(layer, role);
-    let (query_TL, query_weight) = match latent.q_lora {
-        None => (x_TD.to_vec(), store.weight(role(LayerRole::Q))?),
-        Some(rank) => {
-            let mut low_TL = vec![0.0; tokens * rank];
-            linear(store, role(LayerRole::QA), x_TD, Output::replace(&mut low_TL, rank))?;
+    let query_TL = match latent.q_lora {
+        None => None,
+        Some(_) => {
+            let low_TL = linear_states(store, role(LayerRole::QA), x)?;
             let norm = vector(store, role(LayerRole::QANorm))?;
-            (rms_norm(&low_TL, rank, &norm, spec.norm_eps), store.weight(role(LayerRole::QB))?)
+            Some(rms_norm(&low_TL, &norm, spec.norm_eps)?)
         }
     };
-    let stride = latent.kv_lora + spec.rope.dim;
-    let mut low = vec![0.0; tokens * stride];
-    linear(store, role(LayerRole::KvA), x_TD, Output::replace(&mut low, stride))?;
+    let low = linear_states(store, role(LayerRole::KvA), x)?;
     let norm = vector(store, role(LayerRole::KvANorm))?;
-    let value_TL = rms_norm(&low, stride, &norm, spec.norm_eps);
-    let mut key_TR = vec![0.0; tokens * spec.rope.dim];
-    for (token, (key_R, row)) in key_TR.chunks_exact_mut(spec.rope.dim).zip(low.chunks(stride)).enumerate() {
-        key_R.copy_from_slice(&row[latent.kv_lora..]);
-        rope.rotate(token % context, key_R);
-    }
-    Ok(Latents { query_TL, query_weight, value_TL, key_TR })
+    let value_TL = rms_norm(&low, &norm, spec.norm_eps)?;
+    let mut key_TR = low.sibling(low.rows(), spec.rope.dim)?;
+    key_TR.for_each_block(context, 0..spec.rope.dim, Into::Replace, |tokens, part| {
+        let low = low.read(tokens)?;
+        let rows = part.data.chunks_exact_mut(spec.rope.dim).zip(low.chunks(latent.kv_lora + spec.rope.dim));
+        for (position, (key_R, row)) in rows.enumerate() {
+            key_R.copy_from_slice(&row[latent.kv_lora..]);
+            rope.rotate(position, key_R);
+        }
+        Ok(())
+    })?;
+    Ok(Latents { query_TL, value_TL, key_TR })
 }
 
 impl Group<'_> {
-    /// Attention of one block of queries of the window that starts at token `window`; `out` holds the
-    /// block's rows of all heads, this group's from column `column` on.
-    fn attend(&self, window: usize, first_query: usize, out: &mut [f32], column: usize) {
+    /// Attention of one block of queries, the first of which is at position `first_query`, into `out`.
+    fn attend(&self, first_query: usize, out: Part) {
         let Latent { nope_dim, v_dim, .. } = *self.latent;
         let rope_dim = self.spec.rope.dim;
-        let out_width = self.spec.heads * v_dim;
-        let queries = out.len() / out_width;
+        let Part { data: out, stride, offset } = out;
+        let queries = out.len() / stride;
         let keys = first_query + queries;
         let scale = score_scale(self.latent, &self.spec.rope);
         let (query_stride, value_stride) =
             (self.heads * (nope_dim + rope_dim), self.heads * (nope_dim + v_dim));
-        let query = rows(self.query, window + first_query, queries, query_stride);
-        let key_value = rows(self.key_value, window, keys, value_stride);
-        let key_WR = rows(self.key_TR, window, keys, rope_dim);
+        let query = rows(self.query, first_query, queries, query_stride);
+        let key_value = rows(self.key_value, 0, keys, value_stride);
+        let key_WR = rows(self.key_WR, 0, keys, rope_dim);
         let mut scores_BW = vec![0.0; queries * keys];
         for head in 0..self.heads {
             let at = head * (nope_dim + rope_dim);
@@ -153,7 +175,7 @@ impl Group<'_> {
             for (query, scores_W) in scores_BW.chunks_exact_mut(keys).enumerate() {
                 causal_softmax(scores_W, first_query + query + 1, scale);
             }
-            product(View::new(&scores_BW, keys), value_WV, out, out_width, column + head * v_dim);
+            product(View::new(&scores_BW, keys), value_WV, out, stride, offset + head * v_dim);
         }
     }
 }

@@ -1,44 +1,71 @@
 //! The gated feed-forward block: `down(activation(gate(x)) * up(x))`; a dense layer, a shared or a routed expert.
 //!
-//! Legend: T tokens, D hidden, I intermediate, C intermediate columns of one chunk.
+//! Legend: B tokens of one block, K columns of a weight, I intermediate, C intermediate columns of one tile.
 
 use rayon::prelude::*;
 
 use super::exponential;
-use super::linear::{Output, linear, linear_rows};
+use super::linear::{Input, Output, check_finite, linear};
+use super::matmul::{Into, View, wide_product_transposed};
+use super::panel::{Slice, for_each_panel, tile_rows, tiles_per_panel};
+use super::states::{BLOCK_ROWS, Part};
 use crate::arch::{Ffn, Role};
 use crate::checkpoint::WeightStore;
 use crate::error::Result;
 
-/// Intermediate columns of a chunk.
-pub(super) const CHUNK_COLS: usize = 1024;
-
-/// Computes the block whose matrices have the roles `role(...)` on `x_TD`, into `y`.
+/// Computes the block whose matrices have the roles `role(...)` on `x`, into `y`.
 ///
 /// # Errors
 /// When a weight cannot be read or a product is not finite.
 pub(super) fn feed_forward(
     store: &dyn WeightStore,
     role: impl Fn(Ffn) -> Role,
-    x_TD: &[f32],
+    x: Input,
     y: Output,
 ) -> Result<()> {
     let (gate, up) = (store.weight(role(Ffn::Gate))?, store.weight(role(Ffn::Up))?);
-    let tokens = x_TD.len() / gate.cols;
-    let width = gate.rows;
     let activation = store.spec().activation;
-    let mut inner_TI = vec![0.0; tokens * width];
-    let (mut gate_TC, mut up_TC) = (Vec::new(), Vec::new());
-    for first in (0..width).step_by(CHUNK_COLS) {
-        let cols = CHUNK_COLS.min(width - first);
-        gate_TC.resize(tokens * cols, 0.0);
-        up_TC.resize(tokens * cols, 0.0);
-        linear_rows(store, &gate, first..first + cols, x_TD, Output::replace(&mut gate_TC, cols))?;
-        linear_rows(store, &up, first..first + cols, x_TD, Output::replace(&mut up_TC, cols))?;
-        let inputs = gate_TC.par_chunks(cols).zip(up_TC.par_chunks(cols));
-        inner_TI.par_chunks_mut(width).zip(inputs).for_each(|(inner_I, (gate_C, up_C))| {
-            exponential::gated(activation, gate_C, up_C, &mut inner_I[first..first + cols]);
-        });
-    }
-    linear(store, role(Ffn::Down), &inner_TI, y)
+    let mut inner_TI = x.states().sibling(x.rows(), gate.rows)?;
+    let cols = tile_rows(gate.cols, gate.unit_rows.max(up.unit_rows));
+    let pairs: Vec<[Slice; 2]> = (0..gate.rows)
+        .step_by(cols)
+        .map(|first| {
+            let rows = first..gate.rows.min(first + cols);
+            [&gate, &up].map(|weight| Slice { store, weight, rows: rows.clone() })
+        })
+        .collect();
+    let panels: Vec<Vec<Slice>> = pairs.chunks(pairs_per_panel(&x)).map(<[_]>::concat).collect();
+    for_each_panel(&panels, |slices, tiles_CK| {
+        let (Some(first), Some(last)) = (slices.first(), slices.last()) else { return Ok(()) };
+        let columns = first.rows.start..last.rows.end;
+        inner_TI.for_each_block(BLOCK_ROWS, columns.clone(), Into::Replace, |tokens, part| {
+            let x_BK = x.read(tokens.clone())?;
+            let Part { data, stride, offset } = part;
+            for (slices, tiles_CK) in slices.chunks_exact(2).zip(tiles_CK.chunks_exact(2)) {
+                let cols = slices[0].rows.len();
+                let multiply = |slice: &Slice, w_CK: View| {
+                    let mut y_BC = vec![0.0; tokens.len() * cols];
+                    let x_BK = View::new(&x_BK, slice.weight.cols);
+                    wide_product_transposed(x_BK, w_CK, &mut y_BC, cols, 0, Into::Replace);
+                    check_finite(slice.weight, tokens.start, &y_BC, cols, 0..cols)?;
+                    Ok(y_BC)
+                };
+                let (gate_BC, up_BC) =
+                    (multiply(&slices[0], tiles_CK[0])?, multiply(&slices[1], tiles_CK[1])?);
+                let at = offset + slices[0].rows.start - columns.start;
+                let inputs = gate_BC.par_chunks(cols).zip(up_BC.par_chunks(cols));
+                data.par_chunks_mut(stride).zip(inputs).for_each(|(inner_I, (gate_C, up_C))| {
+                    exponential::gated(activation, gate_C, up_C, &mut inner_I[at..at + cols]);
+                });
+            }
+            Ok(())
+        })
+    })?;
+    let inner = Input::All(&inner_TI);
+    linear(store, role(Ffn::Down), inner, y)
+}
+
+/// Tiles of gate and up projection that are in memory together.
+fn pairs_per_panel(x: &Input) -> usize {
+    tiles_per_panel(&x.states().storage()).div_ceil(2)
 }

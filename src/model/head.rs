@@ -1,105 +1,118 @@
 //! The output head: logits of chosen tokens, some rows of the vocabulary at a time.
 //!
-//! Legend: S chosen tokens, D hidden, C logits of one chunk of the vocabulary.
-
-use rayon::prelude::*;
+//! Legend: S chosen tokens, B tokens of one block, D hidden, C logits of one tile of the vocabulary.
 
 use super::Hidden;
 use super::exponential::soft_cap;
-use super::linear::{for_each_tile, not_finite, vector};
+use super::linear::{check_finite, vector};
 use super::matmul::{Into, View, wide_product_transposed};
-use super::norm::rms_norm;
+use super::norm::norm_row;
+use super::panel::{Slice, for_each_panel, tiles, tiles_per_panel};
+use super::states::{BLOCK_ROWS, States, in_groups};
 use crate::checkpoint::{Weight, WeightStore};
 use crate::error::Result;
-
-/// Tokens multiplied at a time.
-const TOKEN_BLOCK: usize = 512;
-/// Logits capped at a time.
-const CAPPED: usize = 1 << 16;
 
 /// A head and what it is applied to.
 struct Head<'a> {
     store: &'a dyn WeightStore,
     weight: Weight,
-    x_SD: Vec<f32>,
-    logits_SC: Vec<f32>,
+    x_SD: States,
 }
 
 impl<'a> Head<'a> {
     fn new(store: &'a dyn WeightStore, hidden: &Hidden, tokens: &[usize]) -> Result<Self> {
         let spec = store.spec();
-        let row = |&token: &usize| &hidden.hidden_TD[token * spec.hidden..][..spec.hidden];
-        let mut x_SD = Vec::with_capacity(tokens.len() * spec.hidden);
-        tokens.iter().for_each(|token| x_SD.extend_from_slice(row(token)));
         let norm = vector(store, hidden.norm)?;
-        let x_SD = rms_norm(&x_SD, spec.hidden, &norm, spec.norm_eps);
-        Ok(Self { store, weight: store.weight(hidden.head)?, x_SD, logits_SC: Vec::new() })
+        let mut x_SD = hidden.states.sibling(tokens.len(), spec.hidden)?;
+        x_SD.for_each_block(BLOCK_ROWS, 0..spec.hidden, Into::Replace, |picks, part| {
+            for (&token, x_D) in tokens[picks].iter().zip(part.data.chunks_exact_mut(spec.hidden)) {
+                norm_row(&hidden.states.read(token..token + 1)?, &norm, spec.norm_eps, x_D);
+            }
+            Ok(())
+        })?;
+        Ok(Self { store, weight: store.weight(hidden.head)?, x_SD })
     }
 
-    /// Logits of the rows in `w_CD`, as columns `offset..` of chunks of `cols` columns.
-    fn multiply(&mut self, w_CD: View, cols: usize, offset: usize) -> Result<()> {
-        let width = self.weight.cols;
-        self.logits_SC.resize(self.x_SD.len() / width * cols, 0.0);
-        let blocks = self.logits_SC.par_chunks_mut(TOKEN_BLOCK * cols);
-        blocks.zip(self.x_SD.par_chunks(TOKEN_BLOCK * width)).for_each(|(logits, x)| {
-            wide_product_transposed(View::new(x, width), w_CD, logits, cols, offset, Into::Replace);
-        });
-        if let Some(bad) = self.logits_SC.par_iter().position_first(|logit| !logit.is_finite()) {
-            return Err(not_finite(&self.weight, bad / cols));
-        }
-        Ok(())
-    }
-
-    /// Soft-caps all logits of a chunk, where the model does so.
-    fn cap(&mut self) {
+    /// Logits `[B, C]` of block number `block` of the chosen tokens.
+    fn multiply(&self, block: usize, w_CD: View) -> Result<Vec<f32>> {
+        let first = block * BLOCK_ROWS;
+        let x_BD = self.x_SD.read(first..self.x_SD.rows().min(first + BLOCK_ROWS))?;
+        let x_BD = View::new(&x_BD, self.x_SD.cols());
+        let mut logits_BC = vec![0.0; x_BD.rows * w_CD.rows];
+        wide_product_transposed(x_BD, w_CD, &mut logits_BC, w_CD.rows, 0, Into::Replace);
+        check_finite(&self.weight, first, &logits_BC, w_CD.rows, 0..w_CD.rows)?;
         if let Some(cap) = self.store.spec().logit_cap {
-            self.logits_SC.par_chunks_mut(CAPPED).for_each(|logits| soft_cap(logits, 1.0, cap as f32));
+            soft_cap(&mut logits_BC, 1.0, cap as f32);
         }
+        Ok(logits_BC)
     }
 }
 
-/// Computes the logits of `tokens` and calls `consume` for each chunk of the vocabulary, in order, with the
-/// first vocabulary row of the chunk, its length, and the logits `[S, C]`.
-///
-/// # Errors
-/// When a weight cannot be read or a logit is not finite.
-pub fn for_each_logit_chunk(
-    store: &dyn WeightStore,
-    hidden: &Hidden,
-    tokens: &[usize],
-    mut consume: impl FnMut(usize, usize, &[f32]) + Send,
-) -> Result<()> {
-    let mut head = Head::new(store, hidden, tokens)?;
-    let weight = head.weight.clone();
-    for_each_tile(store, &weight, 0..weight.rows, |first, w_CD| {
-        head.multiply(w_CD, w_CD.rows, 0)?;
-        head.cap();
-        consume(first, w_CD.rows, &head.logits_SC);
-        Ok(())
-    })
-}
-
-/// The same for two models of one vocabulary, chunk by chunk.
+/// All logits of `tokens`, `[S, vocab]`.
 ///
 /// # Errors
 /// As [`for_each_logit_chunk`].
-pub fn for_each_logit_chunk_pair(
+pub fn logits(store: &dyn WeightStore, hidden: &Hidden, tokens: &[usize]) -> Result<Vec<f32>> {
+    let mut rows = vec![Vec::with_capacity(store.spec().vocab); tokens.len()];
+    for_each_logit_chunk(store, hidden, tokens, &mut rows, |rows, _, cols, logits_BC| {
+        rows.iter_mut().zip(logits_BC.chunks(cols)).for_each(|(row, logits_C)| row.extend(logits_C));
+    })?;
+    Ok(rows.concat())
+}
+
+/// Computes the logits of `tokens`. For each block of them and each chunk of the vocabulary, in order, calls
+/// `consume` with those of `scores` (one for each token) that are the block's, the first vocabulary row of the
+/// chunk, its length, and the logits, token after token. Blocks come in parallel.
+///
+/// # Errors
+/// When a weight cannot be read or a logit is not finite.
+pub fn for_each_logit_chunk<T: Send>(
+    store: &dyn WeightStore,
+    hidden: &Hidden,
+    tokens: &[usize],
+    scores: &mut [T],
+    consume: impl Fn(&mut [T], usize, usize, &[f32]) + Sync,
+) -> Result<()> {
+    let head = Head::new(store, hidden, tokens)?;
+    let tiles: Vec<Slice> = tiles(store, &head.weight).collect();
+    let panels: Vec<Vec<Slice>> =
+        tiles.chunks(tiles_per_panel(&head.x_SD.storage())).map(<[Slice]>::to_vec).collect();
+    for_each_panel(&panels, |slices, tiles_CD| {
+        in_groups(scores.chunks_mut(BLOCK_ROWS).enumerate().collect(), |(block, scores)| {
+            for (slice, &w_CD) in slices.iter().zip(tiles_CD) {
+                consume(scores, slice.rows.start, w_CD.rows, &head.multiply(block, w_CD)?);
+            }
+            Ok(())
+        })
+    })
+}
+
+/// The same for two models of one vocabulary.
+///
+/// # Errors
+/// As [`for_each_logit_chunk`].
+pub fn for_each_logit_chunk_pair<T: Send>(
     [a, b]: [(&dyn WeightStore, &Hidden); 2],
     tokens: &[usize],
-    mut consume: impl FnMut(usize, usize, [&[f32]; 2]) + Send,
+    scores: &mut [T],
+    consume: impl Fn(&mut [T], usize, usize, [&[f32]; 2]) + Sync,
 ) -> Result<()> {
-    let mut head = Head::new(a.0, a.1, tokens)?;
-    let mut other = Head::new(b.0, b.1, tokens)?;
-    let (weight, other_weight) = (head.weight.clone(), other.weight.clone());
-    for_each_tile(head.store, &weight, 0..weight.rows, |first, w_CD| {
-        let cols = w_CD.rows;
-        head.multiply(w_CD, cols, 0)?;
-        let store = other.store;
-        for_each_tile(store, &other_weight, first..first + cols, |at, w_CD| {
-            other.multiply(w_CD, cols, at - first)
-        })?;
-        [&mut head, &mut other].into_iter().for_each(Head::cap);
-        consume(first, cols, [&head.logits_SC, &other.logits_SC]);
-        Ok(())
+    let (a, b) = (Head::new(a.0, a.1, tokens)?, Head::new(b.0, b.1, tokens)?);
+    let pairs: Vec<[Slice; 2]> = tiles(a.store, &a.weight)
+        .map(|slice| {
+            let other = Slice { store: b.store, weight: &b.weight, rows: slice.rows.clone() };
+            [slice, other]
+        })
+        .collect();
+    let pairs_per_panel = tiles_per_panel(&a.x_SD.storage()).div_ceil(2);
+    let panels: Vec<Vec<Slice>> = pairs.chunks(pairs_per_panel).map(<[_]>::concat).collect();
+    for_each_panel(&panels, |slices, tiles_CD| {
+        in_groups(scores.chunks_mut(BLOCK_ROWS).enumerate().collect(), |(block, scores)| {
+            for (slices, tiles_CD) in slices.chunks_exact(2).zip(tiles_CD.chunks_exact(2)) {
+                let logits = [a.multiply(block, tiles_CD[0])?, b.multiply(block, tiles_CD[1])?];
+                consume(scores, slices[0].rows.start, slices[0].rows.len(), [&logits[0], &logits[1]]);
+            }
+            Ok(())
+        })
     })
 }

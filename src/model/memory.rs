@@ -1,7 +1,10 @@
-//! How much memory a forward pass needs: an upper bound from the hyper-parameters.
+//! How much memory, or how much of it and of a disk, a forward pass needs: upper bounds from the hyper-parameters.
 
-use super::{attention_gqa, attention_mla, ffn, linear};
-use crate::arch::{ArchSpec, Attention, Latent};
+use super::attention_gqa;
+use super::attention_mla::{GROUP_HEADS, QUERY_BLOCK};
+use super::panel::{TILE_WEIGHTS, tile_rows, tiles_per_panel};
+use super::states::{BLOCK_ROWS, Storage};
+use crate::arch::{ArchSpec, Attention};
 
 /// The program, a tokenizer, the allocator.
 const BASE_BYTES: u64 = 96 << 20;
@@ -27,51 +30,137 @@ pub struct Workload {
     pub predictions: usize,
 }
 
-/// Most bytes that evaluating `load` takes.
-pub fn peak_ram_bytes(spec: &ArchSpec, load: &Workload) -> u64 {
-    let Workload { tokens, context, scored, models, predictions } = *load;
-    let hidden = spec.hidden;
-    let (attention, out_width) = match &spec.attention {
-        Attention::Latent(latent) => (latent_floats(spec, latent), spec.heads * latent.v_dim),
-        Attention::Grouped(grouped) => {
-            (attention_gqa::floats_per_token(spec.heads, grouped), spec.heads * grouped.head_dim)
-        }
-    };
-    let chunk = 2 * ffn::CHUNK_COLS;
-    let dense = if spec.dense_layers > 0 { spec.dense_intermediate + chunk } else { 0 };
-    // At worst every token goes to one expert; its choices are kept beside.
-    let choices = models * (spec.experts + 4 * spec.experts_per_token + 16);
-    let experts = 2 * hidden + spec.expert_intermediate + spec.shared_intermediate + chunk + choices;
-    // What a block says is normed before it is added.
-    let normed = if spec.post_norms { 2 * hidden } else { 0 };
-    // The states of every model, and the input of a block.
-    let layer = normed + hidden + attention.max(dense).max(experts);
-    // The prediction module joins two states, and then has states of its own.
-    let prediction = predictions * hidden + (3 * hidden).max(layer);
-    let walk = tokens * (models * hidden + layer.max(prediction));
-    // Copies of the scored states, and the logits of one piece of the vocabulary.
-    let piece = linear::tile_rows(hidden, 1).min(spec.vocab);
-    let head = tokens * models * hidden + scored * models * (2 * hidden + piece);
-    // Two tiles of every model, the widest perhaps larger than others; what is read of one is not decoded yet.
-    let cols = spec.dense_intermediate.max(out_width).max(hidden);
-    let tile = linear::TILE_WEIGHTS.max(linear::tile_rows(cols, 1) * cols);
+/// Most bytes of memory that evaluating `load` takes with its states in `storage`.
+pub fn peak_ram_bytes(spec: &ArchSpec, load: &Workload, storage: &Storage) -> u64 {
+    let Workload { tokens, models, .. } = *load;
     let threads = rayon::current_num_threads();
-    let working =
-        2 * models * tile + threads * (linear::DECODE_ROWS * cols + attention_mla::QUERY_BLOCK * context);
+    // Choices of every token, and at worst all of them go to one expert.
+    let choices =
+        if spec.experts > 0 { tokens * (models * (4 * spec.experts_per_token + 16) + 16) } else { 0 };
+    let states = match storage {
+        Storage::Memory => states(spec, load),
+        Storage::Scratch(_) => 0,
+    };
+    let values = states + choices + 2 * panel(spec, models, storage) + threads * block(spec, load, storage);
     BASE_BYTES
         + models as u64 * (TENSOR_BYTES * tensors(spec) + TOKEN_BYTES * tokens as u64)
         + threads as u64 * THREAD_BYTES
-        + 4 * (walk.max(head) + working) as u64
+        + 4 * values as u64
 }
 
-/// Floats per token of latent attention.
-fn latent_floats(spec: &ArchSpec, latent: &Latent) -> usize {
-    let rope_dim = spec.rope.dim;
-    let group = attention_mla::GROUP_HEADS.min(spec.heads);
-    latent.q_lora.map_or(spec.hidden, |rank| 2 * rank)
-        + 2 * (latent.kv_lora + rope_dim)
-        + spec.heads * latent.v_dim
-        + group * (2 * latent.nope_dim + rope_dim + latent.v_dim)
+/// Most bytes of scratch files that evaluating `load` takes.
+pub fn scratch_bytes(spec: &ArchSpec, load: &Workload) -> u64 {
+    4 * states(spec, load) as u64
+}
+
+/// Values of all states that exist at a time.
+fn states(spec: &ArchSpec, load: &Workload) -> usize {
+    let Workload { tokens, scored, models, predictions, .. } = *load;
+    let hidden = spec.hidden;
+    let attention = attention(spec);
+    let dense = if spec.dense_layers > 0 { spec.dense_intermediate } else { 0 };
+    let experts = spec.experts + spec.expert_intermediate.max(spec.shared_intermediate + 1);
+    // What a block says, and its norm, where that is not added as it is.
+    let normed = if spec.post_norms { 2 * hidden } else { 0 };
+    // The states of every model, and the input of a block.
+    let layer = hidden + normed + attention.states.max(dense).max(experts);
+    // The prediction module joins two states, and then has states of its own.
+    let prediction = predictions * hidden + (3 * hidden).max(layer);
+    let walk = tokens * (models * hidden + layer.max(prediction));
+    // The scored states, normed.
+    let head = tokens * (models + predictions) * hidden + scored * models * hidden;
+    walk.max(head)
+}
+
+/// Rows and columns of the matrices that are multiplied tile by tile.
+fn matrices(spec: &ArchSpec) -> Vec<(usize, usize)> {
+    let hidden = spec.hidden;
+    let blocks = [spec.dense_intermediate, spec.expert_intermediate, spec.shared_intermediate];
+    let ffn =
+        blocks.into_iter().filter(|&width| width > 0).flat_map(|width| [(width, hidden), (hidden, width)]);
+    let mut matrices: Vec<(usize, usize)> = ffn.collect();
+    matrices.extend(attention(spec).matrices);
+    matrices.extend([(hidden, 2 * hidden), (spec.vocab, hidden)]);
+    matrices
+}
+
+/// What attention needs.
+struct Needs {
+    /// Values per token of states beside input and output.
+    states: usize,
+    /// Rows and columns of the matrices that are multiplied tile by tile.
+    matrices: Vec<(usize, usize)>,
+    /// Weights of the heads of a pass.
+    panel: usize,
+    /// Values per token of a window that is worked on: queries, keys and values of a pass.
+    expanded: usize,
+    /// Values per token that a pass reads.
+    read: usize,
+    /// Values per token that a pass writes.
+    written: usize,
+}
+
+fn attention(spec: &ArchSpec) -> Needs {
+    let hidden = spec.hidden;
+    match &spec.attention {
+        Attention::Latent(latent) => {
+            let heads = GROUP_HEADS.min(spec.heads);
+            let (rank, low) = (latent.q_lora.unwrap_or(0), latent.kv_lora + spec.rope.dim);
+            let (query, key_value) = (latent.nope_dim + spec.rope.dim, latent.nope_dim + latent.v_dim);
+            let out = spec.heads * latent.v_dim;
+            let query_cols = latent.q_lora.unwrap_or(hidden);
+            let factored = latent.q_lora.map(|rank| (rank, hidden));
+            Needs {
+                states: 2 * rank + 2 * low + out,
+                matrices: factored.into_iter().chain([(low, hidden), (hidden, out)]).collect(),
+                panel: heads * (query * query_cols + key_value * latent.kv_lora),
+                expanded: heads * (query + key_value),
+                read: query_cols + low,
+                written: heads * latent.v_dim,
+            }
+        }
+        Attention::Grouped(grouped) => {
+            let out = spec.heads * grouped.head_dim;
+            let (heads, kv_heads) = attention_gqa::pass_heads(spec.heads, grouped);
+            let expanded = (heads + 2 * kv_heads) * grouped.head_dim;
+            Needs {
+                states: out,
+                matrices: vec![(hidden, out)],
+                panel: expanded * hidden,
+                expanded,
+                read: hidden,
+                written: heads * grouped.head_dim,
+            }
+        }
+    }
+}
+
+/// Weights of the largest panel.
+fn panel(spec: &ArchSpec, models: usize, storage: &Storage) -> usize {
+    // Gate and up projection, and the heads of two models, come in pairs.
+    let tiles = tiles_per_panel(storage).max(2).max(models);
+    let tile = |(rows, cols): (usize, usize)| rows.min(tile_rows(cols, 1)) * cols;
+    let tiled = matrices(spec).into_iter().map(tile).max().unwrap_or(TILE_WEIGHTS);
+    attention(spec).panel.max(tiles * tiled)
+}
+
+/// Values of what one thread needs beside the states while it works on a block of them.
+fn block(spec: &ArchSpec, load: &Workload, storage: &Storage) -> usize {
+    let Workload { context, tokens, models, .. } = *load;
+    let window = context.min(tokens);
+    let needs = attention(spec);
+    let mut attention = window * (needs.expanded + QUERY_BLOCK);
+    let tiles = tiles_per_panel(storage);
+    // Two products of a tile each; a panel of them where they are not yet where they go.
+    let product = |(rows, cols): (usize, usize)| rows.min(tiles.max(2 * models) * tile_rows(cols, 1));
+    let mut tiled = matrices(spec).into_iter().map(product).max().unwrap_or(0);
+    if let Storage::Scratch(_) = storage {
+        // A copy of what is read, of what will be written, and the bytes of the larger one.
+        attention += window * (needs.read + 2 * needs.written + spec.hidden);
+        let widest = matrices(spec).into_iter().map(|(_, cols)| cols).max().unwrap_or(0);
+        tiled += 2 * widest + 2 * tiled;
+    }
+    attention.max(BLOCK_ROWS.min(tokens) * tiled)
 }
 
 /// Tensors of a checkpoint, scales not counted.

@@ -4,11 +4,13 @@
 //! Its input is `eh_proj [norm(embedding), norm(state)]`, the state after the model's final norm, as
 //! published inference code has it; then comes one layer, and a head of its own (a copy of the main one).
 //!
-//! Legend: T tokens of all windows without the last of each, D hidden.
+//! Legend: D hidden.
 
-use super::linear::{Output, linear, vector};
-use super::norm::rms_norm;
-use super::{Hidden, embed, layer, rope};
+use super::linear::{linear_states, vector};
+use super::matmul::Into;
+use super::norm::norm_row;
+use super::states::BLOCK_ROWS;
+use super::{Hidden, embed_row, embedding, layer, rope};
 use crate::arch::{LayerRole, Role};
 use crate::checkpoint::WeightStore;
 use crate::error::Result;
@@ -36,29 +38,30 @@ pub fn second_next(store: &dyn WeightStore, main: &Hidden, tokens: &[u32], conte
     let role = |role| Role::Layer(number, role);
 
     let next: Vec<u32> = tokens.chunks(context).flat_map(|window| &window[1..]).copied().collect();
-    let embedding_TD = embed(store, own_or(store, LayerRole::MtpEmbedding, Role::TokenEmbedding), &next)?;
-    let norm = |x: &[f32], role| -> Result<Vec<f32>> {
-        Ok(rms_norm(x, spec.hidden, &vector(store, role)?, spec.norm_eps))
-    };
-    let embedding_TD = norm(&embedding_TD, role(LayerRole::MtpEmbeddingNorm))?;
-    let state = norm(&main.hidden_TD, main.norm)?;
-    let state = norm(&state, role(LayerRole::MtpHiddenNorm))?;
-    let states = state
-        .chunks(context * spec.hidden)
-        .flat_map(|window| window[..window.len() - spec.hidden].chunks_exact(spec.hidden));
-    let mut joined = Vec::with_capacity(2 * embedding_TD.len());
-    for (embedding_D, state_D) in embedding_TD.chunks_exact(spec.hidden).zip(states) {
-        joined.extend_from_slice(embedding_D);
-        joined.extend_from_slice(state_D);
-    }
-    drop((embedding_TD, state));
+    let embedding = embedding(store, own_or(store, LayerRole::MtpEmbedding, Role::TokenEmbedding), &next)?;
+    let embedding_norm = vector(store, role(LayerRole::MtpEmbeddingNorm))?;
+    let final_norm = vector(store, main.norm)?;
+    let state_norm = vector(store, role(LayerRole::MtpHiddenNorm))?;
+    let mut joined = main.states.sibling(next.len(), 2 * spec.hidden)?;
+    joined.for_each_block(BLOCK_ROWS, 0..2 * spec.hidden, Into::Replace, |rows, part| {
+        let (mut row_D, mut state_D) = (vec![0.0; spec.hidden], vec![0.0; spec.hidden]);
+        for (at, joined) in rows.zip(part.data.chunks_exact_mut(2 * spec.hidden)) {
+            let (left, right) = joined.split_at_mut(spec.hidden);
+            embed_row(store, &embedding, next[at], &mut row_D)?;
+            norm_row(&row_D, &embedding_norm, spec.norm_eps, left);
+            // The windows that it comes after have one token more each.
+            let token = at + at / (context - 1);
+            norm_row(&main.states.read(token..token + 1)?, &final_norm, spec.norm_eps, &mut state_D);
+            norm_row(&state_D, &state_norm, spec.norm_eps, right);
+        }
+        Ok(())
+    })?;
 
-    let mut hidden_TD = vec![0.0; next.len() * spec.hidden];
-    linear(store, role(LayerRole::MtpProjection), &joined, Output::replace(&mut hidden_TD, spec.hidden))?;
+    let mut states = linear_states(store, role(LayerRole::MtpProjection), &joined)?;
     drop(joined);
     let ropes = rope::Ropes::new(store, context, context)?;
-    layer(store, number, context - 1, &ropes, &mut hidden_TD)?;
+    layer(store, number, context - 1, &ropes, &mut states)?;
     let head = own_or(store, LayerRole::MtpHead, Role::Output);
     let norm = own_or(store, LayerRole::MtpHeadNorm, Role::OutputNorm);
-    Ok(Hidden { hidden_TD, norm, head })
+    Ok(Hidden { states, norm, head })
 }

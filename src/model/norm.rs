@@ -1,22 +1,35 @@
 //! RMS norm: `y = w * x / sqrt(mean(x^2) + eps)`, row by row.
 
-use rayon::prelude::*;
+use super::matmul::Into;
+use super::states::{BLOCK_ROWS, States};
+use crate::error::Result;
 
-/// Norm of the first `weight_K.len()` columns of rows `stride` apart; the rest is left out.
+/// Norm of the first `weight_K.len()` columns of every row; the rest is left out.
+///
+/// # Errors
+/// When the states cannot be read or kept.
+pub(super) fn rms_norm(x: &States, weight_K: &[f32], eps: f64) -> Result<States> {
+    let cols = weight_K.len();
+    let mut y = x.sibling(x.rows(), cols)?;
+    y.for_each_block(BLOCK_ROWS, 0..cols, Into::Replace, |tokens, part| {
+        let (stride, x) = (x.cols(), x.read(tokens)?);
+        for (y_K, x_K) in part.data.chunks_exact_mut(cols).zip(x.chunks_exact(stride)) {
+            norm_row(&x_K[..cols], weight_K, eps, y_K);
+        }
+        Ok(())
+    })?;
+    Ok(y)
+}
+
+/// Norm of one row.
 ///
 /// transformers gives the two low-rank norms of latent attention its default epsilon, 1e-6,
 /// rather than the configured one; llama.cpp uses the configured one everywhere, and so do we.
-pub(super) fn rms_norm(x: &[f32], stride: usize, weight_K: &[f32], eps: f64) -> Vec<f32> {
-    let cols = weight_K.len();
-    let mut y_TK = vec![0.0; x.len() / stride * cols];
-    y_TK.par_chunks_mut(cols).zip(x.par_chunks(stride)).for_each(|(y_K, x_K)| {
-        let x_K = &x_K[..cols];
-        let scale = scale(x_K, eps);
-        for ((y, x), w) in y_K.iter_mut().zip(x_K).zip(weight_K) {
-            *y = w * (x * scale);
-        }
-    });
-    y_TK
+pub(super) fn norm_row(x_K: &[f32], weight_K: &[f32], eps: f64, y_K: &mut [f32]) {
+    let scale = scale(x_K, eps);
+    for ((y, x), w) in y_K.iter_mut().zip(x_K).zip(weight_K) {
+        *y = w * (x * scale);
+    }
 }
 
 /// Norm of one head, in place.
@@ -38,12 +51,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_have_unit_mean_square_and_ignore_what_follows() {
-        let y = rms_norm(&[3.0, -3.0, 99.0, 0.5, 0.5, 99.0], 3, &[1.0, 2.0], 0.0);
-        assert_eq!(y, [1.0, -2.0, 1.0, 2.0]);
+    fn rows_have_unit_mean_square() {
+        let norm = |x: &[f32], weight: &[f32], eps| {
+            let mut y = vec![0.0; x.len()];
+            norm_row(x, weight, eps, &mut y);
+            y
+        };
+        assert_eq!(norm(&[3.0, -3.0], &[1.0, 2.0], 0.0), [1.0, -2.0]);
+        assert_eq!(norm(&[0.5, 0.5], &[1.0, 2.0], 0.0), [1.0, 2.0]);
+        assert_eq!(norm(&[0.0, 0.0], &[1.0, 1.0], 1e-6), [0.0, 0.0]);
         let mut head = [3.0, -3.0];
         norm_head(&mut head, &[1.0, 2.0], 0.0);
         assert_eq!(head, [1.0, -2.0]);
-        assert_eq!(rms_norm(&[0.0, 0.0], 2, &[1.0, 1.0], 1e-6), [0.0, 0.0]);
     }
 }

@@ -21,10 +21,10 @@ pub fn order_of_need(store: &dyn WeightStore, with_prediction: bool) -> Vec<Vec<
         let number = spec.layers;
         let own = |role| vec![Role::Layer(number, role)];
         visits.extend([
-            vec![mtp::own_or(store, LayerRole::MtpEmbedding, Role::TokenEmbedding)],
             own(LayerRole::MtpEmbeddingNorm),
             vec![Role::OutputNorm],
             own(LayerRole::MtpHiddenNorm),
+            vec![mtp::own_or(store, LayerRole::MtpEmbedding, Role::TokenEmbedding)],
             own(LayerRole::MtpProjection),
         ]);
         layer(store, number, &mut visits);

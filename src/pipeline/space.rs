@@ -17,11 +17,14 @@ pub struct Need {
     pub bytes: u64,
 }
 
+/// The way out of commands that have `--force`.
+pub const OR_FORCE: &str = "make room, name another place, or go ahead all the same with --force";
+
 /// Refuses when a file system has less room than the needs on it add up to.
 ///
 /// # Errors
-/// Names the place, what is needed and what is free.
-pub fn check_space(needs: &[Need]) -> Result<()> {
+/// Names the place, what is needed and what is free, and the `way_out`.
+pub fn check_space(needs: &[Need], way_out: &str) -> Result<()> {
     let mut by_device: BTreeMap<u64, (&Path, u64, Vec<String>)> = BTreeMap::new();
     for need in needs {
         let Some(existing) = need.directory.ancestors().find(|path| path.is_dir()) else { continue };
@@ -35,8 +38,7 @@ pub fn check_space(needs: &[Need]) -> Result<()> {
         let free_bytes = stat.f_bavail.saturating_mul(stat.f_frsize);
         if free_bytes < bytes {
             return Err(Error::Request(format!(
-                "{}: {free_bytes} bytes are free, {bytes} are needed ({}); make room, name another place, or go ahead \
-                 all the same with --force",
+                "{}: {free_bytes} bytes are free, {bytes} are needed ({}); {way_out}",
                 path.display(),
                 reasons.join(", ")
             )));
@@ -65,8 +67,8 @@ mod tests {
         let stat = rustix::fs::statvfs(directory.path()).unwrap();
         let most = stat.f_blocks * stat.f_frsize;
         let need = |bytes| Need { what: "half", directory: directory.path().join("not/there"), bytes };
-        check_space(&[need(1)]).unwrap();
-        let error = check_space(&[need(most / 2 + 1), need(most / 2 + 1)]).unwrap_err().to_string();
-        assert!(error.contains("--force") && error.contains("half"), "{error}");
+        check_space(&[need(1)], "leave").unwrap();
+        let error = check_space(&[need(most / 2 + 1), need(most / 2 + 1)], "leave").unwrap_err().to_string();
+        assert!(error.contains("leave") && error.contains("half"), "{error}");
     }
 }

@@ -47,6 +47,14 @@ pub(super) enum Home {
     Whole(String),
     /// Matrix number `.1` of a stack.
     Stacked(String, usize),
+    /// Rows of one that holds several, one after the other.
+    Part {
+        name: String,
+        /// First row.
+        first: usize,
+        /// Rows of all.
+        rows: usize,
+    },
     /// Keys, transposed, and values.
     KeyValue(String, String),
 }
@@ -85,14 +93,14 @@ impl PackedStore {
         spec: ArchSpec,
         expected: &[Expected],
         tensors: Vec<Stored>,
-        home: impl Fn(Role) -> Option<Home>,
+        home: impl Fn(&Expected) -> Option<Home>,
     ) -> Result<Self> {
         let mut store = Self { source, spec, tensors, by_role: HashMap::new() };
         let names: HashMap<String, usize> =
             store.tensors.iter().enumerate().map(|(id, tensor)| (tensor.name.clone(), id)).collect();
         let mut used = HashSet::new();
         for expected in expected {
-            let Some(home) = home(expected.role) else { continue };
+            let Some(home) = home(expected) else { continue };
             let (cols, rows) = match expected.shape.as_slice() {
                 [cols] => (*cols, 1),
                 [rows, cols] => (*cols, *rows),
@@ -116,6 +124,13 @@ impl PackedStore {
                     store.expect_shape(tensor, &shape)?;
                     used.insert(tensor);
                     Rows::From { tensor, first: number * rows, rows, cols }
+                }
+                Home::Part { name, first, rows: all } => {
+                    let shape = [all, cols];
+                    let tensor = *names.get(&name).ok_or_else(|| store.missing(&name, &shape))?;
+                    store.expect_shape(tensor, &shape)?;
+                    used.insert(tensor);
+                    Rows::From { tensor, first, rows, cols }
                 }
                 Home::KeyValue(keys, values) => {
                     let heads = store.spec.heads;

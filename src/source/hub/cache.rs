@@ -27,6 +27,11 @@ impl HubCache {
         Self { root: cache_dir.into() }
     }
 
+    /// Where it is.
+    pub fn directory(&self) -> &Path {
+        &self.root
+    }
+
     /// The commit that the cache knows `revision` (a branch, tag or commit) to be.
     pub fn commit_of(&self, repo: &str, revision: &str) -> Option<String> {
         if is_commit(revision) {

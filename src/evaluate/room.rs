@@ -1,0 +1,78 @@
+//! Where the states of a measurement are kept: in memory if they fit, else in scratch files.
+
+use std::path::{Path, PathBuf};
+
+use super::Request;
+use crate::checkpoint::WeightStore;
+use crate::error::{Error, Result};
+use crate::model::{self, Storage, Workload, peak_ram_bytes, scratch_bytes};
+use crate::pipeline::Need;
+
+/// Part of the memory that is available now that states may take when nobody said how much.
+const AVAILABLE_SHARE: f64 = 0.8;
+
+/// Storage for the states.
+///
+/// # Errors
+/// When not even what goes by fits into the memory that is allowed.
+pub(super) fn find(request: &Request) -> Result<Storage> {
+    let (spec, load) = (request.model.spec(), workload(request));
+    let limit = request.memory_bytes.or_else(available_bytes);
+    if limit.is_none_or(|limit| peak_ram_bytes(spec, &load, &Storage::Memory) <= limit) {
+        return Ok(Storage::Memory);
+    }
+    let storage = Storage::Scratch(request.scratch.map_or_else(default_scratch_directory, Path::to_owned));
+    let least = peak_ram_bytes(spec, &load, &storage);
+    match request.memory_bytes.filter(|&memory| memory < least) {
+        None => Ok(storage),
+        Some(memory) => Err(Error::Request(format!(
+            "--memory: {memory} bytes are not enough for {} windows of {} tokens, which need about {least} even with \
+             their states on the disk",
+            request.windows.len(),
+            request.windows.context,
+        ))),
+    }
+}
+
+/// What scratch files will take of a disk, if there will be any.
+///
+/// # Errors
+/// As [`super::measure`] when memory will not do.
+pub fn scratch_need(request: &Request) -> Result<Option<Need>> {
+    let Storage::Scratch(directory) = find(request)? else { return Ok(None) };
+    let bytes = scratch_bytes(request.model.spec(), &workload(request));
+    Ok(Some(Need { what: "scratch files", directory, bytes }))
+}
+
+/// The directory for temporary files that are too large for memory: TMPDIR, else `/var/tmp`, which unlike `/tmp` is
+/// on a disk, else the system's.
+pub fn default_scratch_directory() -> PathBuf {
+    let large = Path::new("/var/tmp");
+    if std::env::var_os("TMPDIR").is_none() && large.is_dir() {
+        large.to_owned()
+    } else {
+        std::env::temp_dir()
+    }
+}
+
+fn workload(request: &Request) -> Workload {
+    let windows = request.windows;
+    let predict = |store: Option<&dyn WeightStore>| store.is_some_and(model::has_second_next);
+    let own = predict(Some(request.model));
+    Workload {
+        tokens: windows.tokens.len(),
+        context: windows.context,
+        scored: windows.scored().len(),
+        // Tensors of the two may be stored in different ways, but have the same shapes.
+        models: 1 + usize::from(request.original.is_some()),
+        predictions: usize::from(own) + usize::from(own && predict(request.original)),
+    }
+}
+
+/// What a new program may take without swapping, as the system says, less some for others.
+fn available_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
+    Some((kib as f64 * 1024.0 * AVAILABLE_SHARE) as u64)
+}
