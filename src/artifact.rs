@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::source::{LocalDirectory, Source, SourceFile, SourceReader};
+use crate::source::{self, LocalDirectory, Source, SourceFile, SourceReader};
 
 mod group;
 
@@ -94,7 +94,8 @@ impl Artifact {
         let is_shard = |&file: &usize| source.files()[file].name.ends_with(".safetensors");
         let shards: Vec<usize> = (0..source.files().len()).filter(is_shard).collect();
         if shards.is_empty() {
-            return Err(Error::Request(format!("{}: no .safetensors file in it", source.location())));
+            let message = format!("{}: no .safetensors file in it: {}", source.location(), source::what_it_is(source));
+            return Err(Error::Request(message));
         }
         let config = source.read_small(CONFIG)?.map(|bytes| {
             serde_json::from_slice::<Value>(&bytes).map_err(|error| {

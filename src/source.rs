@@ -132,6 +132,18 @@ impl<S: Source + ?Sized> Source for Arc<S> {
     }
 }
 
+/// What a place without a file that every checkpoint has may be, and what to do.
+pub(crate) fn what_it_is(source: &dyn Source) -> String {
+    match source.files().iter().find(|file| file.name.ends_with(".gguf")) {
+        None => "is this a Hugging Face checkpoint?".to_owned(),
+        Some(file) => format!(
+            "it holds GGUF files; name one of them, such as {} (of a repository on the hub, once `requant fetch` has \
+             downloaded it)",
+            file.name
+        ),
+    }
+}
+
 /// What follows the last slash, a trailing one aside.
 fn last_component(location: &str) -> String {
     location.trim_end_matches('/').rsplit('/').next().unwrap_or_default().to_owned()

@@ -206,6 +206,8 @@ fn truncated_shard() {
 fn no_config_no_index_no_directory() {
     let directory = tempfile::tempdir().unwrap();
     assert_names(&open(directory.path()).err().unwrap(), &["config.json", "not found"]);
+    std::fs::write(directory.path().join("m-Q4_0.gguf"), "").unwrap();
+    assert_names(&open(directory.path()).err().unwrap(), &["config.json", "m-Q4_0.gguf"]);
     let checkpoint = maker::checkpoint(Size::default(), FP8);
     checkpoint.write(directory.path());
     std::fs::remove_file(directory.path().join("model.safetensors.index.json")).unwrap();

@@ -146,6 +146,10 @@ fn yarn(config: &Config) -> Result<Option<Yarn>> {
         return Ok(None);
     };
     match section.text("rope_type").or(section.text("type")) {
+        Some("yarn") if section.get("attention_factor").is_some() => {
+            let found = section.number_or("attention_factor", 1.0)?.to_string();
+            Err(section.invalid("attention_factor", &found, "mscale and mscale_all_dim to say it"))
+        }
         Some("yarn") => Ok(Some(Yarn {
             factor: section.number_or("factor", 1.0)?,
             original_context: section.dimension("original_max_position_embeddings")? as u64,
@@ -159,8 +163,15 @@ fn yarn(config: &Config) -> Result<Option<Yarn>> {
     }
 }
 
-/// Constraints between hyper-parameters.
+/// What these families do not do, and constraints between hyper-parameters.
 fn check(config: &Config, spec: &ArchSpec) -> Result<()> {
+    let activation = config.text("hidden_act").unwrap_or("silu");
+    if activation != "silu" {
+        return Err(config.invalid("hidden_act", &format!("{activation:?}"), "\"silu\""));
+    }
+    if !config.flag_or("rope_interleave", true)? {
+        return Err(config.invalid("rope_interleave", "false", "true"));
+    }
     if config.count_or("moe_layer_freq", 1)? != 1 {
         let found = config.get("moe_layer_freq").map_or_else(String::new, ToString::to_string);
         return Err(config.invalid("moe_layer_freq", &found, "1"));

@@ -82,9 +82,15 @@ mod tests {
             ("scoring_func", serde_json::json!("sqrtsoftplus")),
             ("topk_method", serde_json::json!("best")),
             ("moe_layer_freq", serde_json::json!(2)),
+            ("hidden_act", serde_json::json!("gelu")),
+            ("rope_interleave", serde_json::json!(false)),
+            ("rope_scaling.attention_factor", serde_json::json!(1.3)),
         ] {
             let mut config = published();
-            config[key] = value;
+            match key.split_once('.') {
+                None => config[key] = value,
+                Some((section, key)) => config[section][key] = value,
+            }
             let error = DeepseekV3.spec(&Config::new(&config)).unwrap_err().to_string();
             assert!(error.contains(key), "{key}: {error}");
         }

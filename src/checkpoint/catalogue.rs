@@ -11,7 +11,7 @@ use super::quantization::{self, Quantization};
 use super::{BlockScale, Catalogue, Checkpoint, Encoding, ScaleFormat, SourceTensor, packed};
 use crate::arch::{self, Config, Expected};
 use crate::error::{Error, Result};
-use crate::source::{Source, SourceReader};
+use crate::source::{self, Source, SourceReader};
 
 const CONFIG: &str = "config.json";
 const INDEX: &str = "model.safetensors.index.json";
@@ -50,7 +50,7 @@ pub(super) fn open(source: Box<dyn Source>) -> Result<Checkpoint> {
 /// Parses a JSON file that must be there.
 pub(crate) fn required_json(source: &dyn Source, name: &str) -> Result<Value> {
     let Some(bytes) = source.read_small(name)? else {
-        let message = format!("not found in {}: is this a Hugging Face checkpoint?", source.location());
+        let message = format!("not found in {}: {}", source.location(), source::what_it_is(source));
         return Err(Error::checkpoint(name, message));
     };
     serde_json::from_slice(&bytes)
