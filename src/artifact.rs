@@ -94,7 +94,8 @@ impl Artifact {
         let is_shard = |&file: &usize| source.files()[file].name.ends_with(".safetensors");
         let shards: Vec<usize> = (0..source.files().len()).filter(is_shard).collect();
         if shards.is_empty() {
-            let message = format!("{}: no .safetensors file in it: {}", source.location(), source::what_it_is(source));
+            let message =
+                format!("{}: no .safetensors file in it: {}", source.location(), source::what_it_is(source));
             return Err(Error::Request(message));
         }
         let config = source.read_small(CONFIG)?.map(|bytes| {

@@ -58,7 +58,8 @@ fn logits(model: &Model, name: &str) -> Vec<f32> {
 #[track_caller]
 fn check_logits(what: &str, found: &[f32]) {
     let bytes = std::fs::read(folder().join(format!("{what}.f32"))).unwrap();
-    let expected: Vec<f32> = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+    let expected: Vec<f32> =
+        bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
     assert_eq!(found.len(), expected.len(), "{what}");
     let worst = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     println!("{what}: largest difference of a logit {worst:e}");
@@ -237,7 +238,7 @@ fn quantized_files_are_measured_against_their_originals() {
             let found = report.against.unwrap();
             assert_eq!(found.layers.len(), Model::open(&output).unwrap().store().spec().layers);
             assert_eq!(report.prediction.is_some(), name == "glm4moe");
-            found.divergence.mean_kld.value
+            found.divergence.mean.value
         };
         let [exact, fine, coarse] = ["f32", "q8_0", "q4_k_m"].map(divergence);
         println!("{name}: mean divergence {exact} {fine:.6} {coarse:.5}");
@@ -250,9 +251,8 @@ fn quantized_files_are_measured_against_their_originals() {
 #[test]
 fn what_is_not_understood_is_named_before_work() {
     type Change = Box<dyn FnOnce(&mut Metadata, &mut Vec<TensorSpec>)>;
-    let set = |key: &'static str, value: Value| -> Change {
-        Box::new(move |metadata, _| metadata.set(key, value))
-    };
+    let set =
+        |key: &'static str, value: Value| -> Change { Box::new(move |metadata, _| metadata.set(key, value)) };
     let without_key = |key: &'static str| -> Change {
         Box::new(move |metadata, _| {
             metadata.remove(key).unwrap();

@@ -306,7 +306,8 @@ impl WeightStore for Recorder<'_> {
 fn the_order_of_need_is_the_order_of_reading() {
     let forward = fixtures().join("goldens/forward");
     let grouped = forward.join("gqa");
-    let grouped = names(&grouped).into_iter().filter(|name| name.ends_with(".gguf")).map(|name| grouped.join(name));
+    let grouped =
+        names(&grouped).into_iter().filter(|name| name.ends_with(".gguf")).map(|name| grouped.join(name));
     for path in [model(), forward.join("deepseek-v2-greedy")].into_iter().chain(grouped) {
         let model = Model::open(&path).unwrap();
         let recorder = Recorder { store: model.store(), read: Mutex::default() };

@@ -5,8 +5,8 @@
 //! DeepSeek-V3's technical report (arXiv 2412.19437) for the prediction module.
 
 use super::{
-    Activation, ArchSpec, Attention, Config, Divisors, Expected, ExpertChoice, Ffn, Latent, LayerRole, Pairing, Role,
-    Rotary, Scaling, Scoring, Yarn,
+    Activation, ArchSpec, Attention, Config, Divisors, Expected, ExpertChoice, Ffn, Latent, LayerRole,
+    Pairing, Role, Rotary, Scaling, Scoring, Yarn,
 };
 use crate::error::{Error, Result};
 

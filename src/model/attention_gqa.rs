@@ -85,7 +85,8 @@ pub(super) fn attention(
     let passes: Vec<Vec<Slice>> = (0..grouped.kv_heads.div_ceil(kv_heads))
         .map(|pass| {
             let of = |heads: usize, all: usize| pass * heads * width..all.min((pass + 1) * heads) * width;
-            let rows = [of(heads, spec.heads), of(kv_heads, grouped.kv_heads), of(kv_heads, grouped.kv_heads)];
+            let rows =
+                [of(heads, spec.heads), of(kv_heads, grouped.kv_heads), of(kv_heads, grouped.kv_heads)];
             weights.iter().zip(rows).map(|(weight, rows)| Slice { store, weight, rows }).collect()
         })
         .collect();

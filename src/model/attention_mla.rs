@@ -102,8 +102,14 @@ pub(super) fn attention(
                 }
             });
             let key_WR = latents.key_TR.read(tokens)?;
-            let group =
-                Group { spec, latent, heads: heads.len(), query: &query, key_value: &key_value, key_WR: &key_WR };
+            let group = Group {
+                spec,
+                latent,
+                heads: heads.len(),
+                query: &query,
+                key_value: &key_value,
+                key_WR: &key_WR,
+            };
             let Part { data, stride, offset } = part;
             data.par_chunks_mut(QUERY_BLOCK * stride).enumerate().for_each(|(block, out)| {
                 group.attend(block * QUERY_BLOCK, Part { data: out, stride, offset });

@@ -18,8 +18,8 @@ use requant_formats::container::gguf::{Array, Metadata, Value};
 
 use super::gguf_keys::{ARCHITECTURE_KEY, Keys};
 use crate::arch::{
-    Activation, ArchSpec, Attention, Divisors, ExpertChoice, Grouped, Pairing, QkvBiases, Rotary, Scaling, Scoring,
-    Sliding, Yarn,
+    Activation, ArchSpec, Attention, Divisors, ExpertChoice, Grouped, Pairing, QkvBiases, Rotary, Scaling,
+    Scoring, Sliding, Yarn,
 };
 use crate::error::{Error, Result};
 
@@ -381,8 +381,7 @@ fn scaling(keys: &Keys) -> Result<Option<Scaling>> {
 
 /// YaRN's factor on sine and cosine is `0.1 ln(factor) + 1`, times `rope.scaling.attn_factor`.
 fn yarn(keys: &Keys, factor: Option<f64>, original_context: u64) -> Result<Option<Scaling>> {
-    for (key, neutral) in
-        [("yarn_ext_factor", 1.0), ("yarn_attn_factor", 1.0), ("yarn_log_multiplier", 0.0)]
+    for (key, neutral) in [("yarn_ext_factor", 1.0), ("yarn_attn_factor", 1.0), ("yarn_log_multiplier", 0.0)]
     {
         let key = format!("rope.scaling.{key}");
         if let Some(found) = keys.number(&key)?.filter(|&found| found != neutral) {
@@ -481,7 +480,8 @@ fn experts(family: &Family, keys: &Keys, spec: &mut ArchSpec) -> Result<()> {
         GATING_SOFTMAX => Scoring::Softmax,
         GATING_SIGMOID if family.experts == Experts::Biased => Scoring::Sigmoid,
         other => {
-            let hint = format!("a router that is {own} ({GATING_SOFTMAX}: softmax, {GATING_SIGMOID}: sigmoid)");
+            let hint =
+                format!("a router that is {own} ({GATING_SOFTMAX}: softmax, {GATING_SIGMOID}: sigmoid)");
             return Err(keys.unsupported("expert_gating_func", &other.to_string(), &hint));
         }
     };

@@ -59,7 +59,8 @@ pub(super) fn rebuild(metadata: &Metadata, file: &str) -> Result<Tokenizer> {
     let keys = Keys { metadata, file };
     let tokens = keys.strings("tokens").ok_or_else(|| keys.missing("tokens"))?;
     let types = keys.value("token_type").and_then(Value::as_array).and_then(|array| array.as_i32s());
-    let types = types.filter(|types| types.len() == tokens.len()).ok_or_else(|| keys.missing("token_type"))?;
+    let types =
+        types.filter(|types| types.len() == tokens.len()).ok_or_else(|| keys.missing("token_type"))?;
     let stored = Stored { tokens, types };
     let kind = match keys.text("model")? {
         "gpt2" => byte_level(&keys)?,
@@ -142,8 +143,7 @@ impl Stored<'_> {
 fn begins_with(id: u64, token: &str) -> serde_json::Value {
     let bos = json!({"SpecialToken": {"id": token, "type_id": 0}});
     let text = |name: &str, type_id: u32| json!({"Sequence": {"id": name, "type_id": type_id}});
-    let named =
-        Map::from_iter([(token.to_owned(), json!({"id": token, "ids": [id], "tokens": [token]}))]);
+    let named = Map::from_iter([(token.to_owned(), json!({"id": token, "ids": [id], "tokens": [token]}))]);
     json!({
         "type": "TemplateProcessing", "single": [bos, text("A", 0)], "pair": [bos, text("A", 0), text("B", 1)],
         "special_tokens": named,
