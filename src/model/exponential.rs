@@ -23,7 +23,7 @@ const COEFFICIENTS: [f32; 6] =
     [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5];
 
 /// Of the tanh form of the Gaussian error unit (arXiv 1606.08415).
-const SQRT_2_BY_PI: f32 = 0.797_884_56;
+const SQRT_2_BY_PI: f32 = 0.797_884_6;
 const GELU_CUBE: f32 = 0.044_715;
 /// Taylor coefficients of `tanh(x) / x` in `x^2`, highest power first.
 const TANH_SERIES: [f32; 5] = [62.0 / 2835.0, -17.0 / 315.0, 2.0 / 15.0, -1.0 / 3.0, 1.0];

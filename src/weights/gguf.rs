@@ -9,7 +9,7 @@ use requant_formats::codec;
 use requant_formats::container::gguf::Metadata;
 
 use super::packed::{Home, PackedStore, Place, Stored};
-use super::{gguf_config, gguf_grouped, gguf_keys, gguf_tensors};
+use super::{gguf_config, gguf_families, gguf_grouped, gguf_keys, gguf_tensors};
 use crate::arch::{self, Config, Expected, Ffn, LayerRole, Role};
 use crate::checkpoint::{GgufModel, SourceTensor};
 use crate::error::{Error, Result};
@@ -39,7 +39,7 @@ pub(super) fn open(path: &Path) -> Result<Gguf> {
     let store = if architecture == gguf_config::ARCHITECTURE {
         latent(source, &metadata, &name, stored)?
     } else {
-        let family = gguf_grouped::find(architecture, &name)?;
+        let family = gguf_families::find(architecture, &name)?;
         let names: HashSet<&str> = stored.iter().map(|tensor| tensor.name.as_str()).collect();
         let contents = gguf_grouped::Contents { vocab: vocab(&stored), names: &names };
         let (spec, fused) = gguf_grouped::spec(family, &metadata, &name, &contents)?;

@@ -158,6 +158,14 @@ impl<'a> Keys<'a> {
         }
     }
 
+    /// A value that has a meaning, but not for this version.
+    pub(super) fn unsupported(&self, key: &str, found: &str, hint: &str) -> Error {
+        Error::Unsupported {
+            what: format!("{}: {} {found}", self.file, self.full(key)),
+            hint: format!("this version evaluates {hint}"),
+        }
+    }
+
     /// A key that is not there.
     pub(super) fn missing(&self, key: &str) -> Error {
         Error::checkpoint(self.file, format!("metadata key {} is missing", self.full(key)))

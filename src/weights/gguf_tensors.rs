@@ -3,7 +3,7 @@
 //! Source: llama.cpp `src/llama-arch.cpp` (names), `src/models/*.cpp` and `create_tensor_qkv` (shapes).
 
 use super::gguf::short;
-use super::gguf_grouped::Family;
+use super::gguf_families::Family;
 use super::packed::Home;
 use crate::arch::{ArchSpec, Attention, Divisors, Expected, ExpertChoice, Ffn, Grouped, LayerRole, Role};
 
