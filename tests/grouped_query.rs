@@ -3,10 +3,14 @@
 //!
 //! The models are tiny and random, and stored in 16 bits that hold their weights exactly.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
+use requant::checkpoint::GgufModel;
 use requant::evaluate::{self, Bos, Report, Request, Windows};
-use requant::model::{self, Hidden, Storage, Unobserved};
+use requant::model::{self, Hidden, Storage, Unobserved, Workload, peak_ram_bytes, scratch_bytes};
+use requant::plan::{self, Options};
 use requant::weights::Model;
 use requant_formats::container::gguf::{self, Array, GgmlType, Metadata, TensorSpec, Value};
 use serde_json::Value as Json;
@@ -121,7 +125,7 @@ fn text_is_cut_as_llama_tokenize_cuts_it() {
     }
 }
 
-/// A copy of a model with other metadata or tensors; a tensor that is new holds zeros.
+/// A copy of a model with other metadata or tensors; a tensor that is new or of another size holds zeros.
 fn changed(
     directory: &Path,
     name: &str,
@@ -141,11 +145,11 @@ fn changed(
     for tensor in &written.tensors {
         bytes.resize((written.data_offset_bytes + tensor.offset_bytes) as usize, 0);
         match header.tensors.iter().find(|old| old.name == tensor.name) {
-            Some(old) => {
+            Some(old) if old.len_bytes == tensor.len_bytes => {
                 let from = (header.data_offset_bytes + old.offset_bytes) as usize;
                 bytes.extend(&file[from..][..old.len_bytes as usize]);
             }
-            None => bytes.resize(bytes.len() + tensor.len_bytes as usize, 0),
+            _ => bytes.resize(bytes.len() + tensor.len_bytes as usize, 0),
         }
     }
     bytes.resize(bytes.len().next_multiple_of(32), 0);
@@ -163,7 +167,7 @@ fn every_way_to_cut_text_is_that_of_llama_tokenize() {
     let tokens = strings("tokens");
     let mut types = vec![1; tokens.len()];
     types[..2].fill(3);
-    let mut differ = std::collections::BTreeSet::new();
+    let mut differ = BTreeSet::new();
     for (pre, expected) in golden["ids"].as_object().unwrap() {
         let path = changed(directory.path(), "qwen2", |metadata, _| {
             metadata.set("tokenizer.ggml.pre", pre.as_str());
@@ -312,6 +316,26 @@ fn what_is_not_understood_is_named_before_work() {
     }
 }
 
+/// What can be converted can be evaluated.
+#[test]
+fn every_architecture_that_is_converted_is_evaluated() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = changed(directory.path(), "llama", |metadata, _| metadata.set("general.architecture", "mamba"));
+    let names = |error: String, before: &str| -> BTreeSet<String> {
+        let list = error.split_once(before).unwrap_or_else(|| panic!("{error}")).1.to_owned();
+        list.split(" are known").next().unwrap().split(", ").map(str::to_owned).collect()
+    };
+    let source = GgufModel::open(&path).unwrap();
+    let converted = plan::requantize(&source, "q8_0", &Options::default()).err().unwrap();
+    let evaluated = Model::open(&path).err().unwrap();
+    let evaluated = names(evaluated.to_string(), "evaluates GGUF files of ");
+    assert_eq!(evaluated, names(converted.to_string(), "the mixes of types of "));
+    // And all of them have a golden; llama has two.
+    let mut golden: BTreeSet<String> = models().into_iter().collect();
+    assert!(golden.remove("llama-moe") && golden.insert("deepseek2".into()));
+    assert_eq!(golden, evaluated);
+}
+
 /// The same count for every layer is a count, a period may be spelled out layer by layer, and a file may lack the layers
 /// that predict.
 #[test]
@@ -347,4 +371,65 @@ fn a_weight_that_is_not_finite_is_named() {
     let result = model::forward(model.store(), &ids("qwen3"), 64, &Storage::Memory, &mut Unobserved);
     let error = result.err().unwrap().to_string();
     assert!(error.contains("blk.1.attn_v.weight") && error.contains("NaN"), "{error}");
+}
+
+/// The estimate that `--memory` goes by, against what the system says of a process, for a model whose states are most of it.
+#[test]
+fn memory_is_what_was_allowed() {
+    let directory = tempfile::tempdir().unwrap();
+    let (hidden, query, key, inner) = (512, 768, 384, 1024);
+    let path = changed(directory.path(), "gemma2", |metadata, specs| {
+        for (key, count) in [
+            ("block_count", 2u32),
+            ("embedding_length", hidden),
+            ("feed_forward_length", inner),
+            ("attention.head_count", 12),
+            ("attention.head_count_kv", 6),
+            ("attention.key_length", query / 12),
+            ("attention.value_length", query / 12),
+        ] {
+            metadata.set(format!("gemma2.{key}"), count);
+        }
+        specs.retain(|spec| !spec.name.starts_with("blk.2.") && !spec.name.starts_with("blk.3."));
+        for spec in specs {
+            let suffix = spec.name.rsplit_once('.').unwrap().0.rsplit('.').next().unwrap().to_owned();
+            let (cols, rows) = match suffix.as_str() {
+                "token_embd" => (hidden, spec.shape[1] as u32),
+                "attn_q" => (hidden, query),
+                "attn_k" | "attn_v" => (hidden, key),
+                "attn_output" => (query, hidden),
+                "ffn_gate" | "ffn_up" => (hidden, inner),
+                "ffn_down" => (inner, hidden),
+                _ => (hidden, 0),
+            };
+            spec.shape = if rows == 0 { vec![cols.into()] } else { vec![cols.into(), rows.into()] };
+        }
+    });
+    let tokens = directory.path().join("tokens.json");
+    let ids: Vec<u32> = (0..40 * 512).map(|i: u32| i * 7919 % 352).collect();
+    std::fs::write(&tokens, serde_json::to_vec(&ids).unwrap()).unwrap();
+    let model = Model::open(&path).unwrap();
+    let spec = model.store().spec();
+    let load =
+        Workload { tokens: ids.len(), context: 512, scored: 40 * 255, models: 2, predictions: 0 };
+    let mut peaks = Vec::new();
+    for storage in [Storage::Memory, Storage::Scratch(directory.path().to_owned())] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+        let allowed = pool.install(|| peak_ram_bytes(spec, &load, &storage));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_requant"));
+        command.arg("perplexity").arg(&path).arg("--against").arg(&path).arg("--tokens").arg(&tokens);
+        command.args(["--threads", "2", "--json", "-q", "--memory", &allowed.to_string()]);
+        command.arg("--scratch").arg(directory.path());
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let report: Json = serde_json::from_slice(&output.stdout).unwrap();
+        let disk = if storage == Storage::Memory { 0 } else { scratch_bytes(spec, &load) };
+        assert_eq!(report["scratch_bytes"], disk);
+        let peak = report["peak_rss_bytes"].as_u64().unwrap();
+        println!("{storage:?}: {peak} of {allowed}");
+        assert!(peak <= allowed, "{storage:?}: {peak} of {allowed}");
+        peaks.push((peak, allowed));
+    }
+    let [(most, allowed), (least, least_allowed)] = peaks[..] else { unreachable!() };
+    assert!(2 * (most - least) > allowed - least_allowed, "{peaks:?}");
 }

@@ -155,10 +155,10 @@ fn block(spec: &ArchSpec, load: &Workload, storage: &Storage) -> usize {
     let product = |(rows, cols): (usize, usize)| rows.min(tiles.max(2 * models) * tile_rows(cols, 1));
     let mut tiled = matrices(spec).into_iter().map(product).max().unwrap_or(0);
     if let Storage::Scratch(_) = storage {
-        // A copy of what is read, of what will be written, and the bytes of the larger one.
-        attention += window * (needs.read + 2 * needs.written + spec.hidden);
+        // A copy of what is read, and of what will be written.
+        attention += window * (needs.read + needs.written);
         let widest = matrices(spec).into_iter().map(|(_, cols)| cols).max().unwrap_or(0);
-        tiled += 2 * widest + 2 * tiled;
+        tiled += widest + tiled;
     }
     attention.max(BLOCK_ROWS.min(tokens) * tiled)
 }

@@ -228,19 +228,14 @@ impl States {
     /// Reads values of the scratch file, from element `first` on.
     fn load(&self, first: usize, values: &mut [f32]) -> Result<()> {
         let Place::Scratch { file, directory } = &self.place else { return Ok(()) };
-        let mut bytes = vec![0; values.len() * VALUE_BYTES];
-        file.read_exact_at(&mut bytes, (first * VALUE_BYTES) as u64)
-            .map_err(Error::io(directory, "read a scratch file"))?;
-        let (chunks, _) = bytes.as_chunks();
-        values.iter_mut().zip(chunks).for_each(|(value, bytes)| *value = f32::from_ne_bytes(*bytes));
-        Ok(())
+        file.read_exact_at(bytemuck::cast_slice_mut(values), (first * VALUE_BYTES) as u64)
+            .map_err(Error::io(directory, "read a scratch file"))
     }
 
     /// Writes values of the scratch file, from element `first` on.
     fn store(&self, first: usize, values: &[f32]) -> Result<()> {
         let Place::Scratch { file, directory } = &self.place else { return Ok(()) };
-        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_ne_bytes()).collect();
-        file.write_all_at(&bytes, (first * VALUE_BYTES) as u64)
+        file.write_all_at(bytemuck::cast_slice(values), (first * VALUE_BYTES) as u64)
             .map_err(Error::io(directory, "write a scratch file"))
     }
 }
