@@ -320,7 +320,8 @@ fn what_is_not_understood_is_named_before_work() {
 #[test]
 fn every_architecture_that_is_converted_is_evaluated() {
     let directory = tempfile::tempdir().unwrap();
-    let path = changed(directory.path(), "llama", |metadata, _| metadata.set("general.architecture", "mamba"));
+    let path =
+        changed(directory.path(), "llama", |metadata, _| metadata.set("general.architecture", "mamba"));
     let names = |error: String, before: &str| -> BTreeSet<String> {
         let list = error.split_once(before).unwrap_or_else(|| panic!("{error}")).1.to_owned();
         list.split(" are known").next().unwrap().split(", ").map(str::to_owned).collect()
@@ -410,8 +411,7 @@ fn memory_is_what_was_allowed() {
     std::fs::write(&tokens, serde_json::to_vec(&ids).unwrap()).unwrap();
     let model = Model::open(&path).unwrap();
     let spec = model.store().spec();
-    let load =
-        Workload { tokens: ids.len(), context: 512, scored: 40 * 255, models: 2, predictions: 0 };
+    let load = Workload { tokens: ids.len(), context: 512, scored: 40 * 255, models: 2, predictions: 0 };
     let mut peaks = Vec::new();
     for storage in [Storage::Memory, Storage::Scratch(directory.path().to_owned())] {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
