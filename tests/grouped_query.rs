@@ -90,7 +90,7 @@ fn the_prediction_layer_is_that_of_transformers() {
 }
 
 /// On F32 files with an f32 cache llama.cpp computes in f32 as well, but for Gemma's gates, which it looks up in a table
-/// with 16-bit entries; its log has four decimals.
+/// with 16-bit entries (9e-5 at most here); its log has four decimals.
 #[test]
 fn perplexity_equals_that_of_llama_perplexity_window_by_window() {
     let text = std::fs::read_to_string(fixtures().join("text/heldout.txt")).unwrap();
@@ -106,7 +106,7 @@ fn perplexity_equals_that_of_llama_perplexity_window_by_window() {
             assert_eq!(ours.len(), running.len());
             let worst = ours.iter().zip(&running).map(|(a, b)| (a / b - 1.0).abs()).fold(0.0, f64::max);
             println!("{name}, context {context}: {} {golden}, {worst:e}", measured.perplexity);
-            let bound = if name.starts_with("gemma") { 1e-3 } else { 2e-5 };
+            let bound = if name.starts_with("gemma") { 3e-4 } else { 1e-5 };
             assert!(worst < bound, "{name}: {worst}");
             let error = golden["error"].as_f64().unwrap();
             assert!((measured.error / error - 1.0).abs() < 1e-3, "{} {error}", measured.error);

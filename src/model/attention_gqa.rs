@@ -217,3 +217,108 @@ impl Pass<'_> {
 fn rows(data: &[f32], first: usize, count: usize, stride: usize) -> View<'_> {
     View::new(&data[first * stride..][..count * stride], stride)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arch::QkvBiases;
+
+    const WIDTH: usize = 6;
+
+    fn values(count: usize, seed: usize) -> Vec<f32> {
+        (0..count).map(|at| ((at * 7919 + seed * 104_729) % 1009) as f32 / 250.0 - 2.0).collect()
+    }
+
+    /// One head of one query, by the definition and in f64.
+    fn naive(pass: &Pass, position: usize, head: usize) -> Vec<f64> {
+        let kv_head = head / (pass.heads / pass.kv_heads);
+        let at = |data: &[f32], heads: usize, position: usize, head: usize, column: usize| {
+            f64::from(data[(position * heads + head) * WIDTH + column])
+        };
+        let first = (position + 1).saturating_sub(pass.window);
+        let powers = (first..=position).map(|other| {
+            let products = (0..WIDTH).map(|column| {
+                at(&pass.query, pass.heads, position, head, column)
+                    * at(&pass.key, pass.kv_heads, other, kv_head, column)
+            });
+            let score = products.sum::<f64>() * pass.grouped.score_scale;
+            pass.grouped.score_cap.map_or(score, |cap| cap * (score / cap).tanh()).exp()
+        });
+        let powers: Vec<f64> = powers.collect();
+        let sum: f64 = powers.iter().sum();
+        let value = |column| {
+            let terms = powers.iter().zip(first..);
+            let terms =
+                terms.map(|(power, other)| power * at(&pass.value, pass.kv_heads, other, kv_head, column));
+            terms.sum::<f64>() / sum
+        };
+        (0..WIDTH).map(value).collect()
+    }
+
+    /// Blocks of queries, windows shorter and longer than a block, caps, shared and unshared keys.
+    #[test]
+    fn attention_is_that_of_the_definition() {
+        for (heads, kv_heads, window, score_cap, len) in [
+            (4, 2, usize::MAX, None, 150),
+            (3, 1, 5, None, 300),
+            (2, 2, 200, Some(1.5), 300),
+            (6, 2, 1, None, 20),
+            (2, 1, 128, Some(0.3), 257),
+        ] {
+            let grouped = Grouped {
+                kv_heads,
+                head_dim: WIDTH,
+                score_scale: 0.4,
+                score_cap,
+                biases: QkvBiases::default(),
+                output_bias: false,
+                head_norms: false,
+                sliding: None,
+            };
+            let pass = Pass {
+                grouped: &grouped,
+                window,
+                heads,
+                kv_heads,
+                query: values(len * heads * WIDTH, 1),
+                key: values(len * kv_heads * WIDTH, 2),
+                value: values(len * kv_heads * WIDTH, 3),
+            };
+            // Columns of other passes stay as they are.
+            let stride = heads * WIDTH + 2;
+            let mut out = vec![9.0; len * stride];
+            for (block, data) in out.chunks_mut(QUERY_BLOCK * stride).enumerate() {
+                pass.attend(block * QUERY_BLOCK, Part { data, stride, offset: 1 });
+            }
+            for (position, row) in out.chunks(stride).enumerate() {
+                assert_eq!((row[0], row[stride - 1]), (9.0, 9.0));
+                for (head, found) in row[1..].chunks_exact(WIDTH).enumerate() {
+                    for (found, exact) in found.iter().zip(naive(&pass, position, head)) {
+                        // Scores up to 10 carry errors of 2^-24 of that, and sums a few more.
+                        let error = (f64::from(*found) - exact).abs();
+                        assert!(error < 1e-5, "{heads} {kv_heads} {window} {position} {head}: {error}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_pass_has_whole_groups() {
+        let grouped = |kv_heads| Grouped {
+            kv_heads,
+            head_dim: 8,
+            score_scale: 1.0,
+            score_cap: None,
+            biases: QkvBiases::default(),
+            output_bias: false,
+            head_norms: false,
+            sliding: None,
+        };
+        for (heads, kv_heads, expected) in
+            [(32, 32, (8, 8)), (32, 8, (8, 2)), (20, 5, (8, 2)), (96, 8, (12, 1)), (4, 2, (4, 2))]
+        {
+            assert_eq!(pass_heads(heads, &grouped(kv_heads)), expected);
+        }
+    }
+}
