@@ -300,6 +300,11 @@ fn what_is_not_understood_is_named_before_work() {
         ("llama", set("llama.attention.value_length", 8u32.into()), &["attention.value_length", "24"]),
         ("llama", without_key("llama.feed_forward_length"), &["llama.feed_forward_length", "missing"]),
         ("llama", set("llama.block_count", 2u32.into()), &["blk.2.", "unknown"]),
+        (
+            "glm4moe",
+            set("glm4moe.nextn_predict_layers", 3u32.into()),
+            &["glm4moe.block_count", "3 prediction"],
+        ),
         ("llama", set("llama.embedding_length", 64u32.into()), &["shape", "64"]),
         ("glm4moe", set("glm4moe.expert_gating_func", 4u32.into()), &["expert_gating_func 4"]),
         ("qwen3moe", set("qwen3moe.expert_used_count", 7u32.into()), &["expert_used_count", "1 to 6"]),

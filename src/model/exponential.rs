@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn swiglu_at_its_landmarks() {
+    fn gated_units_at_their_landmarks() {
         let gate = [0.0, 1.0, -100.0, 100.0, f32::NAN];
         let mut inner = [0.0; 5];
         gated(Activation::Silu, &gate, &[2.0; 5], &mut inner);

@@ -23,6 +23,8 @@ pub(super) struct Family {
     pub(super) gemma: Option<usize>,
     /// Caps of scores and logits where the file does not say.
     pub(super) caps: Option<(f64, f64)>,
+    /// Whether files may hold divisors of frequencies.
+    pub(super) has_divisors: bool,
     /// Name of the norm before the feed-forward block.
     pub(super) ffn_norm: &'static str,
     /// Whether gate and up projection of a dense block are one matrix.
@@ -74,6 +76,7 @@ const fn plain(architecture: &'static str) -> Family {
         windows: Windows::Never,
         gemma: None,
         caps: None,
+        has_divisors: false,
         ffn_norm: "ffn_norm",
         is_gate_in_up: false,
     }
@@ -81,12 +84,12 @@ const fn plain(architecture: &'static str) -> Family {
 
 /// Every family of this kind that can be evaluated.
 const FAMILIES: &[Family] = &[
-    Family { pairing: Pairing::Adjacent, experts: Experts::Perhaps, ..plain("llama") },
+    Family { pairing: Pairing::Adjacent, experts: Experts::Perhaps, has_divisors: true, ..plain("llama") },
     plain("qwen2"),
     Family { experts: Experts::GatedShared, ..plain("qwen2moe") },
     Family { head_norms: HeadNorms::Always, ..plain("qwen3") },
     Family { head_norms: HeadNorms::Always, experts: Experts::Normalized, ..plain("qwen3moe") },
-    Family { windows: Windows::Every, is_gate_in_up: true, ..plain("phi3") },
+    Family { windows: Windows::Every, has_divisors: true, is_gate_in_up: true, ..plain("phi3") },
     Family {
         activation: Activation::GeluTanh,
         windows: Windows::AllBut(2, Some(4096)),

@@ -18,6 +18,7 @@ use crate::error::Result;
 const MAX_LAYERS: usize = 512;
 /// Most experts; what llama.cpp reads.
 const MAX_EXPERTS: usize = 1024;
+const EPSILON: &str = "attention.layer_norm_rms_epsilon";
 const GATING_SOFTMAX: u64 = 1;
 const GATING_SIGMOID: u64 = 2;
 
@@ -48,7 +49,10 @@ pub(super) fn spec(
     let heads = keys.required_count("attention.head_count")?;
     let mtp = predictors(family, &keys)?;
     let layers = blocks.checked_sub(mtp).filter(|&layers| layers > 0 && blocks <= MAX_LAYERS);
-    let layers = layers.ok_or_else(|| keys.missing("block_count of a model that exists"))?;
+    let layers = layers.ok_or_else(|| {
+        let expected = format!("more than the {mtp} prediction layers, and {MAX_LAYERS} at most");
+        keys.invalid("block_count", &Value::from(blocks as u32), &expected)
+    })?;
     let in_layers = |suffix: &str| contents.names.iter().any(|name| suffix_of(name) == Some(suffix));
 
     let (rope, sliding_rope) = rotary(family, &keys, head_dim(&keys, hidden / heads)?, contents.names)?;
@@ -91,7 +95,7 @@ pub(super) fn spec(
         attention: Attention::Grouped(attention),
         rope,
         vocab: contents.vocab,
-        norm_eps: keys.required_number("attention.layer_norm_rms_epsilon")?,
+        norm_eps: keys.positive(EPSILON)?.ok_or_else(|| keys.missing(EPSILON))?,
         tied_embeddings: !contents.names.contains("output.weight"),
         activation: family.activation,
         post_norms: family.gemma.is_some(),

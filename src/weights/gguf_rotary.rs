@@ -13,7 +13,7 @@ use std::collections::HashSet;
 
 use requant_formats::container::gguf::{Array, Value};
 
-use super::gguf_families::{Experts, Family, Windows};
+use super::gguf_families::{Family, Windows};
 use super::gguf_keys::Keys;
 use crate::arch::{Divisors, Rotary, Scaling, Sliding, Yarn};
 use crate::error::Result;
@@ -40,9 +40,8 @@ pub(super) fn rotary(
     }
     let stored = ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"];
     let [always, long, short] = stored.map(|name| names.contains(name));
-    let has_divisors = matches!(family.experts, Experts::Perhaps) || matches!(family.windows, Windows::Every);
     let divisors = match (always, long || short) {
-        _ if !has_divisors => Divisors::Absent,
+        _ if !family.has_divisors => Divisors::Absent,
         (true, _) => Divisors::Always,
         (false, true) => Divisors::ByContext { original_context: original_context(keys)? },
         (false, false) => Divisors::Absent,
@@ -89,7 +88,7 @@ fn scaling(keys: &Keys) -> Result<Option<Scaling>> {
         return Err(keys.invalid("rope.scaling.factor", &found, "a positive number"));
     }
     let linear = factor.filter(|&factor| factor != 1.0).map(Scaling::Linear);
-    // Asked for by those who know YaRN, and by nobody else in a file that has it all the same.
+    // Without YaRN or LongRoPE it changes nothing.
     let original_context = original_context(keys);
     let kind = keys.value("rope.scaling.type");
     match kind.map(|kind| kind.as_str().unwrap_or("(not a text)")) {
