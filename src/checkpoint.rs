@@ -21,6 +21,7 @@ use crate::source::Source;
 mod catalogue;
 mod encoding;
 mod gguf;
+mod grids;
 mod packed;
 mod packed_rows;
 mod quantization;

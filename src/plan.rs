@@ -23,6 +23,7 @@ mod gptq;
 mod hf;
 mod jobs;
 mod mlx;
+mod original;
 mod python_json;
 mod rules;
 mod schedule;
@@ -30,6 +31,7 @@ mod summary;
 
 pub use budget::{Budget, Choices};
 pub use jobs::{Job, jobs, output_rows, whole_bands};
+pub use original::Original;
 pub use rules::{Choice, Pattern, Rule, Rules, numbered};
 pub use schedule::{Schedule, Step, schedule};
 pub use summary::{DroppedTotals, Summary, TypeTotals, files_read, summary};
@@ -113,12 +115,24 @@ pub struct OutputTensor {
     pub placements: Vec<Placement>,
     /// The rule of [`Options::rules`] that gave it its type, if one did.
     pub rule: Option<usize>,
+    /// Whether its elements are weights of the model: scales that are carried over beside theirs are not.
+    pub is_weight: bool,
 }
 
 impl OutputTensor {
-    /// Weights in the tensor.
+    /// Elements of the tensor.
     pub fn len_elems(&self) -> u64 {
         self.shape.iter().map(|&d| d as u64).product()
+    }
+
+    /// Weights of the model in it.
+    pub fn parameters(&self) -> u64 {
+        if self.is_weight { self.len_elems() } else { 0 }
+    }
+
+    /// Bytes in its files.
+    pub fn stored_bytes(&self) -> u64 {
+        self.placements.iter().map(|placement| placement.len_bytes).sum()
     }
 
     /// Length of a row: the innermost dimension.
@@ -212,6 +226,16 @@ impl Blueprint {
         let sidecars = self.sidecars.iter().map(|sidecar| sidecar.bytes.len() as u64);
         files.chain(sidecars).sum()
     }
+
+    /// Weights of the model in all tensors.
+    pub fn parameters(&self) -> u64 {
+        self.tensors.iter().map(OutputTensor::parameters).sum()
+    }
+
+    /// Bytes of all tensors.
+    pub fn tensor_bytes(&self) -> u64 {
+        self.tensors.iter().map(OutputTensor::stored_bytes).sum()
+    }
 }
 
 /// A value of `--to`.
@@ -274,6 +298,20 @@ pub trait Target: Sync {
     /// # Errors
     /// As [`Target::blueprint`].
     fn choices(&self, _: &Format, _: &Checkpoint, _: &Blueprint) -> Result<Vec<Choices>> {
+        Ok(Vec::new())
+    }
+
+    /// The same for a GGUF source.
+    ///
+    /// # Errors
+    /// As [`Target::requantize`].
+    fn requantized_choices(
+        &self,
+        _: &Format,
+        _: &GgufModel,
+        _: &Options,
+        _: &Blueprint,
+    ) -> Result<Vec<Choices>> {
         Ok(Vec::new())
     }
 }

@@ -13,7 +13,7 @@ use crate::conversion::{Silent, convert, convert_with, fixtures, model, settings
 use crate::maker;
 
 /// As `requant perplexity PATH --text heldout.txt`, first `windows` windows only.
-fn measure(path: &Path, windows: usize) -> Result<Perplexity> {
+pub(crate) fn measure(path: &Path, windows: usize) -> Result<Perplexity> {
     let model = Model::open(path)?;
     let text = std::fs::read_to_string(fixtures().join("text/heldout.txt")).unwrap();
     let all = Windows::new(&model.tokenizer()?, &text, 512, Bos::Auto)?;

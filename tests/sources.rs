@@ -1,9 +1,13 @@
 //! The same weights stored in other ways give the same results.
 
+use std::sync::atomic::AtomicBool;
+
+use requant::plan::budget::{self, Watch};
+use requant::plan::{self, Budget, Options};
 use requant_formats::Dtype;
 use requant_formats::codec::fp8::{self, F8E4M3, F8E5M2, Fp8};
 
-use crate::conversion::convert;
+use crate::conversion::{convert, open};
 use crate::maker::{self, Checkpoint, Size, Storage};
 
 /// Tensor digests of a conversion to `format`.
@@ -168,6 +172,20 @@ fn fp8_with_a_scale_per_row_or_per_tensor() {
         let source = scaled_by(&blocks, per_row, dtype, section);
         let expected = digests(&dequantized_by_row(&source, rounded), "f32");
         assert_eq!(digests(&source, "f32"), expected, "per row {per_row}, {dtype}");
+
+        // Such scales are no blocks that could be carried over as those of a block format.
+        let directory = tempfile::tempdir().unwrap();
+        source.write(directory.path());
+        let opened = open(directory.path()).unwrap();
+        let blueprint = |format| plan::blueprint(&opened, format, &Options::default());
+        let error = blueprint("compressed-tensors-fp8-block").err().unwrap().to_string();
+        assert!(error.contains("FP8 blocks") && error.contains("none"), "{error}");
+        let base = blueprint("compressed-tensors-w4a16-g32").unwrap();
+        let (budget, stop) = (Budget::Bytes(2 * base.len_bytes()), AtomicBool::new(false));
+        let watch = Watch { begin: &|_| {}, advance: &|_| {} };
+        let format = "compressed-tensors-w4a16-g32";
+        let fitted = budget::fit(&opened, format, &Options::default(), budget, 2, &watch, &stop).unwrap();
+        assert!(fitted.blueprint.tensors.iter().all(|tensor| tensor.type_name != "F8_E4M3"));
     }
 }
 

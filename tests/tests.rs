@@ -8,6 +8,8 @@
 //! - `mlx`: the fixture converted to MLX, against mlx-lm's files.
 //! - `rules`: tensors with types of their own, against llama-quantize and mlx-lm.
 //! - `budget`: types chosen for a size.
+//! - `mixes`: what budgets choose from: every type of a family, for models here and on a hub.
+//! - `refits`: budgets for GGUF files.
 //! - `error_report`: what was written, measured against its source.
 //! - `faults`: what a run leaves behind when it is stopped, fails, or meets another one.
 //! - `streaming`: conversions straight from a hub that misbehaves (crate `test-hub`).
@@ -60,11 +62,15 @@ mod maker;
 #[cfg(test)]
 mod measured;
 #[cfg(test)]
+mod mixes;
+#[cfg(test)]
 mod mlx;
 #[cfg(test)]
 mod packed;
 #[cfg(test)]
 mod perplexity;
+#[cfg(test)]
+mod refits;
 #[cfg(test)]
 mod requantize;
 #[cfg(test)]

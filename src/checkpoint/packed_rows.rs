@@ -122,6 +122,20 @@ impl PackedRows {
     }
 }
 
+/// How often the source is read to unpack `rows`, and the band that is unpacked with them.
+pub(super) fn reads(
+    catalogue: &Catalogue,
+    id: usize,
+    packed: &Packed,
+    rows: &Range<usize>,
+) -> (usize, Range<usize>) {
+    let matrix = packed.matrix(&catalogue.tensors()[id].shape, 1.0);
+    let band = band(catalogue, id, packed, rows);
+    let parts = 0..=packed.companions.len();
+    let runs = parts.map(|number| packed.layout.runs(matrix, number, band.clone()).count);
+    (runs.sum::<usize>() + usize::from(packed.layout.tensor_scale_in().is_some()), band)
+}
+
 /// Rows that are unpacked together when the first of them is wanted.
 pub(super) fn unit_rows(catalogue: &Catalogue, id: usize, packed: &Packed) -> usize {
     band(catalogue, id, packed, &(0..1)).len()

@@ -7,9 +7,21 @@ use requant_formats::codec::fp8::{self, BlockScales, F8E4M3, F8E5M2};
 use requant_formats::codec::{self, Codec, Grid};
 use requant_formats::dispatch::{self, Kernel};
 
-use super::packed_rows::PackedRows;
+use super::packed_rows::{self, PackedRows};
 use super::{BlockScale, Catalogue, Encoding, ScaleFormat, SourceTensor};
 use crate::error::{Error, Result};
+
+impl Catalogue {
+    /// How many reads of the source [`TileReader::read`] makes for these rows, and the rows that it can decode
+    /// without another one then.
+    pub fn reads(&self, id: usize, rows: Range<usize>) -> (usize, Range<usize>) {
+        match &self.tensors()[id].encoding {
+            Encoding::Plain => (1, rows),
+            Encoding::Scaled(_) => (2, rows),
+            Encoding::Packed(packed) => packed_rows::reads(self, id, packed, &rows),
+        }
+    }
+}
 
 /// Reads tiles of one checkpoint after the other; keeps its buffers.
 #[derive(Default)]
@@ -17,6 +29,8 @@ pub struct TileReader {
     bytes: Vec<u8>,
     scale_bytes: Vec<u8>,
     scales: Vec<f32>,
+    /// Scales of a whole matrix that were read beforehand: position of their tensor, and its bytes.
+    held_scales: Option<(usize, Vec<u8>)>,
     packed: PackedRows,
 }
 
@@ -37,6 +51,20 @@ impl TileReader {
         let (_, cols) = catalogue.tensors()[id].matrix();
         tile.resize(rows.len() * cols, 0.0);
         self.read_into(catalogue, id, rows, tile)
+    }
+
+    /// Reads all scales of a weight at once, if it has some: rows of it that are read next need none. For readers of
+    /// one catalogue that want a few rows here and there.
+    ///
+    /// # Errors
+    /// When the source cannot be read.
+    pub fn hold_scales(&mut self, catalogue: &Catalogue, id: usize) -> Result<()> {
+        let Some(scale) = catalogue.tensors()[id].scale() else { return Ok(()) };
+        let tensor = &catalogue.tensors()[scale.tensor];
+        let mut bytes = vec![0; tensor.len_bytes as usize];
+        catalogue.source().read_at(tensor.file, tensor.offset_bytes, &mut bytes)?;
+        self.held_scales = Some((scale.tensor, bytes));
+        Ok(())
     }
 
     /// As [`TileReader::read`], but numbers of a scaled tensor as they are stored, not multiplied by
@@ -89,7 +117,7 @@ impl TileReader {
 
     /// One group of a packed weight as multiples of a step, if its row was just read and its codec has such
     /// groups; `codes` has the length of a group.
-    pub fn grid<'a>(
+    pub(super) fn grid<'a>(
         &self,
         catalogue: &Catalogue,
         id: usize,
@@ -157,8 +185,16 @@ impl TileReader {
         let width = scale_tensor.dtype.size_bytes();
         let count = (end_block - first_block) * grid_cols;
         self.scale_bytes.resize(count * width, 0);
-        let offset = scale_tensor.offset_bytes + (first_block * grid_cols * width) as u64;
-        catalogue.source().read_at(scale_tensor.file, offset, &mut self.scale_bytes)?;
+        let start = first_block * grid_cols * width;
+        match &self.held_scales {
+            Some((held, bytes)) if *held == scale.tensor && bytes.len() >= start + count * width => {
+                self.scale_bytes.copy_from_slice(&bytes[start..start + count * width]);
+            }
+            _ => {
+                let offset = scale_tensor.offset_bytes + start as u64;
+                catalogue.source().read_at(scale_tensor.file, offset, &mut self.scale_bytes)?;
+            }
+        }
         self.scales.resize(count, 0.0);
         match scale.format {
             ScaleFormat::Float => {

@@ -14,7 +14,7 @@ use crate::checkpoint::{Catalogue, Checkpoint, GgufModel};
 use crate::error::{Error, Result};
 use crate::pipeline;
 use crate::plan::budget::{Fitted, Watch};
-use crate::plan::{self, Blueprint, Budget, Options, Rules, Summary, TARGETS, summary};
+use crate::plan::{self, Blueprint, Budget, Options, Original, Rules, Summary, TARGETS, summary};
 
 /// The subcommand.
 pub(super) struct Plan;
@@ -64,10 +64,10 @@ impl Request {
         };
         let (rules, blueprint, mean_error) = match rules::budget(matches) {
             Some(budget) => {
-                let fitted = fitted(matches, source.checkpoint()?, &format, &options, budget, stop)?;
+                let fitted = fitted(matches, source.original(), &format, &options, budget, stop)?;
                 (fitted.rules, fitted.blueprint, Some(fitted.mean_error))
             }
-            None => (options.rules.clone(), source.blueprint(&format, &options)?, None),
+            None => (options.rules.clone(), source.original().blueprint(&format, &options)?, None),
         };
         let memory = matches.get_one::<u64>("memory").copied();
         let threads = fit(source.catalogue(), &blueprint, super::threads(matches), memory)?;
@@ -105,7 +105,7 @@ impl Request {
 /// The plan that `budget` allows.
 fn fitted(
     matches: &ArgMatches,
-    source: &Checkpoint,
+    source: Original<'_>,
     format: &str,
     options: &Options,
     budget: Budget,

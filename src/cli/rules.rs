@@ -23,7 +23,8 @@ pub(super) fn arguments() -> Vec<Arg> {
             .long_help(
                 "Type of the tensors in whose name (in the result, else in the source) the regular expression is \
                  found. Repeatable; the first that is found counts, and all of them before those of --recipe. \
-                 GGUF: as llama-quantize's, with ggml's names (q6_k, iq4_nl, bf16). MLX: 4bit, 6bit-g32, ... or bf16",
+                 GGUF: as llama-quantize's, with ggml's names (q6_k, iq4_nl, bf16). MLX: 4bit, 6bit-g32, mxfp8, ... or bf16. \
+                 compressed-tensors, GPTQ: w4a16-g32, nvfp4, 4bit-64g, ...",
             ),
         Arg::new("recipe")
             .long("recipe")
@@ -38,7 +39,8 @@ pub(super) fn arguments() -> Vec<Arg> {
             .long_help(
                 "Choose types from those of the format's family, tensor by tensor, so that all files together have at \
                  most SIZE and the relative error is as small as it can be then. Every type is tried on some rows of \
-                 each tensor first. Tensors with a rule keep its type",
+                 each tensor first. Tensors with a rule keep its type, and so does what a GGUF file has in blocks, unless \
+                 --allow-requantize is given",
             ),
         Arg::new("target-bpw")
             .long("target-bpw")

@@ -3,8 +3,7 @@
 use std::path::Path;
 
 use crate::checkpoint::{Catalogue, Checkpoint, GgufModel};
-use crate::error::{Error, Result};
-use crate::plan::{self, Blueprint, Options};
+use crate::plan::Original;
 
 /// A source whose headers have been read.
 pub(super) enum Source {
@@ -17,31 +16,14 @@ pub(super) enum Source {
 impl Source {
     /// Its tensors.
     pub(super) fn catalogue(&self) -> &Catalogue {
-        match self {
-            Self::Checkpoint(checkpoint) => checkpoint,
-            Self::Gguf(model) => model.catalogue(),
-        }
+        self.original().catalogue()
     }
 
-    /// The checkpoint that a budget's types are tried on.
-    pub(super) fn checkpoint(&self) -> Result<&Checkpoint> {
+    /// What a plan is made from.
+    pub(super) fn original(&self) -> Original<'_> {
         match self {
-            Self::Checkpoint(checkpoint) => Ok(checkpoint),
-            Self::Gguf(model) => Err(Error::Unsupported {
-                what: format!(
-                    "{}: a budget (--target-size, --target-bpw) for a GGUF file",
-                    model.path().display()
-                ),
-                hint: "choose types with --tensor-type, or fit the checkpoint it was made from".into(),
-            }),
-        }
-    }
-
-    /// What converting it to `format` would write.
-    pub(super) fn blueprint(&self, format: &str, options: &Options) -> Result<Blueprint> {
-        match self {
-            Self::Checkpoint(checkpoint) => plan::blueprint(checkpoint, format, options),
-            Self::Gguf(model) => plan::requantize(model, format, options),
+            Self::Checkpoint(checkpoint) => Original::Checkpoint(checkpoint),
+            Self::Gguf(model) => Original::Gguf(model),
         }
     }
 }

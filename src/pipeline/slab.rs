@@ -4,12 +4,12 @@
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
-use requant_formats::codec::{self, Grid};
+use requant_formats::codec;
 
 use super::errors::Sums;
 use super::staging::StagedFile;
 use super::writeback::Dirty;
-use crate::checkpoint::{Catalogue, Encoding, TileReader};
+use crate::checkpoint::{Catalogue, TileReader};
 use crate::error::{Error, Result};
 use crate::plan::{OutputTensor, Piece, Rounding};
 
@@ -144,34 +144,19 @@ impl<'a> Slab<'a> {
     /// the rows of `tile`, which were encoded last.
     fn keep_grids(&self, tile: &Tile<'_>, reader: &TileReader, parts: &mut [Vec<u8>]) {
         let Tile { source, piece, rows } = tile;
-        let Encoding::Packed(packed) = &source.tensors()[piece.source].encoding else { return };
-        let (codec, own_len) = (self.output.codec, packed.codec.group_len_elems());
-        let group_len = codec.group_len_elems();
-        // Single numbers hold no multiples of a step.
-        if piece.transposed || group_len == 1 || !own_len.is_multiple_of(group_len) {
+        if piece.transposed {
             return;
         }
-        let groups_per_row = self.output.row_len_elems() / group_len;
-        let first = self.rows - rows.len();
-        let mut codes = vec![0; own_len];
-        for (at, row) in rows.clone().enumerate() {
-            for own in 0..groups_per_row * group_len / own_len {
-                let Some(grid) = reader.grid(source, piece.source, row, own, &mut codes) else {
-                    return;
-                };
-                for (number, codes) in grid.codes.chunks_exact(group_len).enumerate() {
-                    let group = (first + at) * groups_per_row + own * (own_len / group_len) + number;
-                    let of_group = parts.iter_mut().zip(codec.parts());
-                    let mut places: Vec<&mut [u8]> = of_group
-                        .map(|(bytes, part)| {
-                            &mut bytes[group * part.bytes_per_group..(group + 1) * part.bytes_per_group]
-                        })
-                        .collect();
-                    // Where it cannot, what was encoded before stays.
-                    codec.encode_grid(Grid { codes, ..grid }, &mut places);
-                }
-            }
-        }
+        let codec = self.output.codec;
+        let elems = (rows.len() * self.output.row_len_elems()) as u64;
+        let of_codec = parts.iter_mut().take(codec.parts().len()).enumerate();
+        let mut ends: Vec<&mut [u8]> = of_codec
+            .map(|(number, part)| {
+                let start = part.len() - codec::part_len_bytes(codec, number, elems) as usize;
+                &mut part[start..]
+            })
+            .collect();
+        reader.keep_grids(source, piece.source, rows.clone(), codec, &mut ends);
     }
 
     /// Decodes the rows that were encoded last.

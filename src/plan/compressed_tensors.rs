@@ -14,6 +14,7 @@ use serde_json::{Map, Value, json};
 
 use super::hf::{self, Modules, Packing, Row, Stored};
 use super::{Blueprint, Choices, Format, Options, Rounding, Target};
+use crate::arch::LayerRole;
 use crate::checkpoint::{Checkpoint, SourceTensor};
 use crate::error::{Error, Result};
 
@@ -153,12 +154,15 @@ struct CompressedTensors {
 
 impl CompressedTensors {
     fn of(source: &Checkpoint, default: &str) -> Result<Self> {
-        let block = source.tensors().iter().find_map(SourceTensor::scale);
-        Ok(Self {
-            block: block.map(|scale| [scale.block_rows, scale.block_cols]),
-            carries: kind(default)? == Kind::Fp8Block,
-            location: source.source().location(),
-        })
+        // A scale per row or for a whole matrix is none for a block.
+        let mut blocks = source
+            .tensors()
+            .iter()
+            .filter_map(SourceTensor::scale)
+            .map(|scale| [scale.block_rows, scale.block_cols]);
+        let first = blocks.next().filter(|[rows, cols]| *rows > 1 && *cols > 1);
+        let block = first.filter(|first| blocks.all(|other| other == *first));
+        Ok(Self { block, carries: kind(default)? == Kind::Fp8Block, location: source.source().location() })
     }
 
     fn fp8(&self, tensor: &SourceTensor) -> Result<Option<Stored>> {
@@ -259,15 +263,22 @@ impl Packing for CompressedTensors {
         if group_len == 128 { name.to_owned() } else { format!("{name}-g{group_len}") }
     }
 
-    /// Integers of the same kind: engines run one kernel for them.
-    fn alternatives(&self, default: &str) -> Vec<&'static str> {
-        let symmetry = |name: &str| match kind(name) {
-            Ok(Kind::Int4 { symmetric, .. }) => Some(symmetric),
-            _ => None,
+    /// Every type: each group of `config_groups` has a format and numbers of its own, which the package
+    /// (`quantization/lifecycle/apply.py`, `compressors/base.py`) and vLLM (`compressed_tensors_moe.py`) take module by
+    /// module. transformers 5.24 takes one group for all routed experts and one for all else
+    /// (`integrations/compressed_tensors.py`, `get_experts_scheme`, `get_dense_scheme`) and stops at any mix, also at
+    /// one of group lengths alone.
+    ///
+    /// Zero points of routed experts are what vLLM does not read (`compressed_tensors_moe_wna16_marlin.py`), so they
+    /// have some only where the format asked for has. FP8 blocks are those of the source.
+    fn alternatives(&self, default: &str, role: LayerRole) -> Vec<&'static str> {
+        let asymmetric = |name: &str| matches!(kind(name), Ok(Kind::Int4 { symmetric: false, .. }));
+        let is_routed = matches!(role, LayerRole::Expert(..));
+        let is_possible = |name: &&'static str| {
+            let reads_zeros = !is_routed || asymmetric(default) || !asymmetric(name);
+            reads_zeros && (self.block.is_some() || !matches!(kind(name), Ok(Kind::Fp8Block)))
         };
-        let own = symmetry(default);
-        let types = CompressedTensorsTarget.types().into_iter();
-        types.filter(|name| own.is_some() && symmetry(name) == own).collect()
+        CompressedTensorsTarget.types().into_iter().filter(is_possible).collect()
     }
 
     fn takes_prediction_layers(&self) -> bool {

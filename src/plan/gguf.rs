@@ -96,14 +96,23 @@ impl Target for GgufTarget {
     }
 
     fn choices(&self, format: &Format, source: &Checkpoint, blueprint: &Blueprint) -> Result<Vec<Choices>> {
-        let is_quantized = file_type::FILE_TYPES
-            .iter()
-            .any(|known| known.format == *format && known.base.block_len_elems() > 1);
-        Ok(if is_quantized {
-            overrides::choices(&blueprint.tensors, source.spec().tied_embeddings)
-        } else {
-            Vec::new()
-        })
+        if file_type::find(format)?.base.block_len_elems() == 1 {
+            return Ok(Vec::new());
+        }
+        Ok(overrides::choices(&blueprint.tensors, source.spec().tied_embeddings))
+    }
+
+    fn requantized_choices(
+        &self,
+        format: &Format,
+        source: &GgufModel,
+        options: &Options,
+        blueprint: &Blueprint,
+    ) -> Result<Vec<Choices>> {
+        if file_type::find(format)?.base.block_len_elems() == 1 {
+            return Ok(Vec::new());
+        }
+        Ok(requantize::choices(source, options, &blueprint.tensors))
     }
 }
 

@@ -13,6 +13,7 @@ use serde_json::{Map, Value, json};
 
 use super::hf::{self, Modules, Packing, Row, Stored};
 use super::{Blueprint, Choices, Format, Options, Sidecar, Target};
+use crate::arch::LayerRole;
 use crate::checkpoint::{Checkpoint, SourceTensor};
 use crate::error::Result;
 
@@ -109,8 +110,8 @@ impl Packing for Gptq {
         if rest.is_empty() { format!("{bits}-{group_len}g") } else { format!("{bits}-{group_len}g-{rest}") }
     }
 
-    /// Other group lengths.
-    fn alternatives(&self, default: &str) -> Vec<&'static str> {
+    /// Other group lengths: bits and symmetry hold for the file.
+    fn alternatives(&self, default: &str, _: LayerRole) -> Vec<&'static str> {
         let Ok(own) = kind(default) else { return Vec::new() };
         let rows = FORMATS.iter().filter(|row| row.kind.symmetric == own.symmetric);
         // A type with two names counts once.

@@ -94,10 +94,10 @@ pub(super) trait Packing {
     /// The name of the type `name` with groups of `group_len`, for rules that state the two apart.
     fn with_groups(&self, name: &str, group_len: usize) -> String;
 
-    /// Types that a budget may choose from where the format's own is `default`: none where all modules have to
-    /// have one.
-    fn alternatives(&self, default: &str) -> Vec<&'static str> {
-        let _ = default;
+    /// Types that a budget may choose from for a layer of this role where the format's own is `default`: none where
+    /// all modules have to have one.
+    fn alternatives(&self, default: &str, role: LayerRole) -> Vec<&'static str> {
+        let _ = (default, role);
         Vec::new()
     }
 
@@ -269,6 +269,7 @@ fn encoded(tensor: &SourceTensor, id: usize, scheme: Scheme, shared: Vec<usize>)
         pieces: vec![whole(tensor, id)],
         scale_sources: if codec.tensor_scale(1.0).is_some() { shared } else { Vec::new() },
         rule: None,
+        is_weight: true,
         placements: Vec::new(),
     };
     output.names = output.stored()?.iter().map(|stored| format!("{stem}{}", stored.suffix)).collect();
@@ -306,6 +307,7 @@ fn plain(
         pieces: vec![whole(tensor, id)],
         scale_sources: Vec::new(),
         rule: None,
+        is_weight: true,
         placements: Vec::new(),
     })
 }
@@ -321,7 +323,8 @@ fn carried_over(source: &Checkpoint, id: usize, scale_name: &str) -> Result<Vec<
         Dtype::BF16 | Dtype::F16 => stored.dtype.name(),
         _ => "F32",
     };
-    Ok(vec![weight, plain(scale_name.to_owned(), stored, scale.tensor, codec_name, Rounding::Exact)?])
+    let scales = plain(scale_name.to_owned(), stored, scale.tensor, codec_name, Rounding::Exact)?;
+    Ok(vec![weight, OutputTensor { is_weight: false, ..scales }])
 }
 
 /// config.json: the source's own with another quantization.

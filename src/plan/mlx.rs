@@ -234,6 +234,7 @@ fn output_tensor(
         scale_sources: Vec::new(),
         placements: Vec::new(),
         rule: None,
+        is_weight: true,
     })
 }
 

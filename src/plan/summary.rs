@@ -78,11 +78,10 @@ pub fn summary(source: &Catalogue, blueprint: &Blueprint, peak_ram_bytes: u64) -
     for tensor in &blueprint.tensors {
         let totals = types.entry(tensor.type_name.clone()).or_default();
         totals.tensors += 1;
-        totals.parameters += tensor.len_elems();
-        totals.bytes += tensor.placements.iter().map(|placement| placement.len_bytes).sum::<u64>();
+        totals.parameters += tensor.parameters();
+        totals.bytes += tensor.stored_bytes();
     }
-    let parameters = types.values().map(|totals| totals.parameters).sum::<u64>();
-    let tensor_bytes = types.values().map(|totals| totals.bytes).sum::<u64>();
+    let (parameters, tensor_bytes) = (blueprint.parameters(), blueprint.tensor_bytes());
     let bytes_out = blueprint.len_bytes();
     let dropped_ids = blueprint.dropped.iter().flat_map(|dropped| &dropped.tensors);
     Summary {

@@ -72,6 +72,7 @@ pub(super) fn place(
                 scale_sources: Vec::new(),
                 placements: vec![placement],
                 rule,
+                is_weight: true,
             })
         });
     Ok((outputs.collect::<Result<_>>()?, files))

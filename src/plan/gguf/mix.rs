@@ -78,6 +78,9 @@ const KEPT: &[&str] = &[
     ".patch_merger",
 ];
 
+/// The output head.
+pub(super) const OUTPUT: &str = "output.weight";
+
 /// Parts of the names of tensors that count as the values' projection.
 const ATTENTION_V: &[&str] = &["attn_qkv.weight", "attn_kv_b.weight", "attn_v.weight"];
 
@@ -143,7 +146,7 @@ pub(super) fn is_head(name: &str, tied_embeddings: bool) -> bool {
 
 fn category(name: &str) -> Category {
     match name {
-        "output.weight" => Category::Output,
+        OUTPUT => Category::Output,
         "token_embd.weight" | "per_layer_token_embd.weight" => Category::TokenEmbedding,
         _ if ATTENTION_V.iter().any(|part| name.contains(part)) => Category::AttentionV,
         _ if name.contains("attn_k.weight") => Category::AttentionK,

@@ -18,9 +18,9 @@ use super::mix;
 use super::names::Planned;
 use crate::checkpoint::Catalogue;
 use crate::error::{Error, Result};
-use crate::plan::OutputTensor;
 use crate::plan::budget::{Candidate, Choices};
 use crate::plan::rules::{self, Choice, Rule, Rules};
+use crate::plan::{OutputTensor, Rounding};
 
 /// Types that a rule may give: those that can be encoded.
 pub(super) fn types() -> impl Iterator<Item = GgmlType> {
@@ -74,22 +74,61 @@ pub(super) fn resolve(
 
 /// Block types that fit, for each tensor that can be quantized and is not the output head.
 pub(super) fn choices(tensors: &[OutputTensor], tied_embeddings: bool) -> Vec<Choices> {
-    let choices = tensors.iter().enumerate().filter_map(|(tensor, output)| {
-        let ne: Vec<u64> = output.shape.iter().rev().map(|&extent| extent as u64).collect();
-        let candidates = types().filter_map(|ggml_type| {
-            let codec = ggml_type.codec()?;
-            // A factor on a whole tensor cannot be told from a sample.
-            let is_candidate = ggml_type.block_len_elems() > 1
-                && ne[0].is_multiple_of(ggml_type.block_len_elems())
-                && codec.tensor_scale(1.0).is_none();
-            let name = ggml_type.name().to_lowercase();
-            is_candidate.then_some(Candidate { choice: Choice::Type { name, group_size: None }, codec })
-        });
-        let is_free =
-            mix::can_be_quantized(&output.names[0], &ne) && !mix::is_head(&output.names[0], tied_embeddings);
-        is_free.then(|| Choices { tensor, set: None, candidates: candidates.collect() })
-    });
-    choices.collect()
+    let is_free =
+        |output: &OutputTensor| can_be_quantized(output) && !mix::is_head(&output.names[0], tied_embeddings);
+    let free = tensors.iter().enumerate().filter(|(_, output)| is_free(output));
+    free.map(|(tensor, output)| Choices { tensors: vec![tensor], set: None, candidates: fitting(output) })
+        .collect()
+}
+
+/// As [`choices`], for a file whose tensors are `stored` as they are: what is in blocks already keeps its type, which
+/// loses nothing, and may have another one with `leave` only. Without leave the output head keeps its type, too.
+pub(super) fn choices_again(
+    tensors: &[OutputTensor],
+    stored: impl Fn(&OutputTensor) -> Option<GgmlType>,
+    tied_embeddings: bool,
+    leave: bool,
+) -> Vec<Choices> {
+    let mut all = Vec::new();
+    for (tensor, output) in tensors.iter().enumerate().filter(|(_, output)| can_be_quantized(output)) {
+        let own = stored(output).filter(|own| own.block_len_elems() > 1);
+        let is_head = mix::is_head(&output.names[0], tied_embeddings);
+        let candidates = match own.and_then(|own| candidate(own, output)) {
+            Some(own) if leave && !is_head => {
+                let own = Candidate { is_copied: true, ..own };
+                let others = fitting(output).into_iter().filter(|other| other.choice != own.choice);
+                [own.clone()].into_iter().chain(others).collect()
+            }
+            Some(own) if !leave => vec![Candidate { is_copied: true, ..own }],
+            None if !is_head => fitting(output),
+            _ => continue,
+        };
+        all.push(Choices { tensors: vec![tensor], set: None, candidates });
+    }
+    all
+}
+
+fn can_be_quantized(output: &OutputTensor) -> bool {
+    mix::can_be_quantized(&output.names[0], &ne(output))
+}
+
+/// Block types that fit the rows of a tensor.
+fn fitting(output: &OutputTensor) -> Vec<Candidate> {
+    let row = ne(output)[0];
+    let fits = |ggml_type: &GgmlType| {
+        ggml_type.block_len_elems() > 1 && row.is_multiple_of(ggml_type.block_len_elems())
+    };
+    types().filter(fits).filter_map(|ggml_type| candidate(ggml_type, output)).collect()
+}
+
+fn candidate(ggml_type: GgmlType, output: &OutputTensor) -> Option<Candidate> {
+    let name = ggml_type.name().to_lowercase();
+    Some(Candidate::encoded(&name, ggml_type.codec()?, Rounding::Exact, output.len_elems()))
+}
+
+/// Extents, innermost first.
+fn ne(output: &OutputTensor) -> Vec<u64> {
+    output.shape.iter().rev().map(|&extent| extent as u64).collect()
 }
 
 fn ggml_type(rule: &Rule) -> Result<GgmlType> {

@@ -21,7 +21,7 @@ use super::names::Planned;
 use super::{QUANTIZATION_VERSION, layout, mix, overrides};
 use crate::checkpoint::GgufModel;
 use crate::error::{Error, Result};
-use crate::plan::{Blueprint, Choice, Options, Piece};
+use crate::plan::{Blueprint, Choice, Choices, Options, OutputTensor, Piece};
 
 /// Layers that make llama.cpp take a model of this architecture for one of 70 billion parameters.
 const LAYERS_OF_70B: usize = 80;
@@ -133,6 +133,16 @@ pub(super) fn blueprint(file_type: &FileType, source: &GgufModel, options: &Opti
     })
 }
 
+/// Types that a budget may choose from for `tensors`, which are the result's.
+pub(super) fn choices(source: &GgufModel, options: &Options, tensors: &[OutputTensor]) -> Vec<Choices> {
+    let stored = |output: &OutputTensor| {
+        let piece = output.pieces.first()?;
+        source.types().get(piece.source).copied()
+    };
+    let tied_embeddings = !tensors.iter().any(|tensor| tensor.names[0] == mix::OUTPUT);
+    overrides::choices_again(tensors, stored, tied_embeddings, options.allow_requantize)
+}
+
 /// What decides on types.
 struct Mix<'a> {
     file_type: &'a FileType,
@@ -159,7 +169,7 @@ impl Mix<'_> {
         let model = mix::Model {
             layers: shape.blocks,
             experts: shape.experts,
-            tied_embeddings: !planned.iter().any(|tensor| tensor.name == "output.weight"),
+            tied_embeddings: !planned.iter().any(|tensor| tensor.name == mix::OUTPUT),
             shared_heads: shape.heads.checked_div(shape.kv_heads).is_some_and(|shared| shared >= 4),
             is_70b: layers == LAYERS_OF_70B && (architecture.is_70b)(shape),
         };

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use super::prediction_layers;
 use crate::arch::ArchSpec;
+use crate::plan::numbered;
 
 /// Names of linear layers, without `.weight`.
 #[derive(Debug, Clone, Default)]
@@ -87,17 +88,43 @@ fn in_layer(layer: usize) -> String {
 }
 
 /// Regular expressions for whole names that match all of `names` and none of `others`: names that differ in their
-/// numbers only are one expression where none of `others` is like them.
+/// numbers only are one expression where none of `others` is like them; else those are one that differ in their layer
+/// and whose other numbers are anything, such as the experts of some layers.
 fn general<'a>(
     names: impl Iterator<Item = &'a str>,
     others: impl Iterator<Item = &'a str>,
 ) -> BTreeSet<String> {
-    let taken: BTreeSet<String> = others.map(any_number).collect();
-    let pattern = |name: &str| {
+    let others: Vec<&str> = others.collect();
+    let taken: BTreeSet<String> = others.iter().map(|name| any_number(name)).collect();
+    let taken_in_layers: BTreeSet<_> = others.iter().map(|name| any_number_in_layer(name)).collect();
+    let mut patterns = BTreeSet::new();
+    let mut layers: BTreeMap<(String, String), BTreeSet<usize>> = BTreeMap::new();
+    for name in names {
         let general = any_number(name);
-        if taken.contains(&general) { escaped(name) } else { general }
-    };
-    names.map(pattern).collect()
+        let in_layer = any_number_in_layer(name);
+        if !taken.contains(&general) {
+            patterns.insert(general);
+        } else if let ((before, Some(layer), after), false) = (&in_layer, taken_in_layers.contains(&in_layer))
+        {
+            layers.entry((before.clone(), after.clone())).or_default().insert(*layer);
+        } else {
+            patterns.insert(escaped(name));
+        }
+    }
+    patterns.extend(layers.into_iter().map(|((before, after), layers)| {
+        let layers: Vec<String> = layers.iter().map(ToString::to_string).collect();
+        match layers.as_slice() {
+            [layer] => format!("{before}{layer}{after}"),
+            _ => format!("{before}({}){after}", layers.join("|")),
+        }
+    }));
+    patterns
+}
+
+/// The number of a name's layer, and expressions for what is before it and, with any numbers, behind it.
+fn any_number_in_layer(name: &str) -> (String, Option<usize>, String) {
+    let (before, layer, after) = numbered(name);
+    (escaped(before), layer, any_number(after))
 }
 
 /// A regular expression for the name.
@@ -107,10 +134,12 @@ fn escaped(name: &str) -> String {
 
 /// A regular expression for the name with any numbers where it has some.
 fn any_number(name: &str) -> String {
-    let parts = name
-        .split('.')
-        .map(|part| if part.bytes().all(|byte| byte.is_ascii_digit()) { r"\d+" } else { part });
+    let parts = name.split('.').map(|part| if is_number(part) { r"\d+" } else { part });
     parts.collect::<Vec<_>>().join(r"\.")
+}
+
+fn is_number(part: &str) -> bool {
+    !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 #[cfg(test)]
@@ -152,6 +181,36 @@ mod tests {
                 r"model\.layers\.\d+\.mlp\.gate",
             ]
         );
+    }
+
+    #[test]
+    fn experts_of_some_layers_are_one_pattern() {
+        let mut modules = Modules::default();
+        for layer in 3..7 {
+            for expert in 0..300 {
+                for name in ["gate", "down"] {
+                    let name = format!("model.layers.{layer}.mlp.experts.{expert}.{name}_proj");
+                    modules.quantized(&name, if layer == 5 { "coarse" } else { "fine" });
+                }
+            }
+        }
+        modules.quantized("model.layers.3.mlp.down_proj", "coarse");
+        modules.quantized("model.layers.4.mlp.down_proj", "default");
+        // An expert that is not like the others of its layer.
+        modules.quantized("model.layers.6.mlp.experts.300.gate_proj", "coarse");
+        let types = modules.types("default");
+        assert_eq!(types.iter().map(|(name, _)| *name).collect::<Vec<_>>(), ["default", "coarse", "fine"]);
+        assert_eq!(
+            types[1].1,
+            [
+                r"model\.layers\.3\.mlp\.down_proj",
+                r"model\.layers\.5\.mlp\.experts\.\d+\.down_proj",
+                r"model\.layers\.5\.mlp\.experts\.\d+\.gate_proj",
+                r"model\.layers\.6\.mlp\.experts\.300\.gate_proj",
+            ]
+        );
+        assert_eq!(types[2].1.len(), 1 + 1 + 300);
+        assert_eq!(types[2].1[0], r"model\.layers\.(3|4)\.mlp\.experts\.\d+\.gate_proj");
     }
 
     #[test]

@@ -8,8 +8,6 @@
 
 use std::collections::BTreeMap;
 
-use requant_formats::codec::MlxMode;
-
 use super::element::{Element, Plan};
 use super::parameters::Parameter;
 use super::recipe::{Quantization, Recipe};
@@ -17,8 +15,8 @@ use super::{FAMILY, FORMATS, MlxFormat};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::plan::OutputTensor;
-use crate::plan::budget::{self, Choices};
-use crate::plan::rules::{Candidate, Choice, Rule, Rules};
+use crate::plan::budget::{Candidate, Choices};
+use crate::plan::rules::{self, Choice, Rule, Rules};
 
 /// The output head.
 const HEAD: &str = "lm_head.weight";
@@ -66,9 +64,9 @@ pub(super) fn resolve(
         return Err(Error::Request(message));
     }
     let meanings = rules.iter().map(meaning).collect::<Result<Vec<Meaning>>>()?;
-    let candidates: Vec<Candidate<'_>> = parameters
+    let candidates: Vec<rules::Candidate<'_>> = parameters
         .iter()
-        .map(|parameter| Candidate {
+        .map(|parameter| rules::Candidate {
             name: &parameter.name,
             pieces: &parameter.pieces,
             can_be_quantized: parameter.is_quantizable,
@@ -107,7 +105,8 @@ pub(super) fn resolve(
     overrides.collect()
 }
 
-/// Affine types whose groups fit, for each parameter that can be quantized and is not the output head.
+/// Types whose groups fit, of every mode, for each parameter that can be quantized and is not the output head.
+/// mlx-lm's loader takes group, bits and mode of each module from its entry in config.json.
 pub(super) fn choices(
     source: &Checkpoint,
     element: Option<Element>,
@@ -121,17 +120,16 @@ pub(super) fn choices(
     {
         let Some(&tensor) = by_name.get(parameter.name.as_str()) else { continue };
         let is = float_of(source, element, parameter)?;
-        let fitting = FORMATS.iter().filter_map(|row| Some((row.format.name, row.recipe.uniform()?))).filter(
-            |(_, quantization)| {
-                quantization.mode == MlxMode::Affine
-                    && parameter.row_len().is_multiple_of(quantization.group_len)
-            },
-        );
-        let candidates = fitting.filter_map(|(name, quantization)| {
-            let choice = Choice::Type { name: short(name).to_owned(), group_size: None };
-            quantization.codec(is).map(|codec| budget::Candidate { choice, codec })
+        let candidates = FORMATS.iter().filter_map(|row| {
+            let quantization = row.recipe.uniform()?;
+            let codec = quantization.codec(is)?;
+            let fits = parameter.row_len().is_multiple_of(quantization.group_len);
+            let output = &tensors[tensor];
+            fits.then(|| {
+                Candidate::encoded(short(row.format.name), codec, output.rounding, output.len_elems())
+            })
         });
-        choices.push(Choices { tensor, set: None, candidates: candidates.collect() });
+        choices.push(Choices { tensors: vec![tensor], set: None, candidates: candidates.collect() });
     }
     Ok(choices)
 }
