@@ -158,7 +158,7 @@ fn block(spec: &ArchSpec, load: &Workload, storage: &Storage) -> usize {
         // A copy of what is read, and of what will be written.
         attention += window * (needs.read + needs.written);
         let widest = matrices(spec).into_iter().map(|(_, cols)| cols).max().unwrap_or(0);
-        tiled += widest + tiled;
+        tiled = 2 * tiled + widest;
     }
     attention.max(BLOCK_ROWS.min(tokens) * tiled)
 }
