@@ -6,12 +6,16 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 
+mod attention;
 mod config;
 mod deepseek;
 mod deepseek_v2;
 mod deepseek_v3;
 mod kimi_k2;
 
+pub use attention::{
+    Attention, Divisors, Grouped, Latent, Pairing, QkvBiases, Rotary, Scaling, Sliding, Yarn,
+};
 pub use config::Config;
 
 /// A matrix of a SwiGLU feed-forward block.
@@ -44,8 +48,22 @@ impl Ffn {
 pub enum LayerRole {
     /// RMS norm before attention: `[hidden]`.
     AttentionNorm,
-    /// Query projection without low rank: `[heads * (nope + rope), hidden]`.
+    /// Query projection without low rank: `[heads * (nope + rope), hidden]`, or `[heads * head, hidden]`.
     Q,
+    /// Bias of the query projection: `[heads * head]`.
+    QBias,
+    /// RMS norm of each query head: `[head]`.
+    QNorm,
+    /// Key projection: `[kv_heads * head, hidden]`.
+    K,
+    /// Bias of the key projection: `[kv_heads * head]`.
+    KBias,
+    /// RMS norm of each key head: `[head]`.
+    KNorm,
+    /// Value projection: `[kv_heads * head, hidden]`.
+    V,
+    /// Bias of the value projection: `[kv_heads * head]`.
+    VBias,
     /// Query down projection: `[q_lora, hidden]`.
     QA,
     /// RMS norm of the low-rank query: `[q_lora]`.
@@ -60,8 +78,14 @@ pub enum LayerRole {
     KvB,
     /// Attention output: `[hidden, heads * v]`.
     AttentionOutput,
+    /// Bias of the attention output: `[hidden]`.
+    AttentionOutputBias,
+    /// RMS norm of what attention says: `[hidden]`.
+    AttentionPostNorm,
     /// RMS norm before the feed-forward block: `[hidden]`.
     FfnNorm,
+    /// RMS norm of what the feed-forward block says: `[hidden]`.
+    FfnPostNorm,
     /// Dense feed-forward.
     Dense(Ffn),
     /// Router: `[experts, hidden]`.
@@ -72,6 +96,8 @@ pub enum LayerRole {
     Expert(usize, Ffn),
     /// Shared experts, side by side in one feed-forward block.
     Shared(Ffn),
+    /// Weighs what the shared experts say: `[1, hidden]`.
+    SharedGate,
     /// Multi-token prediction: a copy of the token embedding: `[vocab, hidden]`.
     MtpEmbedding,
     /// Multi-token prediction: norm of the next token's embedding: `[hidden]`.
@@ -95,6 +121,12 @@ pub enum Role {
     OutputNorm,
     /// Output head: `[vocab, hidden]`.
     Output,
+    /// Divisors of rotary frequencies: `[pairs]`.
+    RopeDivisors,
+    /// Divisors of rotary frequencies in long contexts: `[pairs]`.
+    RopeDivisorsLong,
+    /// Divisors of rotary frequencies in contexts up to the original one: `[pairs]`.
+    RopeDivisorsShort,
     /// A tensor of decoder layer `.0`.
     Layer(usize, LayerRole),
 }
@@ -112,21 +144,13 @@ pub struct Expected {
     pub required: bool,
 }
 
-/// YaRN parameters of `rope_scaling`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Yarn {
-    /// Context extension factor.
-    pub factor: f64,
-    /// Context length of the original training.
-    pub original_context: u64,
-    /// Rotations above which a dimension is not interpolated.
-    pub beta_fast: f64,
-    /// Rotations below which a dimension is fully interpolated.
-    pub beta_slow: f64,
-    /// Attention factor numerator.
-    pub mscale: f64,
-    /// Attention factor denominator.
-    pub mscale_all_dim: f64,
+/// What a feed-forward block does to its gate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// `x / (1 + exp(-x))`.
+    Silu,
+    /// The Gaussian error unit in its form with tanh.
+    GeluTanh,
 }
 
 /// How router logits become scores.
@@ -149,10 +173,10 @@ pub enum ExpertChoice {
     Greedy,
 }
 
-/// The resolved hyper-parameters of a model of the DeepSeek family.
+/// The resolved hyper-parameters of a model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ArchSpec {
-    /// `model_type` of config.json.
+    /// `model_type` of config.json, or `general.architecture` of a GGUF.
     pub model_type: String,
     /// Width of the residual stream.
     pub hidden: usize,
@@ -172,6 +196,10 @@ pub struct ArchSpec {
     pub experts_per_token: usize,
     /// Shared experts.
     pub shared_experts: usize,
+    /// Width of all of them side by side.
+    pub shared_intermediate: usize,
+    /// Whether a sigmoid of its own weighs what the shared experts say.
+    pub shared_gate: bool,
     /// Groups the experts are divided into.
     pub expert_groups: usize,
     /// Groups that can be chosen from.
@@ -186,32 +214,44 @@ pub struct ArchSpec {
     pub choice: ExpertChoice,
     /// Attention heads.
     pub heads: usize,
-    /// Rank of the query projection, when it is factored.
-    pub q_lora: Option<usize>,
-    /// Rank of the key-value projection.
-    pub kv_lora: usize,
-    /// Per-head key width without position.
-    pub nope_dim: usize,
-    /// Per-head key width with rotary position.
-    pub rope_dim: usize,
-    /// Per-head value width.
-    pub v_dim: usize,
+    /// How tokens look at each other.
+    pub attention: Attention,
+    /// Rotary positions, of the layers without a sliding window if there are others.
+    pub rope: Rotary,
     /// Vocabulary size.
     pub vocab: usize,
     /// Epsilon of every RMS norm.
     pub norm_eps: f64,
-    /// Base of the rotary frequencies.
-    pub rope_theta: f64,
-    /// Context extension, when configured.
-    pub yarn: Option<Yarn>,
     /// Whether the output head is the token embedding.
     pub tied_embeddings: bool,
+    /// What feed-forward blocks do to their gates.
+    pub activation: Activation,
+    /// Whether what attention and feed-forward blocks say is normed before it is added.
+    pub post_norms: bool,
+    /// Factor on embeddings.
+    pub embedding_scale: f64,
+    /// Logits become `cap * tanh(logit / cap)`.
+    pub logit_cap: Option<f64>,
 }
 
 impl ArchSpec {
     /// Whether layer `layer` has a mixture of experts rather than a dense block.
     pub fn is_moe(&self, layer: usize) -> bool {
         self.experts > 0 && layer >= self.dense_layers
+    }
+
+    /// Its latent attention.
+    ///
+    /// # Errors
+    /// When it has another kind.
+    pub fn latent(&self) -> Result<&Latent> {
+        match &self.attention {
+            Attention::Latent(latent) => Ok(latent),
+            Attention::Grouped(_) => Err(Error::Unsupported {
+                what: format!("grouped-query attention of {}", self.model_type),
+                hint: "models with latent attention can be written in this format".into(),
+            }),
+        }
     }
 }
 

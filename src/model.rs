@@ -9,10 +9,11 @@
 //! Legend: T tokens of all windows, D hidden.
 #![expect(non_snake_case, reason = "shape suffixes, see the legend on top of each file")]
 
-use crate::arch::{LayerRole, Role};
+use crate::arch::{Attention, LayerRole, Role};
 use crate::checkpoint::{Weight, WeightStore};
 use crate::error::{Error, Result};
 
+mod attention_gqa;
 mod attention_mla;
 mod exponential;
 mod ffn;
@@ -63,7 +64,7 @@ pub struct Hidden {
 pub struct Walk<'a> {
     store: &'a dyn WeightStore,
     context: usize,
-    rope: rope::Rope,
+    ropes: rope::Ropes,
     states: States,
     layer: usize,
 }
@@ -88,8 +89,8 @@ impl<'a> Walk<'a> {
             let rows = tokens[rows].iter().zip(part.data.chunks_exact_mut(weight.cols));
             rows.into_iter().try_for_each(|(&token, row)| embed_row(store, &weight, token, row))
         })?;
-        let rope = rope::Rope::new(store.spec(), context.min(tokens.len()));
-        Ok(Self { store, context, rope, states, layer: 0 })
+        let ropes = rope::Ropes::new(store, context, context.min(tokens.len()))?;
+        Ok(Self { store, context, ropes, states, layer: 0 })
     }
 
     /// Runs the next layer; in a mixture of experts, returns the choices of every token.
@@ -101,7 +102,7 @@ impl<'a> Walk<'a> {
     /// After the last layer.
     pub fn step(&mut self) -> Result<Option<Vec<Vec<Choice>>>> {
         assert!(self.layer < self.store.spec().layers, "a step beyond the last layer");
-        let choices = layer(self.store, self.layer, self.context, &self.rope, &mut self.states)?;
+        let choices = layer(self.store, self.layer, self.context, &self.ropes, &mut self.states)?;
         self.layer += 1;
         Ok(choices)
     }
@@ -142,22 +143,54 @@ fn layer(
     store: &dyn WeightStore,
     layer: usize,
     context: usize,
-    rope: &rope::Rope,
+    ropes: &rope::Ropes,
     hidden: &mut States,
 ) -> Result<Option<Vec<Vec<Choice>>>> {
     let spec = store.spec();
     let x = normed(store, layer, LayerRole::AttentionNorm, hidden)?;
-    attention_mla::attention(store, layer, context, rope, &x, hidden)?;
+    add(store, layer, LayerRole::AttentionPostNorm, hidden, |sum| match &spec.attention {
+        Attention::Latent(latent) => {
+            attention_mla::attention(store, latent, layer, context, ropes.of(false), &x, sum)
+        }
+        Attention::Grouped(grouped) => {
+            let rope = ropes.of(grouped.window(layer).is_some());
+            attention_gqa::attention(store, grouped, layer, context, rope, &x, sum)
+        }
+    })?;
     let x = normed(store, layer, LayerRole::FfnNorm, hidden)?;
-    if spec.is_moe(layer) {
-        return moe::mixture(store, layer, &x, hidden).map(Some);
-    }
-    let role = |ffn| Role::Layer(layer, LayerRole::Dense(ffn));
-    ffn::feed_forward(store, role, Input::All(&x), Output::Add(hidden))?;
-    Ok(None)
+    add(store, layer, LayerRole::FfnPostNorm, hidden, |sum| {
+        if spec.is_moe(layer) {
+            return moe::mixture(store, layer, &x, sum).map(Some);
+        }
+        let role = |ffn| Role::Layer(layer, LayerRole::Dense(ffn));
+        ffn::feed_forward(store, role, Input::All(&x), Output::Add(sum))?;
+        Ok(None)
+    })
 }
 
-/// One of the two norms of a layer.
+/// Adds to the hidden states what `block` adds to a sum: as it is, or normed where the model has norms there.
+fn add<R>(
+    store: &dyn WeightStore,
+    layer: usize,
+    norm: LayerRole,
+    hidden: &mut States,
+    block: impl FnOnce(&mut States) -> Result<R>,
+) -> Result<R> {
+    if !store.spec().post_norms {
+        return block(hidden);
+    }
+    let mut sum = hidden.sibling(hidden.rows(), hidden.cols())?;
+    let result = block(&mut sum)?;
+    let sum = normed(store, layer, norm, &sum)?;
+    hidden.for_each_block(states::BLOCK_ROWS, 0..sum.cols(), Into::Add, |tokens, part| {
+        let sum = sum.read(tokens)?;
+        part.data.iter_mut().zip(&*sum).for_each(|(hidden, sum)| *hidden += sum);
+        Ok(())
+    })?;
+    Ok(result)
+}
+
+/// One of the norms of a layer.
 fn normed(store: &dyn WeightStore, layer: usize, role: LayerRole, hidden: &States) -> Result<States> {
     let weight = linear::vector(store, Role::Layer(layer, role))?;
     norm::rms_norm(hidden, &weight, store.spec().norm_eps)
@@ -178,8 +211,13 @@ fn embedding(store: &dyn WeightStore, role: Role, tokens: &[u32]) -> Result<Weig
     }
 }
 
-/// Reads the row of one token, not the whole matrix.
+/// Reads the row of one token, not the whole matrix, and scales it where the model does so.
 fn embed_row(store: &dyn WeightStore, embedding: &Weight, token: u32, row: &mut [f32]) -> Result<()> {
     let token = token as usize;
-    store.read_rows(embedding, token..token + 1, row)
+    store.read_rows(embedding, token..token + 1, row)?;
+    let scale = store.spec().embedding_scale as f32;
+    if scale != 1.0 {
+        row.iter_mut().for_each(|value| *value *= scale);
+    }
+    Ok(())
 }

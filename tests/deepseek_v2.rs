@@ -36,7 +36,8 @@ fn logits(model: &Model) -> Vec<f32> {
 fn logits_equal_those_of_transformers() {
     let model = open();
     let spec = model.store().spec();
-    assert!((spec.yarn.as_ref().unwrap().mscale_all_dim - 0.707).abs() < 1e-6 && spec.q_lora == Some(48));
+    assert!((spec.rope.yarn().unwrap().mscale_all_dim - 0.707).abs() < 1e-6);
+    assert_eq!(spec.latent().unwrap().q_lora, Some(48));
     let bytes = std::fs::read(folder().join("logits.f32")).unwrap();
     let expected = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
     let logits = logits(&model);

@@ -304,8 +304,11 @@ impl WeightStore for Recorder<'_> {
 
 #[test]
 fn the_order_of_need_is_the_order_of_reading() {
-    let greedy = fixtures().join("goldens/forward/deepseek-v2-greedy");
-    for path in [model(), greedy] {
+    let forward = fixtures().join("goldens/forward");
+    let grouped = forward.join("gqa");
+    let grouped =
+        names(&grouped).into_iter().filter(|name| name.ends_with(".gguf")).map(|name| grouped.join(name));
+    for path in [model(), forward.join("deepseek-v2-greedy")].into_iter().chain(grouped) {
         let model = Model::open(&path).unwrap();
         let recorder = Recorder { store: model.store(), read: Mutex::default() };
         let vocab = model.store().spec().vocab as u32;

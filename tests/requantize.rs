@@ -30,7 +30,7 @@ fn requantize_with(source: &Path, format: &str, options: &Options, output: &Path
     pipeline::convert(source.catalogue(), &blueprint, output, &settings, &Silent, &stop)
 }
 
-fn requantize(source: &Path, format: &str, output: &Path) -> Outcome {
+pub(crate) fn requantize(source: &Path, format: &str, output: &Path) -> Outcome {
     requantize_with(source, format, &allowed(), output).unwrap()
 }
 

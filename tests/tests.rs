@@ -23,6 +23,7 @@
 //! - `perplexity`: the forward pass on the fixtures, against transformers and llama-perplexity.
 //! - `measured`: models measured straight from a hub.
 //! - `deepseek_v2`: GGUF files of DeepSeek-V2, against transformers and llama.cpp.
+//! - `grouped_query`: GGUF files of families with grouped-query attention, against transformers and llama.cpp.
 //! - `economy`: what a measurement reads and how much memory it takes.
 //! - `results`: finished GGUF and MLX results, read back and measured.
 //! - `comparison`: two models side by side.
@@ -52,6 +53,8 @@ mod faults;
 mod fetch;
 #[cfg(test)]
 mod gguf;
+#[cfg(test)]
+mod grouped_query;
 #[cfg(test)]
 mod hostile;
 #[cfg(test)]

@@ -4,7 +4,10 @@
 //! Source of names and shapes: `modeling_deepseek.py` and `config.json` of the published checkpoints, and
 //! DeepSeek-V3's technical report (arXiv 2412.19437) for the prediction module.
 
-use super::{ArchSpec, Config, Expected, ExpertChoice, Ffn, LayerRole, Role, Scoring, Yarn};
+use super::{
+    Activation, ArchSpec, Attention, Config, Divisors, Expected, ExpertChoice, Ffn, Latent, LayerRole,
+    Pairing, Role, Rotary, Scaling, Scoring, Yarn,
+};
 use crate::error::{Error, Result};
 
 /// What config.json means where it is silent.
@@ -27,6 +30,8 @@ pub(super) fn spec(config: &Config, family: &Family) -> Result<ArchSpec> {
         });
     }
     let layers = config.dimension("num_hidden_layers")?;
+    let expert_intermediate = config.dimension("moe_intermediate_size")?;
+    let shared_experts = config.count_or("n_shared_experts", 0)? as usize;
     let spec = ArchSpec {
         model_type: family.model_type.to_owned(),
         hidden: config.dimension("hidden_size")?,
@@ -34,10 +39,12 @@ pub(super) fn spec(config: &Config, family: &Family) -> Result<ArchSpec> {
         mtp_layers: config.count_or("num_nextn_predict_layers", 0)? as usize,
         dense_layers: config.count_or("first_k_dense_replace", 0)? as usize,
         dense_intermediate: config.dimension("intermediate_size")?,
-        expert_intermediate: config.dimension("moe_intermediate_size")?,
+        expert_intermediate,
         experts: config.dimension("n_routed_experts")?,
         experts_per_token: config.dimension("num_experts_per_tok")?,
-        shared_experts: config.count_or("n_shared_experts", 0)? as usize,
+        shared_experts,
+        shared_intermediate: shared_experts * expert_intermediate,
+        shared_gate: false,
         expert_groups: config.count_or("n_group", 1)? as usize,
         top_groups: config.count_or("topk_group", 1)? as usize,
         routed_scale: config.number_or("routed_scaling_factor", 1.0)?,
@@ -45,19 +52,30 @@ pub(super) fn spec(config: &Config, family: &Family) -> Result<ArchSpec> {
         scoring: scoring(config, family)?,
         choice: expert_choice(config, family)?,
         heads: config.dimension("num_attention_heads")?,
-        q_lora: match config.get("q_lora_rank") {
-            Some(_) => Some(config.dimension("q_lora_rank")?),
-            None => None,
+        attention: Attention::Latent(Latent {
+            q_lora: match config.get("q_lora_rank") {
+                Some(_) => Some(config.dimension("q_lora_rank")?),
+                None => None,
+            },
+            kv_lora: config.dimension("kv_lora_rank")?,
+            nope_dim: config.dimension("qk_nope_head_dim")?,
+            v_dim: config.dimension("v_head_dim")?,
+        }),
+        rope: Rotary {
+            dim: config.dimension("qk_rope_head_dim")?,
+            pairing: Pairing::Adjacent,
+            theta: rope_theta(config)?,
+            scaling: yarn(config)?.map(Scaling::Yarn),
+            amplitude: 1.0,
+            divisors: Divisors::Absent,
         },
-        kv_lora: config.dimension("kv_lora_rank")?,
-        nope_dim: config.dimension("qk_nope_head_dim")?,
-        rope_dim: config.dimension("qk_rope_head_dim")?,
-        v_dim: config.dimension("v_head_dim")?,
         vocab: config.dimension("vocab_size")?,
         norm_eps: config.number_or("rms_norm_eps", 1e-6)?,
-        rope_theta: rope_theta(config)?,
-        yarn: yarn(config)?,
         tied_embeddings: config.flag_or("tie_word_embeddings", false)?,
+        activation: Activation::Silu,
+        post_norms: false,
+        embedding_scale: 1.0,
+        logit_cap: None,
     };
     check(config, &spec)?;
     Ok(spec)
@@ -65,6 +83,8 @@ pub(super) fn spec(config: &Config, family: &Family) -> Result<ArchSpec> {
 
 /// Every tensor that a checkpoint with these hyper-parameters holds.
 pub(super) fn expected(spec: &ArchSpec) -> Vec<Expected> {
+    // No spec of this file has another kind.
+    let Attention::Latent(latent) = &spec.attention else { return Vec::new() };
     let mut tensors = Vec::new();
     let mut top = |name: &str, shape: Vec<usize>, role| {
         tensors.push(Expected { name: name.to_owned(), shape, role, required: true });
@@ -77,7 +97,7 @@ pub(super) fn expected(spec: &ArchSpec) -> Vec<Expected> {
     }
     for layer in 0..spec.layers + spec.mtp_layers {
         let required = layer < spec.layers;
-        for (suffix, shape, role) in layer_tensors(spec, layer) {
+        for (suffix, shape, role) in layer_tensors(spec, latent, layer) {
             let name = format!("model.layers.{layer}.{suffix}");
             tensors.push(Expected { name, shape, role: Role::Layer(layer, role), required });
         }
@@ -176,14 +196,14 @@ fn check(config: &Config, spec: &ArchSpec) -> Result<()> {
 }
 
 /// Suffix, shape and role of every tensor of one layer.
-fn layer_tensors(spec: &ArchSpec, layer: usize) -> Vec<(String, Vec<usize>, LayerRole)> {
+fn layer_tensors(spec: &ArchSpec, latent: &Latent, layer: usize) -> Vec<(String, Vec<usize>, LayerRole)> {
     let hidden = spec.hidden;
-    let q_rows = spec.heads * (spec.nope_dim + spec.rope_dim);
+    let q_rows = spec.heads * (latent.nope_dim + spec.rope.dim);
     let mut list: Vec<(String, Vec<usize>, LayerRole)> = Vec::new();
     let mut add = |suffix: &str, shape: Vec<usize>, role| list.push((suffix.to_owned(), shape, role));
 
     add("input_layernorm.weight", vec![hidden], LayerRole::AttentionNorm);
-    match spec.q_lora {
+    match latent.q_lora {
         Some(rank) => {
             add("self_attn.q_a_proj.weight", vec![rank, hidden], LayerRole::QA);
             add("self_attn.q_a_layernorm.weight", vec![rank], LayerRole::QANorm);
@@ -191,12 +211,12 @@ fn layer_tensors(spec: &ArchSpec, layer: usize) -> Vec<(String, Vec<usize>, Laye
         }
         None => add("self_attn.q_proj.weight", vec![q_rows, hidden], LayerRole::Q),
     }
-    let kv_a_rows = spec.kv_lora + spec.rope_dim;
+    let kv_a_rows = latent.kv_lora + spec.rope.dim;
     add("self_attn.kv_a_proj_with_mqa.weight", vec![kv_a_rows, hidden], LayerRole::KvA);
-    add("self_attn.kv_a_layernorm.weight", vec![spec.kv_lora], LayerRole::KvANorm);
-    let kv_b_rows = spec.heads * (spec.nope_dim + spec.v_dim);
-    add("self_attn.kv_b_proj.weight", vec![kv_b_rows, spec.kv_lora], LayerRole::KvB);
-    add("self_attn.o_proj.weight", vec![hidden, spec.heads * spec.v_dim], LayerRole::AttentionOutput);
+    add("self_attn.kv_a_layernorm.weight", vec![latent.kv_lora], LayerRole::KvANorm);
+    let kv_b_rows = spec.heads * (latent.nope_dim + latent.v_dim);
+    add("self_attn.kv_b_proj.weight", vec![kv_b_rows, latent.kv_lora], LayerRole::KvB);
+    add("self_attn.o_proj.weight", vec![hidden, spec.heads * latent.v_dim], LayerRole::AttentionOutput);
     add("post_attention_layernorm.weight", vec![hidden], LayerRole::FfnNorm);
 
     let ffn_shape = |ffn, width| match ffn {
@@ -215,7 +235,7 @@ fn layer_tensors(spec: &ArchSpec, layer: usize) -> Vec<(String, Vec<usize>, Laye
             }
         }
         if spec.shared_experts > 0 {
-            let width = spec.expert_intermediate * spec.shared_experts;
+            let width = spec.shared_intermediate;
             for ffn in Ffn::ALL {
                 let suffix = format!("mlp.shared_experts.{}.weight", ffn.hf_name());
                 add(&suffix, ffn_shape(ffn, width), LayerRole::Shared(ffn));

@@ -17,7 +17,7 @@ use super::norm::rms_norm;
 use super::panel::{Slice, for_each_panel};
 use super::rope::{Rope, score_scale};
 use super::states::{Part, States};
-use crate::arch::{ArchSpec, LayerRole, Role};
+use crate::arch::{ArchSpec, Latent, LayerRole, Role};
 use crate::checkpoint::WeightStore;
 use crate::error::Result;
 
@@ -38,6 +38,7 @@ struct Latents {
 /// Queries, keys and values of some heads in one window.
 struct Group<'a> {
     spec: &'a ArchSpec,
+    latent: &'a Latent,
     heads: usize,
     /// `[W, G * (N + R)]`, rotary parts turned.
     query: &'a [f32],
@@ -53,6 +54,7 @@ struct Group<'a> {
 /// When a weight cannot be read or a product is not finite.
 pub(super) fn attention(
     store: &dyn WeightStore,
+    latent: &Latent,
     layer: usize,
     context: usize,
     rope: &Rope,
@@ -61,12 +63,12 @@ pub(super) fn attention(
 ) -> Result<()> {
     let spec = store.spec();
     let role = |role| Role::Layer(layer, role);
-    let latents = latents(store, layer, context, rope, x)?;
+    let latents = latents(store, latent, layer, context, rope, x)?;
     let query_TL = latents.query_TL.as_ref().unwrap_or(x);
-    let query_role = if spec.q_lora.is_some() { LayerRole::QB } else { LayerRole::Q };
+    let query_role = if latent.q_lora.is_some() { LayerRole::QB } else { LayerRole::Q };
     let (query_weight, key_value_weight) =
         (store.weight(role(query_role))?, store.weight(role(LayerRole::KvB))?);
-    let (query_width, value_width) = (spec.nope_dim + spec.rope_dim, spec.nope_dim + spec.v_dim);
+    let (query_width, value_width) = (latent.nope_dim + spec.rope.dim, latent.nope_dim + latent.v_dim);
     let heads_of = |first: usize| first..spec.heads.min(first + GROUP_HEADS);
     let rows = |heads: &Range<usize>, width: usize| heads.start * width..heads.end * width;
     let groups: Vec<Vec<Slice>> = (0..spec.heads)
@@ -79,12 +81,12 @@ pub(super) fn attention(
             ]
         })
         .collect();
-    let mut out = x.sibling(x.rows(), spec.heads * spec.v_dim)?;
+    let mut out = x.sibling(x.rows(), spec.heads * latent.v_dim)?;
     for_each_panel(&groups, |slices, tiles| {
         let [query_slice, key_value_slice] = slices else { return Ok(()) };
         let first = query_slice.rows.start / query_width;
         let heads = heads_of(first);
-        out.for_each_block(context, rows(&heads, spec.v_dim), Into::Replace, |tokens, part| {
+        out.for_each_block(context, rows(&heads, latent.v_dim), Into::Replace, |tokens, part| {
             let expand = |latents: &States, slice: &Slice, w: View| -> Result<Vec<f32>> {
                 let (x, width) = (latents.read(tokens.clone())?, slice.rows.len());
                 let mut y = vec![0.0; tokens.len() * width];
@@ -96,12 +98,18 @@ pub(super) fn attention(
             let key_value = expand(&latents.value_TL, key_value_slice, tiles[1])?;
             query.par_chunks_mut(heads.len() * query_width).enumerate().for_each(|(position, row)| {
                 for head in row.chunks_exact_mut(query_width) {
-                    rope.rotate(position, &mut head[spec.nope_dim..]);
+                    rope.rotate(position, &mut head[latent.nope_dim..]);
                 }
             });
             let key_WR = latents.key_TR.read(tokens)?;
-            let group =
-                Group { spec, heads: heads.len(), query: &query, key_value: &key_value, key_WR: &key_WR };
+            let group = Group {
+                spec,
+                latent,
+                heads: heads.len(),
+                query: &query,
+                key_value: &key_value,
+                key_WR: &key_WR,
+            };
             let Part { data, stride, offset } = part;
             data.par_chunks_mut(QUERY_BLOCK * stride).enumerate().for_each(|(block, out)| {
                 group.attend(block * QUERY_BLOCK, Part { data: out, stride, offset });
@@ -115,6 +123,7 @@ pub(super) fn attention(
 /// The low-rank parts, normed, and the turned key.
 fn latents(
     store: &dyn WeightStore,
+    latent: &Latent,
     layer: usize,
     context: usize,
     rope: &Rope,
@@ -122,7 +131,7 @@ fn latents(
 ) -> Result<Latents> {
     let spec = store.spec();
     let role = |role| Role::Layer(layer, role);
-    let query_TL = match spec.q_lora {
+    let query_TL = match latent.q_lora {
         None => None,
         Some(_) => {
             let low_TL = linear_states(store, role(LayerRole::QA), x)?;
@@ -133,12 +142,12 @@ fn latents(
     let low = linear_states(store, role(LayerRole::KvA), x)?;
     let norm = vector(store, role(LayerRole::KvANorm))?;
     let value_TL = rms_norm(&low, &norm, spec.norm_eps)?;
-    let mut key_TR = low.sibling(low.rows(), spec.rope_dim)?;
-    key_TR.for_each_block(context, 0..spec.rope_dim, Into::Replace, |tokens, part| {
+    let mut key_TR = low.sibling(low.rows(), spec.rope.dim)?;
+    key_TR.for_each_block(context, 0..spec.rope.dim, Into::Replace, |tokens, part| {
         let low = low.read(tokens)?;
-        let rows = part.data.chunks_exact_mut(spec.rope_dim).zip(low.chunks(spec.kv_lora + spec.rope_dim));
+        let rows = part.data.chunks_exact_mut(spec.rope.dim).zip(low.chunks(latent.kv_lora + spec.rope.dim));
         for (position, (key_R, row)) in rows.enumerate() {
-            key_R.copy_from_slice(&row[spec.kv_lora..]);
+            key_R.copy_from_slice(&row[latent.kv_lora..]);
             rope.rotate(position, key_R);
         }
         Ok(())
@@ -149,11 +158,12 @@ fn latents(
 impl Group<'_> {
     /// Attention of one block of queries, the first of which is at position `first_query`, into `out`.
     fn attend(&self, first_query: usize, out: Part) {
-        let ArchSpec { nope_dim, rope_dim, v_dim, .. } = *self.spec;
+        let Latent { nope_dim, v_dim, .. } = *self.latent;
+        let rope_dim = self.spec.rope.dim;
         let Part { data: out, stride, offset } = out;
         let queries = out.len() / stride;
         let keys = first_query + queries;
-        let scale = score_scale(self.spec);
+        let scale = score_scale(self.latent, &self.spec.rope);
         let (query_stride, value_stride) =
             (self.heads * (nope_dim + rope_dim), self.heads * (nope_dim + v_dim));
         let query = rows(self.query, first_query, queries, query_stride);

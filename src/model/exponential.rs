@@ -1,10 +1,12 @@
-//! Exponentials of many numbers at once: softmax and SwiGLU as loops that compile to vectors.
+//! Exponentials of many numbers at once: softmax, gated units and soft caps as loops that compile to vectors.
 //!
 //! `exp` is the polynomial of Cephes' `expf` (single/expf.c: argument reduced by ln 2 in two parts, degree 7),
 //! within two units of the last place of e^x. Sums run in a fixed number of lanes, so that results are the same
 //! on every CPU.
 
 use requant_formats::dispatch::{self, Kernel};
+
+use crate::arch::Activation;
 
 /// Numbers that are added side by side.
 const LANES: usize = 16;
@@ -19,6 +21,12 @@ const LN_2: (f32, f32) = (355.0 / 512.0, -2.121_944_4e-4);
 /// Coefficients of `(e^r - 1 - r) / r^2`, highest power first.
 const COEFFICIENTS: [f32; 6] =
     [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5];
+
+/// Of the tanh form of the Gaussian error unit (arXiv 1606.08415).
+const SQRT_2_BY_PI: f32 = 0.797_884_6;
+const GELU_CUBE: f32 = 0.044_715;
+/// Taylor coefficients of `tanh(x) / x` in `x^2`, highest power first.
+const TANH_SERIES: [f32; 5] = [62.0 / 2835.0, -17.0 / 315.0, 2.0 / 15.0, -1.0 / 3.0, 1.0];
 
 /// e^x, NaN for NaN.
 #[inline(always)]
@@ -77,9 +85,12 @@ impl Kernel for Softmax<'_> {
     }
 }
 
-/// `silu(gate) * up`, element by element.
-pub(super) fn swiglu(gate: &[f32], up: &[f32], inner: &mut [f32]) {
-    dispatch::run(Swiglu(gate, up, inner));
+/// `activation(gate) * up`, element by element.
+pub(super) fn gated(activation: Activation, gate: &[f32], up: &[f32], inner: &mut [f32]) {
+    match activation {
+        Activation::Silu => dispatch::run(Swiglu(gate, up, inner)),
+        Activation::GeluTanh => dispatch::run(Geglu(gate, up, inner)),
+    }
 }
 
 struct Swiglu<'a>(&'a [f32], &'a [f32], &'a mut [f32]);
@@ -93,6 +104,51 @@ impl Kernel for Swiglu<'_> {
             *inner = gate / (1.0 + exp(-gate)) * up;
         }
     }
+}
+
+struct Geglu<'a>(&'a [f32], &'a [f32], &'a mut [f32]);
+
+impl Kernel for Geglu<'_> {
+    type Output = ();
+    /// `x / 2 (1 + tanh(u))` is `x / (1 + exp(-2u))`.
+    #[inline(always)]
+    fn run(self) {
+        let Self(gate, up, inner) = self;
+        for ((inner, &gate), &up) in inner.iter_mut().zip(gate).zip(up) {
+            let u = SQRT_2_BY_PI * (gate + GELU_CUBE * gate * gate * gate);
+            *inner = gate / (1.0 + exp(-2.0 * u)) * up;
+        }
+    }
+}
+
+/// `cap * tanh(value * scale / cap)`, in place.
+pub(super) fn soft_cap(values: &mut [f32], scale: f32, cap: f32) {
+    dispatch::run(SoftCap(values, scale, cap));
+}
+
+struct SoftCap<'a>(&'a mut [f32], f32, f32);
+
+impl Kernel for SoftCap<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run(self) {
+        let Self(values, scale, cap) = self;
+        for value in values {
+            *value = cap * tanh(*value * scale / cap);
+        }
+    }
+}
+
+/// tanh x: its series where `1 - 2 / (exp(2x) + 1)` would cancel.
+#[inline(always)]
+fn tanh(x: f32) -> f32 {
+    let square = x * x;
+    let mut series = TANH_SERIES[0];
+    for coefficient in &TANH_SERIES[1..] {
+        series = series * square + coefficient;
+    }
+    let far = 1.0 - 2.0 / (exp(2.0 * x) + 1.0);
+    if square < 0.0625 { series * x } else { far }
 }
 
 #[cfg(test)]
@@ -138,13 +194,32 @@ mod tests {
     }
 
     #[test]
-    fn swiglu_at_its_landmarks() {
+    fn gated_units_at_their_landmarks() {
         let gate = [0.0, 1.0, -100.0, 100.0, f32::NAN];
         let mut inner = [0.0; 5];
-        swiglu(&gate, &[2.0; 5], &mut inner);
+        gated(Activation::Silu, &gate, &[2.0; 5], &mut inner);
         for (found, expected) in inner.iter().zip([0.0, 2.0 * 0.731_058_6, 0.0, 200.0]) {
             assert!((found - expected).abs() < 1e-6, "{found}");
         }
         assert!(inner[4].is_nan());
+        gated(Activation::GeluTanh, &gate, &[2.0; 5], &mut inner);
+        // Values of torch's `gelu(approximate="tanh")`.
+        for (found, expected) in inner.iter().zip([0.0, 2.0 * 0.841_192, 0.0, 200.0]) {
+            assert!((found - expected).abs() < 1e-6, "{found}");
+        }
+        assert!(inner[4].is_nan());
+    }
+
+    #[test]
+    fn a_soft_cap_is_that_of_the_definition() {
+        for step in -4000..=4000 {
+            let x = step as f32 / 200.0;
+            let mut found = [x, f32::NAN];
+            soft_cap(&mut found, 0.5, 3.0);
+            let exact = 3.0 * (f64::from(x) * 0.5 / 3.0).tanh();
+            // The worst is where the series ends: 2e-7 of the exponential, doubled, against a value of 0.25.
+            assert!((f64::from(found[0]) - exact).abs() <= 1e-6 * exact.abs(), "{x}: {} {exact}", found[0]);
+            assert!(found[1].is_nan());
+        }
     }
 }

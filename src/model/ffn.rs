@@ -1,4 +1,4 @@
-//! The SwiGLU feed-forward block: `down(silu(gate(x)) * up(x))`; a dense layer, a shared or a routed expert.
+//! The gated feed-forward block: `down(activation(gate(x)) * up(x))`; a dense layer, a shared or a routed expert.
 //!
 //! Legend: B tokens of one block, K columns of a weight, I intermediate, C intermediate columns of one tile.
 
@@ -24,6 +24,7 @@ pub(super) fn feed_forward(
     y: Output,
 ) -> Result<()> {
     let (gate, up) = (store.weight(role(Ffn::Gate))?, store.weight(role(Ffn::Up))?);
+    let activation = store.spec().activation;
     let mut inner_TI = x.states().sibling(x.rows(), gate.rows)?;
     let cols = tile_rows(gate.cols, gate.unit_rows.max(up.unit_rows));
     let pairs: Vec<[Slice; 2]> = (0..gate.rows)
@@ -54,7 +55,7 @@ pub(super) fn feed_forward(
                 let at = offset + slices[0].rows.start - columns.start;
                 let inputs = gate_BC.par_chunks(cols).zip(up_BC.par_chunks(cols));
                 data.par_chunks_mut(stride).zip(inputs).for_each(|(inner_I, (gate_C, up_C))| {
-                    exponential::swiglu(gate_C, up_C, &mut inner_I[at..at + cols]);
+                    exponential::gated(activation, gate_C, up_C, &mut inner_I[at..at + cols]);
                 });
             }
             Ok(())

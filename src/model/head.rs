@@ -3,6 +3,7 @@
 //! Legend: S chosen tokens, B tokens of one block, D hidden, C logits of one tile of the vocabulary.
 
 use super::Hidden;
+use super::exponential::soft_cap;
 use super::linear::{check_finite, vector};
 use super::matmul::{Into, View, wide_product_transposed};
 use super::norm::norm_row;
@@ -40,6 +41,9 @@ impl<'a> Head<'a> {
         let mut logits_BC = vec![0.0; x_BD.rows * w_CD.rows];
         wide_product_transposed(x_BD, w_CD, &mut logits_BC, w_CD.rows, 0, Into::Replace);
         check_finite(&self.weight, first, &logits_BC, w_CD.rows, 0..w_CD.rows)?;
+        if let Some(cap) = self.store.spec().logit_cap {
+            soft_cap(&mut logits_BC, 1.0, cap as f32);
+        }
         Ok(logits_BC)
     }
 }

@@ -107,6 +107,23 @@ pub(super) fn linear_states(store: &dyn WeightStore, role: Role, x: &States) -> 
     Ok(y)
 }
 
+/// Adds a bias to every row.
+///
+/// # Errors
+/// When the states cannot be read or kept.
+pub(super) fn add_bias(y: &mut States, bias: &[f32]) -> Result<()> {
+    y.for_each_block(BLOCK_ROWS, 0..bias.len(), Into::Add, |_, part| {
+        let Part { data, stride, offset } = part;
+        data.chunks_mut(stride).for_each(|row| add_to_row(&mut row[offset..], bias));
+        Ok(())
+    })
+}
+
+/// Adds a bias to one row.
+pub(super) fn add_to_row(row: &mut [f32], bias: &[f32]) {
+    row.iter_mut().zip(bias).for_each(|(value, bias)| *value += bias);
+}
+
 /// A vector of weights.
 ///
 /// # Errors

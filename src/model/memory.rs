@@ -1,9 +1,10 @@
 //! How much memory, or how much of it and of a disk, a forward pass needs: upper bounds from the hyper-parameters.
 
+use super::attention_gqa;
 use super::attention_mla::{GROUP_HEADS, QUERY_BLOCK};
 use super::panel::{TILE_WEIGHTS, tile_rows, tiles_per_panel};
 use super::states::{BLOCK_ROWS, Storage};
-use crate::arch::ArchSpec;
+use crate::arch::{ArchSpec, Attention};
 
 /// The program, a tokenizer, the allocator.
 const BASE_BYTES: u64 = 96 << 20;
@@ -56,12 +57,13 @@ pub fn scratch_bytes(spec: &ArchSpec, load: &Workload) -> u64 {
 fn states(spec: &ArchSpec, load: &Workload) -> usize {
     let Workload { tokens, scored, models, predictions, .. } = *load;
     let hidden = spec.hidden;
-    let attention =
-        2 * spec.q_lora.unwrap_or(0) + 2 * (spec.kv_lora + spec.rope_dim) + spec.heads * spec.v_dim;
+    let attention = attention(spec);
     let dense = if spec.dense_layers > 0 { spec.dense_intermediate } else { 0 };
-    let experts = spec.experts + spec.expert_intermediate * spec.shared_experts.max(1);
+    let experts = spec.experts + spec.expert_intermediate.max(spec.shared_intermediate + 1);
+    // What a block says, and its norm, where that is not added as it is.
+    let normed = if spec.post_norms { 2 * hidden } else { 0 };
     // The states of every model, and the input of a block.
-    let layer = hidden + attention.max(dense).max(experts);
+    let layer = hidden + normed + attention.states.max(dense).max(experts);
     // The prediction module joins two states, and then has states of its own.
     let prediction = predictions * hidden + (3 * hidden).max(layer);
     let walk = tokens * (models * hidden + layer.max(prediction));
@@ -73,56 +75,96 @@ fn states(spec: &ArchSpec, load: &Workload) -> usize {
 /// Rows and columns of the matrices that are multiplied tile by tile.
 fn matrices(spec: &ArchSpec) -> Vec<(usize, usize)> {
     let hidden = spec.hidden;
-    let shared = spec.shared_experts * spec.expert_intermediate;
-    let blocks = [spec.dense_intermediate, spec.expert_intermediate, shared];
+    let blocks = [spec.dense_intermediate, spec.expert_intermediate, spec.shared_intermediate];
     let ffn =
         blocks.into_iter().filter(|&width| width > 0).flat_map(|width| [(width, hidden), (hidden, width)]);
     let mut matrices: Vec<(usize, usize)> = ffn.collect();
-    matrices.extend(spec.q_lora.map(|rank| (rank, hidden)));
-    matrices.extend([
-        (spec.kv_lora + spec.rope_dim, hidden),
-        (hidden, spec.heads * spec.v_dim),
-        (hidden, 2 * hidden),
-        (spec.vocab, hidden),
-    ]);
+    matrices.extend(attention(spec).matrices);
+    matrices.extend([(hidden, 2 * hidden), (spec.vocab, hidden)]);
     matrices
+}
+
+/// What attention needs.
+struct Needs {
+    /// Values per token of states beside input and output.
+    states: usize,
+    /// Rows and columns of the matrices that are multiplied tile by tile.
+    matrices: Vec<(usize, usize)>,
+    /// Weights of the heads of a pass.
+    panel: usize,
+    /// Values per token of a window that is worked on: queries, keys and values of a pass.
+    expanded: usize,
+    /// Values per token that a pass reads.
+    read: usize,
+    /// Values per token that a pass writes.
+    written: usize,
+}
+
+fn attention(spec: &ArchSpec) -> Needs {
+    let hidden = spec.hidden;
+    match &spec.attention {
+        Attention::Latent(latent) => {
+            let heads = GROUP_HEADS.min(spec.heads);
+            let (rank, low) = (latent.q_lora.unwrap_or(0), latent.kv_lora + spec.rope.dim);
+            let (query, key_value) = (latent.nope_dim + spec.rope.dim, latent.nope_dim + latent.v_dim);
+            let out = spec.heads * latent.v_dim;
+            let query_cols = latent.q_lora.unwrap_or(hidden);
+            let factored = latent.q_lora.map(|rank| (rank, hidden));
+            Needs {
+                states: 2 * rank + 2 * low + out,
+                matrices: factored.into_iter().chain([(low, hidden), (hidden, out)]).collect(),
+                panel: heads * (query * query_cols + key_value * latent.kv_lora),
+                expanded: heads * (query + key_value),
+                read: query_cols + low,
+                written: heads * latent.v_dim,
+            }
+        }
+        Attention::Grouped(grouped) => {
+            let out = spec.heads * grouped.head_dim;
+            let (heads, kv_heads) = attention_gqa::pass_heads(spec.heads, grouped);
+            let expanded = (heads + 2 * kv_heads) * grouped.head_dim;
+            Needs {
+                states: out,
+                matrices: vec![(hidden, out)],
+                panel: expanded * hidden,
+                expanded,
+                read: hidden,
+                written: heads * grouped.head_dim,
+            }
+        }
+    }
 }
 
 /// Weights of the largest panel.
 fn panel(spec: &ArchSpec, models: usize, storage: &Storage) -> usize {
-    let heads = GROUP_HEADS.min(spec.heads);
-    let attention = heads * (spec.nope_dim + spec.rope_dim) * spec.q_lora.unwrap_or(spec.hidden)
-        + heads * (spec.nope_dim + spec.v_dim) * spec.kv_lora;
     // Gate and up projection, and the heads of two models, come in pairs.
     let tiles = tiles_per_panel(storage).max(2).max(models);
     let tile = |(rows, cols): (usize, usize)| rows.min(tile_rows(cols, 1)) * cols;
     let tiled = matrices(spec).into_iter().map(tile).max().unwrap_or(TILE_WEIGHTS);
-    attention.max(tiles * tiled)
+    attention(spec).panel.max(tiles * tiled)
 }
 
 /// Values of what one thread needs beside the states while it works on a block of them.
 fn block(spec: &ArchSpec, load: &Workload, storage: &Storage) -> usize {
     let Workload { context, tokens, models, .. } = *load;
     let window = context.min(tokens);
-    let heads = GROUP_HEADS.min(spec.heads);
-    let key_value = spec.nope_dim + spec.v_dim;
-    let mut attention = window * heads * (spec.nope_dim + spec.rope_dim + key_value) + QUERY_BLOCK * window;
+    let needs = attention(spec);
+    let mut attention = window * (needs.expanded + QUERY_BLOCK);
     let tiles = tiles_per_panel(storage);
     // Two products of a tile each; a panel of them where they are not yet where they go.
     let product = |(rows, cols): (usize, usize)| rows.min(tiles.max(2 * models) * tile_rows(cols, 1));
     let mut tiled = matrices(spec).into_iter().map(product).max().unwrap_or(0);
     if let Storage::Scratch(_) = storage {
         // A copy of what is read, and of what will be written.
-        let latents = spec.q_lora.unwrap_or(spec.hidden) + spec.kv_lora + spec.rope_dim;
-        attention += window * (latents + heads * spec.v_dim);
+        attention += window * (needs.read + needs.written);
         let widest = matrices(spec).into_iter().map(|(_, cols)| cols).max().unwrap_or(0);
-        tiled += widest + tiled;
+        tiled = 2 * tiled + widest;
     }
     attention.max(BLOCK_ROWS.min(tokens) * tiled)
 }
 
 /// Tensors of a checkpoint, scales not counted.
 fn tensors(spec: &ArchSpec) -> u64 {
-    let of_layer = |layer| 16 + if spec.is_moe(layer) { 3 * spec.experts } else { 0 };
+    let of_layer = |layer| 24 + if spec.is_moe(layer) { 3 * spec.experts } else { 0 };
     (0..spec.layers + spec.mtp_layers).map(of_layer).sum::<usize>() as u64
 }

@@ -41,10 +41,22 @@ pub(super) fn mixture(
         feed_forward(store, role, Input::Picked(x, &picks), Output::AddPicked(hidden, &picks))?;
     }
     if spec.shared_experts > 0 {
-        let role = |ffn| Role::Layer(layer, LayerRole::Shared(ffn));
-        feed_forward(store, role, Input::All(x), Output::Add(hidden))?;
+        shared(store, layer, x, hidden)?;
     }
     Ok(choices_T)
+}
+
+/// Adds the shared experts, weighed by a sigmoid of their own where the model has one.
+fn shared(store: &dyn WeightStore, layer: usize, x: &States, hidden: &mut States) -> Result<()> {
+    let role = |ffn| Role::Layer(layer, LayerRole::Shared(ffn));
+    if !store.spec().shared_gate {
+        return feed_forward(store, role, Input::All(x), Output::Add(hidden));
+    }
+    let gate_T = linear_states(store, Role::Layer(layer, LayerRole::SharedGate), x)?;
+    let gate_T = gate_T.read(0..x.rows())?;
+    let picks: Vec<(usize, f32)> =
+        gate_T.iter().map(|gate| 1.0 / (1.0 + (-gate).exp())).enumerate().collect();
+    feed_forward(store, role, Input::All(x), Output::AddPicked(hidden, &picks))
 }
 
 /// The router's choices for every token.

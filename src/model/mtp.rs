@@ -59,8 +59,9 @@ pub fn second_next(store: &dyn WeightStore, main: &Hidden, tokens: &[u32], conte
 
     let mut states = linear_states(store, role(LayerRole::MtpProjection), &joined)?;
     drop(joined);
-    let rope = rope::Rope::new(spec, context);
-    layer(store, number, context - 1, &rope, &mut states)?;
+    let ropes = rope::Ropes::new(store, context, context)?;
+    layer(store, number, context - 1, &ropes, &mut states)?;
     let head = own_or(store, LayerRole::MtpHead, Role::Output);
-    Ok(Hidden { states, norm: role(LayerRole::MtpHeadNorm), head })
+    let norm = own_or(store, LayerRole::MtpHeadNorm, Role::OutputNorm);
+    Ok(Hidden { states, norm, head })
 }

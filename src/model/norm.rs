@@ -26,11 +26,24 @@ pub(super) fn rms_norm(x: &States, weight_K: &[f32], eps: f64) -> Result<States>
 /// transformers gives the two low-rank norms of latent attention its default epsilon, 1e-6,
 /// rather than the configured one; llama.cpp uses the configured one everywhere, and so do we.
 pub(super) fn norm_row(x_K: &[f32], weight_K: &[f32], eps: f64, y_K: &mut [f32]) {
-    let sum: f64 = x_K.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
-    let scale = (1.0 / (sum / x_K.len() as f64 + eps).sqrt()) as f32;
+    let scale = scale(x_K, eps);
     for ((y, x), w) in y_K.iter_mut().zip(x_K).zip(weight_K) {
         *y = w * (x * scale);
     }
+}
+
+/// Norm of one head, in place.
+pub(super) fn norm_head(x_K: &mut [f32], weight_K: &[f32], eps: f64) {
+    let scale = scale(x_K, eps);
+    for (x, w) in x_K.iter_mut().zip(weight_K) {
+        *x = w * (*x * scale);
+    }
+}
+
+/// `1 / sqrt(mean(x^2) + eps)`.
+fn scale(x_K: &[f32], eps: f64) -> f32 {
+    let sum: f64 = x_K.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+    (1.0 / (sum / x_K.len() as f64 + eps).sqrt()) as f32
 }
 
 #[cfg(test)]
@@ -47,5 +60,8 @@ mod tests {
         assert_eq!(norm(&[3.0, -3.0], &[1.0, 2.0], 0.0), [1.0, -2.0]);
         assert_eq!(norm(&[0.5, 0.5], &[1.0, 2.0], 0.0), [1.0, 2.0]);
         assert_eq!(norm(&[0.0, 0.0], &[1.0, 1.0], 1e-6), [0.0, 0.0]);
+        let mut head = [3.0, -3.0];
+        norm_head(&mut head, &[1.0, 2.0], 0.0);
+        assert_eq!(head, [1.0, -2.0]);
     }
 }

@@ -1,7 +1,7 @@
 //! In which order a forward pass reads the weights, for sources whose files come and go.
 
 use super::mtp;
-use crate::arch::{ExpertChoice, Ffn, LayerRole, Role};
+use crate::arch::{ArchSpec, Attention, Divisors, ExpertChoice, Ffn, LayerRole, Role};
 use crate::checkpoint::WeightStore;
 
 /// The roles of all weights as they are read, those that take turns together; with the prediction layer if
@@ -9,6 +9,12 @@ use crate::checkpoint::WeightStore;
 pub fn order_of_need(store: &dyn WeightStore, with_prediction: bool) -> Vec<Vec<Role>> {
     let spec = store.spec();
     let mut visits = vec![vec![Role::TokenEmbedding]];
+    match spec.rope.divisors {
+        Divisors::Absent => {}
+        Divisors::Always => visits.push(vec![Role::RopeDivisors]),
+        // One of them, by context.
+        Divisors::ByContext { .. } => visits.push(vec![Role::RopeDivisorsLong, Role::RopeDivisorsShort]),
+    }
     (0..spec.layers).for_each(|number| layer(store, number, &mut visits));
     visits.extend([vec![Role::OutputNorm], vec![Role::Output]]);
     if with_prediction {
@@ -22,7 +28,7 @@ pub fn order_of_need(store: &dyn WeightStore, with_prediction: bool) -> Vec<Vec<
             own(LayerRole::MtpProjection),
         ]);
         layer(store, number, &mut visits);
-        visits.push(own(LayerRole::MtpHeadNorm));
+        visits.push(vec![mtp::own_or(store, LayerRole::MtpHeadNorm, Role::OutputNorm)]);
         visits.push(vec![mtp::own_or(store, LayerRole::MtpHead, Role::Output)]);
     }
     visits
@@ -35,28 +41,66 @@ fn layer(store: &dyn WeightStore, number: usize, visits: &mut Vec<Vec<Role>>) {
         visits.push(roles.iter().map(|&role| Role::Layer(number, role)).collect());
     };
     visit(&[LayerRole::AttentionNorm]);
-    if spec.q_lora.is_some() {
-        visit(&[LayerRole::QA]);
-        visit(&[LayerRole::QANorm]);
+    attention(&spec.attention, &mut visit);
+    if spec.post_norms {
+        visit(&[LayerRole::AttentionPostNorm]);
     }
-    visit(&[LayerRole::KvA]);
-    visit(&[LayerRole::KvANorm]);
-    // Head by head, in turns.
-    visit(&[if spec.q_lora.is_some() { LayerRole::QB } else { LayerRole::Q }, LayerRole::KvB]);
-    visit(&[LayerRole::AttentionOutput]);
     visit(&[LayerRole::FfnNorm]);
-    if !spec.is_moe(number) {
-        return feed_forward(LayerRole::Dense, &mut visit);
+    if spec.is_moe(number) {
+        mixture(spec, &mut visit);
+    } else {
+        feed_forward(LayerRole::Dense, &mut visit);
     }
+    if spec.post_norms {
+        visit(&[LayerRole::FfnPostNorm]);
+    }
+}
+
+fn attention(attention: &Attention, visit: &mut impl FnMut(&[LayerRole])) {
+    match attention {
+        Attention::Latent(latent) => {
+            if latent.q_lora.is_some() {
+                visit(&[LayerRole::QA]);
+                visit(&[LayerRole::QANorm]);
+            }
+            visit(&[LayerRole::KvA]);
+            visit(&[LayerRole::KvANorm]);
+            // Head by head, in turns.
+            visit(&[if latent.q_lora.is_some() { LayerRole::QB } else { LayerRole::Q }, LayerRole::KvB]);
+            visit(&[LayerRole::AttentionOutput]);
+        }
+        Attention::Grouped(grouped) => {
+            let vectors = [
+                (grouped.biases.query, LayerRole::QBias),
+                (grouped.head_norms, LayerRole::QNorm),
+                (grouped.biases.key, LayerRole::KBias),
+                (grouped.head_norms, LayerRole::KNorm),
+                (grouped.biases.value, LayerRole::VBias),
+            ];
+            vectors.into_iter().filter(|vector| vector.0).for_each(|(_, role)| visit(&[role]));
+            // Heads in turns.
+            visit(&[LayerRole::Q, LayerRole::K, LayerRole::V]);
+            visit(&[LayerRole::AttentionOutput]);
+            if grouped.output_bias {
+                visit(&[LayerRole::AttentionOutputBias]);
+            }
+        }
+    }
+}
+
+fn mixture(spec: &ArchSpec, visit: &mut impl FnMut(&[LayerRole])) {
     visit(&[LayerRole::Router]);
     if spec.choice == ExpertChoice::BiasedGroups {
         visit(&[LayerRole::RouterBias]);
     }
     for expert in 0..spec.experts {
-        feed_forward(|ffn| LayerRole::Expert(expert, ffn), &mut visit);
+        feed_forward(|ffn| LayerRole::Expert(expert, ffn), visit);
     }
     if spec.shared_experts > 0 {
-        feed_forward(LayerRole::Shared, &mut visit);
+        if spec.shared_gate {
+            visit(&[LayerRole::SharedGate]);
+        }
+        feed_forward(LayerRole::Shared, visit);
     }
 }
 

@@ -4,7 +4,8 @@
 //! weight: the groups with the largest sum of their two best biased scores stay, and among their experts
 //! the best are chosen. V2 has no bias and judges a group by its best score, or has no groups.
 //! Weights are the scores of the chosen, normalized to sum 1 where configured, times the routed scale.
-//! Between equals the lower number wins.
+//! Between equals the lower number wins. Other families' routers are among these: a softmax over all experts, or
+//! sigmoids and a bias with one group.
 
 use crate::arch::{ArchSpec, ExpertChoice, Scoring};
 

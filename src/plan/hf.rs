@@ -213,6 +213,8 @@ fn linear(role: Option<Role>) -> Option<(usize, LayerRole)> {
         LayerRole::Q
         | LayerRole::QA
         | LayerRole::QB
+        | LayerRole::K
+        | LayerRole::V
         | LayerRole::KvA
         | LayerRole::KvB
         | LayerRole::AttentionOutput
@@ -220,9 +222,18 @@ fn linear(role: Option<Role>) -> Option<(usize, LayerRole)> {
         | LayerRole::Expert(..)
         | LayerRole::Shared(_) => Some((layer, role)),
         LayerRole::AttentionNorm
+        | LayerRole::QBias
+        | LayerRole::QNorm
         | LayerRole::QANorm
+        | LayerRole::KBias
+        | LayerRole::KNorm
         | LayerRole::KvANorm
+        | LayerRole::VBias
+        | LayerRole::AttentionOutputBias
+        | LayerRole::AttentionPostNorm
         | LayerRole::FfnNorm
+        | LayerRole::FfnPostNorm
+        | LayerRole::SharedGate
         | LayerRole::Router
         | LayerRole::RouterBias
         | LayerRole::MtpEmbedding

@@ -1,17 +1,19 @@
-//! A `deepseek2` GGUF, one file or a split set, as a weight store.
+//! A GGUF, one file or a split set, as a weight store; here the names of `deepseek2`.
 //!
 //! Source of names: llama.cpp `gguf-py/gguf/tensor_mapping.py`.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use requant_formats::codec;
 use requant_formats::container::gguf::Metadata;
 
-use super::gguf_config;
 use super::packed::{Home, PackedStore, Place, Stored};
-use crate::arch::{self, Config, Ffn, LayerRole, Role};
+use super::{gguf_config, gguf_families, gguf_grouped, gguf_keys, gguf_tensors};
+use crate::arch::{self, Config, Expected, Ffn, LayerRole, Role};
 use crate::checkpoint::{GgufModel, SourceTensor};
 use crate::error::{Error, Result};
+use crate::source::Source;
 
 /// What follows the layer in the name of an unsplit `kv_b_proj`.
 const UNSPLIT: &str = ".attn_kv_b.weight";
@@ -33,24 +35,50 @@ pub(super) fn open(path: &Path) -> Result<Gguf> {
     let (source, tensors, metadata) = GgufModel::open(path)?.into_parts();
     let stored: Vec<Stored> = tensors.into_iter().filter_map(stored_tensor).collect();
 
-    let has_output = stored.iter().any(|tensor| tensor.name == "output.weight");
+    let architecture = gguf_keys::architecture(&metadata);
+    let store = if architecture == gguf_config::ARCHITECTURE {
+        latent(source, &metadata, &name, stored)?
+    } else {
+        let family = gguf_families::find(architecture, &name)?;
+        let names: HashSet<&str> = stored.iter().map(|tensor| tensor.name.as_str()).collect();
+        let contents = gguf_grouped::Contents { vocab: vocab(&stored), names: &names };
+        let (spec, fused) = gguf_grouped::spec(family, &metadata, &name, &contents)?;
+        let expected = gguf_tensors::expected(&spec, family, fused);
+        let home = |expected: &Expected| Some(gguf_tensors::home(&spec, family, fused, expected));
+        PackedStore::new(source, spec.clone(), &expected, stored, home)?
+    };
+    Ok(Gguf { store, metadata, name })
+}
+
+/// Rows of the token embedding.
+fn vocab(stored: &[Stored]) -> usize {
     let embedding = stored.iter().find(|tensor| tensor.name == "token_embd.weight");
-    let vocab = embedding.and_then(|tensor| tensor.shape.first().copied()).unwrap_or(0);
-    let config = gguf_config::config(&metadata, &name, vocab, !has_output)?;
+    embedding.and_then(|tensor| tensor.shape.first().copied()).unwrap_or(0)
+}
+
+/// A `deepseek2` model.
+fn latent(
+    source: Box<dyn Source>,
+    metadata: &Metadata,
+    name: &str,
+    stored: Vec<Stored>,
+) -> Result<PackedStore> {
+    let has_output = stored.iter().any(|tensor| tensor.name == "output.weight");
+    let config = gguf_config::config(metadata, name, vocab(&stored), !has_output)?;
     let family = arch::find(&config)?;
     let spec = family.spec(&Config::new(&config)).map_err(|error| {
-        Error::checkpoint(&name, format!("its hyper-parameters, spelled as in config.json: {error}"))
+        Error::checkpoint(name, format!("its hyper-parameters, spelled as in config.json: {error}"))
     })?;
     let expected = family.expected(&spec);
     // Files from before May 2025 keep the projection whole.
     let is_unsplit = stored.iter().any(|tensor| tensor.name.ends_with(UNSPLIT));
-    let home = |role| match role {
+    let home = |expected: &Expected| match expected.role {
         Role::Layer(layer, LayerRole::KvB) if is_unsplit => {
             Some(Home::Whole(format!("blk.{layer}{UNSPLIT}")))
         }
-        _ => home(role),
+        role => home(role),
     };
-    Ok(Gguf { store: PackedStore::new(source, spec, &expected, stored, home)?, metadata, name })
+    PackedStore::new(source, spec, &expected, stored, home)
 }
 
 /// As packed tensors are kept; every tensor of a GGUF file is one part.
@@ -61,13 +89,14 @@ fn stored_tensor(tensor: SourceTensor) -> Option<Stored> {
     Some(Stored { name: tensor.name, shape: tensor.shape, codec, places })
 }
 
-/// Where llama.cpp puts a tensor.
+/// Where llama.cpp puts a tensor of latent attention's family.
 fn home(role: Role) -> Option<Home> {
     let (layer, role) = match role {
         Role::TokenEmbedding => return Some(Home::Whole("token_embd.weight".into())),
         Role::OutputNorm => return Some(Home::Whole("output_norm.weight".into())),
         Role::Output => return Some(Home::Whole("output.weight".into())),
         Role::Layer(layer, role) => (layer, role),
+        Role::RopeDivisors | Role::RopeDivisorsLong | Role::RopeDivisorsShort => return None,
     };
     let name = |suffix: &str| format!("blk.{layer}.{suffix}");
     let whole = |suffix: &str| Some(Home::Whole(name(suffix)));
@@ -89,16 +118,12 @@ fn home(role: Role) -> Option<Home> {
             Some(Home::Stacked(name(&format!("ffn_{}_exps.weight", short(ffn))), expert))
         }
         LayerRole::Shared(ffn) => whole(&format!("ffn_{}_shexp.weight", short(ffn))),
-        LayerRole::MtpEmbedding
-        | LayerRole::MtpEmbeddingNorm
-        | LayerRole::MtpHiddenNorm
-        | LayerRole::MtpProjection
-        | LayerRole::MtpHeadNorm
-        | LayerRole::MtpHead => None,
+        _ => None,
     }
 }
 
-fn short(ffn: Ffn) -> &'static str {
+/// What llama.cpp calls a matrix.
+pub(super) fn short(ffn: Ffn) -> &'static str {
     match ffn {
         Ffn::Gate => "gate",
         Ffn::Up => "up",

@@ -11,13 +11,14 @@
 //!
 //! Source: llama.cpp `src/models/deepseek2.cpp`, `src/llama-graph.cpp` (`build_moe_ffn`).
 
-use requant_formats::container::gguf::{Metadata, Value};
+use requant_formats::container::gguf::Metadata;
 use serde_json::{Map, json};
 
+use super::gguf_keys::Keys;
 use crate::error::{Error, Result};
 
 /// The one architecture of the DeepSeek family.
-const ARCHITECTURE: &str = "deepseek2";
+pub(super) const ARCHITECTURE: &str = "deepseek2";
 const SOFTMAX: u64 = 1;
 const SIGMOID: u64 = 2;
 
@@ -46,16 +47,9 @@ const OPTIONAL_COUNTS: &[(&str, &str)] = &[
 /// config.json of the model in `file`.
 ///
 /// # Errors
-/// An architecture that is not ours, a key that is missing or of the wrong type.
+/// A key that is missing or of the wrong type.
 pub(super) fn config(metadata: &Metadata, file: &str, vocab: usize, tied: bool) -> Result<serde_json::Value> {
-    let architecture = metadata.get("general.architecture").and_then(Value::as_str).unwrap_or("(none)");
-    if architecture != ARCHITECTURE {
-        return Err(Error::Unsupported {
-            what: format!("{file}: general.architecture {architecture:?}"),
-            hint: format!("this version evaluates GGUF files of {ARCHITECTURE:?}"),
-        });
-    }
-    let keys = Keys { metadata, file };
+    let keys = Keys::new(metadata, file, ARCHITECTURE);
     let mut config = Map::new();
     for (key, name) in COUNTS {
         config.insert((*name).into(), keys.count(key)?.ok_or_else(|| keys.missing(key))?.into());
@@ -66,8 +60,8 @@ pub(super) fn config(metadata: &Metadata, file: &str, vocab: usize, tied: bool) 
         }
     }
     let key = "attention.key_length_mla";
-    let key_length = keys.head_length("key_length")?.ok_or_else(|| keys.missing(key))?;
-    let value_length = keys.head_length("value_length")?;
+    let key_length = head_length(&keys, "key_length")?.ok_or_else(|| keys.missing(key))?;
+    let value_length = head_length(&keys, "value_length")?;
     let value_length = value_length.ok_or_else(|| keys.missing("attention.value_length_mla"))?;
     config.insert("v_head_dim".into(), value_length.into());
     let rope = keys.count("rope.dimension_count")?.unwrap_or(0);
@@ -75,7 +69,7 @@ pub(super) fn config(metadata: &Metadata, file: &str, vocab: usize, tied: bool) 
     config.insert("qk_nope_head_dim".into(), nope.into());
 
     let gating = keys.count("expert_gating_func")?.unwrap_or(SOFTMAX);
-    let flag = metadata.get(&keys.full("expert_weights_norm")).and_then(Value::as_bool).unwrap_or(false);
+    let flag = keys.flag("expert_weights_norm")?;
     // llama.cpp scales weights that it has normalized, as V3 does and V2 does not.
     let softmax_family = if flag { "deepseek_v3" } else { "deepseek_v2" };
     let (model_type, scoring, method) = match gating {
@@ -101,7 +95,7 @@ pub(super) fn config(metadata: &Metadata, file: &str, vocab: usize, tied: bool) 
     let scale = keys.number("expert_weights_scale")?.filter(|&scale| scale != 0.0).unwrap_or(1.0);
     config.insert("routed_scaling_factor".into(), scale.into());
     let key = "attention.layer_norm_rms_epsilon";
-    config.insert("rms_norm_eps".into(), keys.number(key)?.ok_or_else(|| keys.missing(key))?.into());
+    config.insert("rms_norm_eps".into(), keys.required_number(key)?.into());
     config.insert("rope_theta".into(), keys.number("rope.freq_base")?.unwrap_or(10000.0).into());
     if let Some(scaling) = rope_scaling(&keys)? {
         config.insert("rope_scaling".into(), scaling);
@@ -111,13 +105,12 @@ pub(super) fn config(metadata: &Metadata, file: &str, vocab: usize, tied: bool) 
 
 /// `rope_scaling` of config.json.
 fn rope_scaling(keys: &Keys) -> Result<Option<serde_json::Value>> {
-    let kind = keys.metadata.get(&keys.full("rope.scaling.type")).and_then(Value::as_str);
-    match kind {
+    match keys.text("rope.scaling.type") {
         None | Some("none") => return Ok(None),
         Some("yarn") => {}
         Some(other) => {
             return Err(Error::Unsupported {
-                what: format!("{}: {} {other:?}", keys.file, keys.full("rope.scaling.type")),
+                what: format!("{}: {} {other:?}", keys.file(), keys.full("rope.scaling.type")),
                 hint: "this version evaluates \"yarn\", or none".into(),
             });
         }
@@ -125,18 +118,17 @@ fn rope_scaling(keys: &Keys) -> Result<Option<serde_json::Value>> {
     for key in ["rope.scaling.yarn_ext_factor", "rope.scaling.yarn_attn_factor", "rope.scaling.attn_factor"] {
         if keys.number(key)?.is_some_and(|factor| factor != 1.0) {
             return Err(Error::Unsupported {
-                what: format!("{}: {}", keys.file, keys.full(key)),
+                what: format!("{}: {}", keys.file(), keys.full(key)),
                 hint: "no model of this family is known to have it".into(),
             });
         }
     }
-    let required = |key: &str| keys.number(key)?.ok_or_else(|| keys.missing(key));
     let original = "rope.scaling.original_context_length";
     // The division in f32 undoes the converter's multiplication.
     let all_dim = keys.number("rope.scaling.yarn_log_multiplier")?.map_or(0.0, |log| log as f32 / 0.1f32);
     Ok(Some(json!({
         "type": "yarn",
-        "factor": required("rope.scaling.factor")?,
+        "factor": keys.required_number("rope.scaling.factor")?,
         "original_max_position_embeddings": keys.count(original)?.ok_or_else(|| keys.missing(original))?,
         "beta_fast": keys.number("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
         "beta_slow": keys.number("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
@@ -145,46 +137,16 @@ fn rope_scaling(keys: &Keys) -> Result<Option<serde_json::Value>> {
     })))
 }
 
-struct Keys<'a> {
-    metadata: &'a Metadata,
-    file: &'a str,
-}
-
-impl Keys<'_> {
-    fn full(&self, key: &str) -> String {
-        format!("{ARCHITECTURE}.{key}")
-    }
-
-    fn count(&self, key: &str) -> Result<Option<u64>> {
-        let Some(value) = self.metadata.get(&self.full(key)) else { return Ok(None) };
-        value.as_u64().map(Some).ok_or_else(|| self.invalid(key, value))
-    }
-
-    /// A float, as the shortest decimal that its 32 bits stand for: 1e-6, not 9.99999997e-7.
-    fn number(&self, key: &str) -> Result<Option<f64>> {
-        let Some(value) = self.metadata.get(&self.full(key)) else { return Ok(None) };
-        let number = value.as_f64().ok_or_else(|| self.invalid(key, value))?;
-        Ok(Some((number as f32).to_string().parse().unwrap_or(number)))
-    }
-
-    /// Width of a head; files from before May 2025 do not tell it from the width of what is cached.
-    fn head_length(&self, key: &str) -> Result<Option<u64>> {
-        let own = self.count(&format!("attention.{key}_mla"))?;
-        if own.is_some() { Ok(own) } else { self.count(&format!("attention.{key}")) }
-    }
-
-    fn missing(&self, key: &str) -> Error {
-        Error::checkpoint(self.file, format!("metadata key {} is missing", self.full(key)))
-    }
-
-    fn invalid(&self, key: &str, found: &Value) -> Error {
-        let message = format!("metadata key {}: found {found:?}, expected a number", self.full(key));
-        Error::checkpoint(self.file, message)
-    }
+/// Width of a head; files from before May 2025 do not tell it from the width of what is cached.
+fn head_length(keys: &Keys, key: &str) -> Result<Option<u64>> {
+    let own = keys.count(&format!("attention.{key}_mla"))?;
+    if own.is_some() { Ok(own) } else { keys.count(&format!("attention.{key}")) }
 }
 
 #[cfg(test)]
 mod tests {
+    use requant_formats::container::gguf::Value;
+
     use super::*;
     use crate::arch::{self, ArchSpec, Config, ExpertChoice, Scoring};
 
@@ -231,14 +193,19 @@ mod tests {
         arch::find(&config)?.spec(&Config::new(&config))
     }
 
+    fn widths(spec: &ArchSpec) -> (usize, usize, usize) {
+        let latent = spec.latent().unwrap();
+        (latent.nope_dim, spec.rope.dim, latent.v_dim)
+    }
+
     #[test]
     fn without_a_gating_function_the_router_is_that_of_v2() {
         let spec = spec(&deepseek_v2()).unwrap();
         assert_eq!(spec.model_type, "deepseek_v2");
         assert_eq!((spec.scoring, spec.choice), (Scoring::Softmax, ExpertChoice::BestGroups));
-        assert_eq!((spec.nope_dim, spec.rope_dim, spec.v_dim), (128, 64, 128));
+        assert_eq!(widths(&spec), (128, 64, 128));
         assert_eq!((spec.norm_eps, spec.routed_scale, spec.normalize_top), (1e-6, 16.0, false));
-        let yarn = spec.yarn.unwrap();
+        let yarn = spec.rope.yarn().unwrap();
         assert_eq!((yarn.factor, yarn.original_context, yarn.beta_fast), (40.0, 4096, 32.0));
         assert!((yarn.mscale_all_dim - 0.707).abs() < 1e-6);
     }
@@ -250,7 +217,7 @@ mod tests {
             metadata.remove(&format!("deepseek2.{key}"));
         }
         let spec = spec(&metadata).unwrap();
-        assert_eq!((spec.choice, spec.q_lora), (ExpertChoice::Greedy, None));
+        assert_eq!((spec.choice, spec.latent().unwrap().q_lora), (ExpertChoice::Greedy, None));
     }
 
     #[test]
@@ -264,7 +231,7 @@ mod tests {
             metadata.set(format!("deepseek2.attention.{old}"), count);
         }
         let spec = spec(&metadata).unwrap();
-        assert_eq!((spec.nope_dim, spec.rope_dim, spec.v_dim), (128, 64, 128));
+        assert_eq!(widths(&spec), (128, 64, 128));
     }
 
     #[test]
@@ -279,7 +246,6 @@ mod tests {
     #[test]
     fn what_is_not_ours_is_named() {
         for (key, value, named) in [
-            ("general.architecture", Value::from("llama"), "general.architecture \"llama\""),
             ("deepseek2.expert_gating_func", Value::from(4u32), "expert_gating_func 4"),
             ("deepseek2.rope.scaling.type", Value::from("linear"), "\"linear\""),
             ("deepseek2.rope.scaling.yarn_attn_factor", Value::from(2f32), "yarn_attn_factor"),

@@ -1,139 +1,227 @@
 //! The tokenizer of a GGUF: tokenizer.json put together again from `tokenizer.ggml.*`.
 //!
-//! A GGUF does not hold the patterns that cut text before merging, only their name; the patterns here are
-//! those that llama.cpp uses for it. Control and user-defined tokens become added tokens, unused rows
-//! nothing.
+//! Byte-level BPE (`gpt2`): a GGUF does not hold the patterns that cut text before merging, only their name. SentencePiece
+//! (`llama`): it has scores instead of merges, and a token merges where its parts are tokens, those of the best score
+//! first, as transformers builds its own. Control and user-defined tokens become added tokens, unused rows nothing.
 //!
-//! Source: llama.cpp `src/llama-vocab.cpp` (patterns), `gguf-py/gguf/constants.py` (token types).
+//! Source: llama.cpp `src/llama-vocab.cpp` (defaults, `llm_tokenizer_spm`), `gguf-py/gguf/constants.py` (token types);
+//! transformers `tokenization_utils_sentencepiece.py` (`generate_merges`).
 
-use requant_formats::container::gguf::{Metadata, Value};
+use std::collections::HashMap;
+
+use requant_formats::container::gguf::{Array, Metadata, Value};
 use serde_json::{Map, json};
 
+use super::gguf_cuts;
 use crate::error::{Error, Result};
 use crate::tokenizer::Tokenizer;
 
+const NORMAL: i32 = 1;
+const UNKNOWN: i32 = 2;
 const CONTROL: i32 = 3;
 const USER_DEFINED: i32 = 4;
 const UNUSED: i32 = 5;
 
-const DEEPSEEK_V3: &[&str] = &[
-    "\\p{N}{1,3}",
-    "[一-龥぀-ゟ゠-ヿ]+",
-    "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+",
-];
-const DEEPSEEK_LLM: &[&str] = &[
-    "[\r\n]",
-    "\\s?[\
-     A-Za-z\u{b5}\u{c0}-\u{d6}\u{d8}-\u{f6}\u{f8}-\u{1ba}\u{1bc}-\u{1bf}\u{1c4}-\u{293}\u{295}-\
-     \u{2af}\u{370}-\u{373}\u{376}\u{377}\u{37b}-\u{37d}\u{37f}\u{386}\u{388}-\u{38a}\u{38c}\u{38e}-\
-     \u{3a1}\u{3a3}-\u{3f5}\u{3f7}-\u{481}\u{48a}-\u{52f}\u{531}-\u{556}\u{10a0}-\u{10c5}\u{13a0}-\
-     \u{13f5}\u{13f8}-\u{13fd}\u{1c90}-\u{1cba}\u{1cbd}-\u{1cbf}\u{1d00}-\u{1d2b}\u{1d6b}-\u{1d77}\
-     \u{1d79}-\u{1d9a}\u{1e00}-\u{1f15}\u{1f18}-\u{1f1d}\u{1f20}-\u{1f45}\u{1f48}-\u{1f4d}\u{1f50}-\
-     \u{1f57}\u{1f59}\u{1f5b}\u{1f5d}\u{1f5f}-\u{1f7d}\u{1f80}-\u{1fb4}\u{1fb6}-\u{1fbc}\u{1fbe}\
-     \u{1fc2}-\u{1fc4}\u{1fc6}-\u{1fcc}\u{1fd0}-\u{1fd3}\u{1fd6}-\u{1fdb}\u{1fe0}-\u{1fec}\u{1ff2}-\
-     \u{1ff4}\u{1ff6}-\u{1ffc}\u{2102}\u{2107}\u{210a}-\u{2113}\u{2115}\u{2119}-\u{211d}\u{2124}\
-     \u{2126}\u{2128}\u{212a}-\u{212d}\u{212f}-\u{2134}\u{2139}\u{213c}-\u{213f}\u{2145}-\u{2149}\
-     \u{214e}\u{2183}\u{2184}\u{2c00}-\u{2c7b}\u{2c7e}-\u{2ce4}\u{2ceb}-\u{2cee}\u{2cf2}\u{2cf3}\
-     \u{a640}-\u{a66d}\u{a680}-\u{a69b}\u{a722}-\u{a76f}\u{a771}-\u{a787}\u{a78b}-\u{a78e}\u{ab70}-\
-     \u{abbf}\u{fb00}-\u{fb06}\u{fb13}-\u{fb17}\u{ff21}-\u{ff3a}\u{ff41}-\u{ff5a}\u{10400}-\u{1044f}\
-     \u{104b0}-\u{104d3}\u{104d8}-\u{104fb}\u{10c80}-\u{10cb2}\u{10cc0}-\u{10cf2}\u{118a0}-\u{118df}\
-     \u{1e900}-\u{1e943}]+",
-    "\\s?[!-/:-~！-／：-～‘-‟　-。]+",
-    "\\s+$",
-    "[一-龥ࠀ-一가-퟿]+",
-    "\\p{N}+",
-];
+/// What stands for a space in SentencePiece's tokens.
+const SPACE: &str = "\u{2581}";
 
-/// Names of `tokenizer.ggml.pre` and what they cut at.
-const PATTERNS: &[(&str, &[&str])] =
-    &[("deepseek-v3", DEEPSEEK_V3), ("joyai-llm", DEEPSEEK_V3), ("deepseek-llm", DEEPSEEK_LLM)];
+/// Looks things up in the metadata of a file.
+struct Keys<'a> {
+    metadata: &'a Metadata,
+    file: &'a str,
+}
+
+/// The vocabulary as it is stored.
+struct Stored<'a> {
+    tokens: &'a [String],
+    types: &'a [i32],
+}
+
+/// What the two kinds of tokenizer do not have in common.
+struct Kind {
+    normalizer: serde_json::Value,
+    pre_tokenizer: serde_json::Value,
+    decoder: serde_json::Value,
+    /// When no BOS is added.
+    post_processor: serde_json::Value,
+    /// The model's parameters; vocabulary and merges come on top.
+    model: serde_json::Value,
+    merges: serde_json::Value,
+    /// Where the file does not say.
+    adds_bos: bool,
+}
 
 /// Rebuilds the tokenizer of `file`.
 ///
 /// # Errors
-/// When a key is missing, or the tokenizer is not one of those whose patterns are known.
+/// When a key is missing, or the tokenizer is not one of those that are known.
 pub(super) fn rebuild(metadata: &Metadata, file: &str) -> Result<Tokenizer> {
-    let missing = |key: &str| {
-        Error::checkpoint(file, format!("metadata key {key} is missing: text cannot be turned into tokens"))
-    };
-    let text = |key: &str| metadata.get(key).and_then(Value::as_str).ok_or_else(|| missing(key));
-    let model = text("tokenizer.ggml.model")?;
-    if model != "gpt2" {
-        return Err(Error::Unsupported {
-            what: format!("{file}: tokenizer.ggml.model {model:?}"),
-            hint: "this version rebuilds byte-level BPE (\"gpt2\"); token ids can be given with --tokens"
-                .into(),
-        });
-    }
-    let pre = text("tokenizer.ggml.pre")?;
-    let (_, patterns) = PATTERNS.iter().find(|row| row.0 == pre).ok_or_else(|| Error::Unsupported {
-        what: format!("{file}: tokenizer.ggml.pre {pre:?}"),
-        hint: format!(
-            "this version rebuilds {}; token ids can be given with --tokens",
-            PATTERNS.iter().map(|row| row.0).collect::<Vec<_>>().join(", ")
-        ),
-    })?;
-    let strings =
-        |key: &str| metadata.get(key).and_then(Value::as_array).and_then(|array| array.as_strings());
-    let key = "tokenizer.ggml.tokens";
-    let tokens = strings(key).ok_or_else(|| missing(key))?;
-    let key = "tokenizer.ggml.token_type";
-    let types = metadata.get(key).and_then(Value::as_array).and_then(|array| array.as_i32s());
-    let types = types.filter(|types| types.len() == tokens.len()).ok_or_else(|| missing(key))?;
-    let merges = strings("tokenizer.ggml.merges").unwrap_or(&[]);
-
-    let mut vocabulary = Map::new();
-    let mut added = Vec::new();
-    for (id, (token, &kind)) in tokens.iter().zip(types).enumerate() {
-        match kind {
-            UNUSED => {}
-            CONTROL | USER_DEFINED => {
-                added.push(json!({
-                    "id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
-                    "normalized": false, "special": kind == CONTROL,
-                }));
-                vocabulary.insert(token.clone(), id.into());
-            }
-            _ => {
-                vocabulary.insert(token.clone(), id.into());
-            }
+    let keys = Keys { metadata, file };
+    let tokens = keys.strings("tokens").ok_or_else(|| keys.missing("tokens"))?;
+    let types = keys.value("token_type").and_then(Value::as_array).and_then(|array| array.as_i32s());
+    let types =
+        types.filter(|types| types.len() == tokens.len()).ok_or_else(|| keys.missing("token_type"))?;
+    let stored = Stored { tokens, types };
+    let kind = match keys.text("model")? {
+        "gpt2" => byte_level(&keys)?,
+        "llama" => sentence_piece(&keys, &stored)?,
+        other => {
+            return Err(Error::Unsupported {
+                what: format!("{file}: tokenizer.ggml.model {other:?}"),
+                hint: "this version rebuilds byte-level BPE (\"gpt2\") and SentencePiece's BPE (\"llama\"); token ids \
+                       can be given with --tokens"
+                    .into(),
+            });
         }
-    }
-    let split = |pattern: &&str| json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false});
-    let bytes =
-        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
-    let cuts: Vec<serde_json::Value> = patterns.iter().map(split).chain([bytes.clone()]).collect();
+    };
+    let (vocabulary, added) = stored.vocabulary();
     let special = |key: &str| {
-        let id = metadata.get(&format!("tokenizer.ggml.{key}_token_id")).and_then(Value::as_u64);
+        let id = keys.value(&format!("{key}_token_id")).and_then(Value::as_u64);
         id.and_then(|id| Some((id, tokens.get(usize::try_from(id).ok()?)?)))
     };
-    let adds_bos = metadata.get("tokenizer.ggml.add_bos_token").and_then(Value::as_bool) == Some(true);
+    let adds_bos = keys.value("add_bos_token").and_then(Value::as_bool).unwrap_or(kind.adds_bos);
     let post_processor = match special("bos").filter(|_| adds_bos) {
-        None => bytes,
-        Some((id, token)) => {
-            let bos = json!({"SpecialToken": {"id": token, "type_id": 0}});
-            let named =
-                Map::from_iter([(token.clone(), json!({"id": token, "ids": [id], "tokens": [token]}))]);
-            json!({
-                "type": "TemplateProcessing", "single": [bos, {"Sequence": {"id": "A", "type_id": 0}}],
-                "pair": [bos, {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
-                "special_tokens": named,
-            })
-        }
+        None => kind.post_processor,
+        Some((id, token)) => begins_with(id, token),
     };
+    let mut model = kind.model;
+    model["vocab"] = vocabulary.into();
+    model["merges"] = kind.merges;
     let tokenizer = json!({
-        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": null,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": cuts},
-        "post_processor": post_processor,
-        "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
-        "model": {
-            "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
-            "vocab": vocabulary, "merges": merges,
-        },
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added,
+        "normalizer": kind.normalizer, "pre_tokenizer": kind.pre_tokenizer, "post_processor": post_processor,
+        "decoder": kind.decoder, "model": model,
     });
     let named = |key: &str| special(key).map(|(_, token)| token.clone());
     let config = json!({"bos_token": named("bos"), "eos_token": named("eos")});
     Tokenizer::new(tokenizer.to_string().as_bytes(), Some(config.to_string().as_bytes()), None)
         .map_err(|error| Error::checkpoint(file, format!("tokenizer.ggml.*: {error}")))
+}
+
+impl<'a> Keys<'a> {
+    fn value(&self, key: &str) -> Option<&'a Value> {
+        self.metadata.get(&format!("tokenizer.ggml.{key}"))
+    }
+
+    fn text(&self, key: &str) -> Result<&'a str> {
+        self.value(key).and_then(Value::as_str).ok_or_else(|| self.missing(key))
+    }
+
+    fn strings(&self, key: &str) -> Option<&'a [String]> {
+        self.value(key).and_then(Value::as_array).and_then(|array| array.as_strings())
+    }
+
+    fn missing(&self, key: &str) -> Error {
+        let message =
+            format!("metadata key tokenizer.ggml.{key} is missing: text cannot be turned into tokens");
+        Error::checkpoint(self.file, message)
+    }
+}
+
+impl Stored<'_> {
+    /// Ids by token, and the added ones.
+    fn vocabulary(&self) -> (Map<String, serde_json::Value>, Vec<serde_json::Value>) {
+        let mut vocabulary = Map::new();
+        let mut added = Vec::new();
+        for (id, (token, &kind)) in self.tokens.iter().zip(self.types).enumerate() {
+            if kind == UNUSED {
+                continue;
+            }
+            if kind == CONTROL || kind == USER_DEFINED {
+                added.push(json!({
+                    "id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
+                    "normalized": false, "special": kind == CONTROL,
+                }));
+            }
+            vocabulary.insert(token.clone(), id.into());
+        }
+        (vocabulary, added)
+    }
+}
+
+/// A post-processor that puts a token before every text.
+fn begins_with(id: u64, token: &str) -> serde_json::Value {
+    let bos = json!({"SpecialToken": {"id": token, "type_id": 0}});
+    let text = |name: &str, type_id: u32| json!({"Sequence": {"id": name, "type_id": type_id}});
+    let named = Map::from_iter([(token.to_owned(), json!({"id": token, "ids": [id], "tokens": [token]}))]);
+    json!({
+        "type": "TemplateProcessing", "single": [bos, text("A", 0)], "pair": [bos, text("A", 0), text("B", 1)],
+        "special_tokens": named,
+    })
+}
+
+/// Byte-level BPE.
+fn byte_level(keys: &Keys) -> Result<Kind> {
+    // llama.cpp takes "default" where a file, an old one, does not say.
+    let pre = keys.value("pre").and_then(Value::as_str).unwrap_or("default");
+    let cut = gguf_cuts::find(pre).ok_or_else(|| Error::Unsupported {
+        what: format!("{}: tokenizer.ggml.pre {pre:?}", keys.file),
+        hint: format!(
+            "this version rebuilds {}; token ids can be given with --tokens",
+            gguf_cuts::names().collect::<Vec<_>>().join(", ")
+        ),
+    })?;
+    let split = |pattern: &&str| json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false});
+    let bytes =
+        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
+    let cuts: Vec<serde_json::Value> = cut.patterns.iter().map(split).chain([bytes.clone()]).collect();
+    Ok(Kind {
+        normalizer: json!(null),
+        pre_tokenizer: json!({"type": "Sequence", "pretokenizers": cuts}),
+        decoder: json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true}),
+        post_processor: bytes,
+        model: json!({
+            "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
+            "ignore_merges": cut.ignores_merges,
+        }),
+        merges: keys.strings("merges").unwrap_or(&[]).into(),
+        adds_bos: cut.adds_bos,
+    })
+}
+
+/// SentencePiece's BPE: text as it is, spaces made visible, one before it unless the file says otherwise, and bytes for
+/// what no token has.
+fn sentence_piece(keys: &Keys, stored: &Stored) -> Result<Kind> {
+    let scores = match keys.value("scores").and_then(Value::as_array) {
+        Some(Array::F32(scores)) if scores.len() == stored.tokens.len() => scores,
+        _ => return Err(keys.missing("scores")),
+    };
+    let replace = json!({"type": "Replace", "pattern": {"String": " "}, "content": SPACE});
+    let has_prefix = keys.value("add_space_prefix").and_then(Value::as_bool).unwrap_or(true);
+    let prepend = has_prefix.then(|| json!({"type": "Prepend", "prepend": SPACE}));
+    let normalizers: Vec<serde_json::Value> = prepend.into_iter().chain([replace]).collect();
+    let unknown = stored.types.iter().position(|&kind| kind == UNKNOWN);
+    Ok(Kind {
+        normalizer: json!({"type": "Sequence", "normalizers": normalizers}),
+        pre_tokenizer: json!(null),
+        decoder: json!({"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+            {"type": "ByteFallback"}, {"type": "Fuse"},
+        ]}),
+        post_processor: json!(null),
+        model: json!({
+            "type": "BPE", "dropout": null, "unk_token": unknown.map(|id| &stored.tokens[id]),
+            "continuing_subword_prefix": null, "end_of_word_suffix": null, "fuse_unk": true,
+            "byte_fallback": true, "ignore_merges": false,
+        }),
+        merges: merges(stored, scores).into(),
+        adds_bos: true,
+    })
+}
+
+/// The merges that scores mean: for every token its halves that are tokens, best token first, and of the halves of a
+/// token those with the smaller numbers.
+fn merges(stored: &Stored, scores: &[f32]) -> Vec<serde_json::Value> {
+    let pieces = stored.tokens.iter().zip(stored.types).enumerate();
+    let pieces = pieces.filter(|(_, (_, kind))| matches!(**kind, NORMAL | USER_DEFINED));
+    let ids: HashMap<&str, usize> = pieces.map(|(id, (token, _))| (token.as_str(), id)).collect();
+    let mut found = Vec::new();
+    for (&token, &id) in &ids {
+        let halves = token.char_indices().skip(1).map(|(at, _)| token.split_at(at));
+        found.extend(halves.filter_map(|(left, right)| Some((id, *ids.get(left)?, *ids.get(right)?))));
+    }
+    found.sort_by(|a, b| scores[b.0].total_cmp(&scores[a.0]).then(a.cmp(b)));
+    let text = |id: usize| stored.tokens[id].as_str();
+    found.into_iter().map(|(_, left, right)| json!([text(left), text(right)])).collect()
 }

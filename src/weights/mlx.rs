@@ -10,7 +10,7 @@ use requant_formats::codec::{self, Codec, MlxMode};
 use serde_json::Value;
 
 use super::packed::{Home, PackedStore, Place, Stored};
-use crate::arch::{self, Config, LayerRole, Role};
+use crate::arch::{self, Config, Expected, LayerRole, Role};
 use crate::checkpoint::{SourceTensor, read_headers, required_json};
 use crate::error::{Error, Result};
 use crate::source::Source;
@@ -70,11 +70,11 @@ pub(super) fn open(source: Box<dyn Source>) -> Result<PackedStore> {
     let expected = family.expected(&spec);
     // Older versions, and the model of DeepSeek-V2, keep the projection whole.
     let is_unsplit = stored.iter().any(|tensor| tensor.name.ends_with(UNSPLIT));
-    let home = |role| match role {
+    let home = |expected: &Expected| match expected.role {
         Role::Layer(layer, LayerRole::KvB) if is_unsplit => {
             Some(Home::Whole(format!("model.layers.{layer}{UNSPLIT}")))
         }
-        _ => home(role),
+        role => home(role),
     };
     PackedStore::new(source, spec, &expected, stored, home)
 }
@@ -200,6 +200,7 @@ fn home(role: Role) -> Option<Home> {
         Role::TokenEmbedding => return Some(Home::Whole("model.embed_tokens.weight".into())),
         Role::OutputNorm => return Some(Home::Whole("model.norm.weight".into())),
         Role::Output => return Some(Home::Whole("lm_head.weight".into())),
+        Role::RopeDivisors | Role::RopeDivisorsLong | Role::RopeDivisorsShort => return None,
         Role::Layer(layer, role) => (layer, role),
     };
     let name = |suffix: &str| format!("model.layers.{layer}.{suffix}");
@@ -224,11 +225,6 @@ fn home(role: Role) -> Option<Home> {
             Some(Home::Stacked(name(&format!("mlp.switch_mlp.{}.weight", ffn.hf_name())), expert))
         }
         LayerRole::Shared(ffn) => whole(&format!("mlp.shared_experts.{}.weight", ffn.hf_name())),
-        LayerRole::MtpEmbedding
-        | LayerRole::MtpEmbeddingNorm
-        | LayerRole::MtpHiddenNorm
-        | LayerRole::MtpProjection
-        | LayerRole::MtpHeadNorm
-        | LayerRole::MtpHead => None,
+        _ => None,
     }
 }

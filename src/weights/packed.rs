@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use requant_formats::codec::Codec;
 
-use crate::arch::{ArchSpec, Expected, Role};
+use crate::arch::{ArchSpec, Expected, Latent, Role};
 use crate::checkpoint::{Weight, WeightStore, check_finite};
 use crate::error::{Error, Result};
 use crate::source::{Extent, Source};
@@ -47,6 +47,14 @@ pub(super) enum Home {
     Whole(String),
     /// Matrix number `.1` of a stack.
     Stacked(String, usize),
+    /// Rows of one that holds several, one after the other.
+    Part {
+        name: String,
+        /// First row.
+        first: usize,
+        /// Rows of all.
+        rows: usize,
+    },
     /// Keys, transposed, and values.
     KeyValue(String, String),
 }
@@ -85,14 +93,14 @@ impl PackedStore {
         spec: ArchSpec,
         expected: &[Expected],
         tensors: Vec<Stored>,
-        home: impl Fn(Role) -> Option<Home>,
+        home: impl Fn(&Expected) -> Option<Home>,
     ) -> Result<Self> {
         let mut store = Self { source, spec, tensors, by_role: HashMap::new() };
         let names: HashMap<String, usize> =
             store.tensors.iter().enumerate().map(|(id, tensor)| (tensor.name.clone(), id)).collect();
         let mut used = HashSet::new();
         for expected in expected {
-            let Some(home) = home(expected.role) else { continue };
+            let Some(home) = home(expected) else { continue };
             let (cols, rows) = match expected.shape.as_slice() {
                 [cols] => (*cols, 1),
                 [rows, cols] => (*cols, *rows),
@@ -117,8 +125,16 @@ impl PackedStore {
                     used.insert(tensor);
                     Rows::From { tensor, first: number * rows, rows, cols }
                 }
+                Home::Part { name, first, rows: all } => {
+                    let shape = [all, cols];
+                    let tensor = *names.get(&name).ok_or_else(|| store.missing(&name, &shape))?;
+                    store.expect_shape(tensor, &shape)?;
+                    used.insert(tensor);
+                    Rows::From { tensor, first, rows, cols }
+                }
                 Home::KeyValue(keys, values) => {
-                    let &ArchSpec { heads, kv_lora, nope_dim, v_dim, .. } = &store.spec;
+                    let heads = store.spec.heads;
+                    let &Latent { kv_lora, nope_dim, v_dim, .. } = store.spec.latent()?;
                     let mut find = |name: &str, shape: [usize; 3]| -> Result<usize> {
                         let tensor = *names.get(name).ok_or_else(|| store.missing(name, &shape))?;
                         store.expect_shape(tensor, &shape)?;
@@ -211,7 +227,7 @@ impl PackedStore {
         rows: Range<usize>,
         tile: &mut [f32],
     ) -> Result<()> {
-        let &ArchSpec { kv_lora, nope_dim, v_dim, .. } = &self.spec;
+        let &Latent { kv_lora, nope_dim, v_dim, .. } = self.spec.latent()?;
         let head_rows = nope_dim + v_dim;
         let mut transposed = vec![0.0; kv_lora * nope_dim];
         for head in rows.start / head_rows..rows.end.div_ceil(head_rows) {
@@ -247,8 +263,9 @@ impl WeightStore for PackedStore {
             Rows::From { tensor, rows, cols, .. } => (tensor, rows, cols, 1),
             Rows::KeyValue { keys, .. } => {
                 // A head's keys are stored transposed: any row takes all of them.
-                let head_rows = self.spec.nope_dim + self.spec.v_dim;
-                (keys, self.spec.heads * head_rows, self.spec.kv_lora, head_rows)
+                let &Latent { kv_lora, nope_dim, v_dim, .. } = self.spec.latent()?;
+                let head_rows = nope_dim + v_dim;
+                (keys, self.spec.heads * head_rows, kv_lora, head_rows)
             }
         };
         let (name, file) = (self.tensors[tensor].name.clone(), self.file_name(tensor));

@@ -25,6 +25,7 @@ pub(super) const ARCHITECTURE: &str = "deepseek2";
 /// Names the key of config.json whose value has the wrong type or is out of range.
 pub(super) fn add(metadata: &mut Metadata, raw: &Value, spec: &ArchSpec) -> Result<()> {
     let config = &Config::new(raw);
+    let latent = spec.latent()?;
     let is_null = |key: &str| raw.get(key).is_some_and(Value::is_null);
     let mut keys = Keys { metadata, config };
     keys.count("block_count", spec.layers as u64, "num_hidden_layers")?;
@@ -52,17 +53,17 @@ pub(super) fn add(metadata: &mut Metadata, raw: &Value, spec: &ArchSpec) -> Resu
         keys.count("expert_group_used_count", config.count_or("topk_group", 4)?, "topk_group")?;
     }
     keys.gating()?;
-    keys.count("attention.key_length", (spec.kv_lora + spec.rope_dim) as u64, "kv_lora_rank")?;
-    keys.count("attention.value_length", spec.kv_lora as u64, "kv_lora_rank")?;
+    keys.count("attention.key_length", (latent.kv_lora + spec.rope.dim) as u64, "kv_lora_rank")?;
+    keys.count("attention.value_length", latent.kv_lora as u64, "kv_lora_rank")?;
 
     keys.count("leading_dense_block_count", spec.dense_layers as u64, "first_k_dense_replace")?;
     keys.count("vocab_size", spec.vocab as u64, "vocab_size")?;
-    if let Some(rank) = spec.q_lora {
+    if let Some(rank) = latent.q_lora {
         keys.count("attention.q_lora_rank", rank as u64, "q_lora_rank")?;
     }
-    keys.count("attention.kv_lora_rank", spec.kv_lora as u64, "kv_lora_rank")?;
-    keys.count("attention.key_length_mla", (spec.nope_dim + spec.rope_dim) as u64, "qk_nope_head_dim")?;
-    keys.count("attention.value_length_mla", spec.v_dim as u64, "v_head_dim")?;
+    keys.count("attention.kv_lora_rank", latent.kv_lora as u64, "kv_lora_rank")?;
+    keys.count("attention.key_length_mla", (latent.nope_dim + spec.rope.dim) as u64, "qk_nope_head_dim")?;
+    keys.count("attention.value_length_mla", latent.v_dim as u64, "v_head_dim")?;
     keys.count("expert_feed_forward_length", spec.expert_intermediate as u64, "moe_intermediate_size")?;
     keys.count("expert_shared_count", spec.shared_experts as u64, "n_shared_experts")?;
     if !is_null("routed_scaling_factor") {
@@ -71,7 +72,7 @@ pub(super) fn add(metadata: &mut Metadata, raw: &Value, spec: &ArchSpec) -> Resu
     if !is_null("norm_topk_prob") && config.flag_or("norm_topk_prob", true)? {
         keys.metadata.set(key("expert_weights_norm"), true);
     }
-    keys.count("rope.dimension_count", spec.rope_dim as u64, "qk_rope_head_dim")?;
+    keys.count("rope.dimension_count", spec.rope.dim as u64, "qk_rope_head_dim")?;
     if let Some(rope) = rope.filter(|rope| rope.get("mscale_all_dim").is_some()) {
         keys.float("rope.scaling.yarn_log_multiplier", 0.1 * rope.number_or("mscale_all_dim", 0.0)?);
     }

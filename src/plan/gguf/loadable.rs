@@ -43,7 +43,7 @@ pub(super) fn check(metadata: &Metadata, spec: &ArchSpec) -> Result<()> {
     }
     // The "lite" models are recognized by their size.
     let is_lite = matches!(layers, 26 | 27) || layers == 48 && vocab == 128_256;
-    if spec.q_lora.is_none() && !is_lite {
+    if spec.latent()?.q_lora.is_none() && !is_lite {
         return refuse("q_lora_rank", "null".into(), "a low-rank query projection, or 26 or 27 layers");
     }
     Ok(())

@@ -5,7 +5,7 @@
 //! `weight_name_comparer`).
 
 use super::mix;
-use crate::arch::{ArchSpec, Ffn, LayerRole, Role};
+use crate::arch::{ArchSpec, Ffn, Latent, LayerRole, Role};
 use crate::checkpoint::{Checkpoint, SourceTensor};
 use crate::error::{Error, Result};
 use crate::plan::{Dropped, Piece};
@@ -94,7 +94,7 @@ fn add_layer(source: &Checkpoint, layer: usize, planned: &mut Vec<Planned>) -> R
         Ok(())
     };
     add("attn_norm.weight", LayerRole::AttentionNorm)?;
-    if spec.q_lora.is_some() {
+    if spec.latent()?.q_lora.is_some() {
         add("attn_q_a.weight", LayerRole::QA)?;
         add("attn_q_a_norm.weight", LayerRole::QANorm)?;
         add("attn_q_b.weight", LayerRole::QB)?;
@@ -162,7 +162,8 @@ fn experts(source: &Checkpoint, layer: usize, ffn: Ffn) -> Result<Planned> {
 /// `kv_b_proj`, `[heads * (nope + v), kv_lora]`, as llama.cpp's latent attention wants it: the key
 /// half of each head transposed, `[heads, kv_lora, nope]`, the value half `[heads, v, kv_lora]`.
 fn key_value(source: &Checkpoint, layer: usize) -> Result<[Planned; 2]> {
-    let &ArchSpec { heads, nope_dim, v_dim, kv_lora, .. } = source.spec();
+    let heads = source.spec().heads;
+    let &Latent { nope_dim, v_dim, kv_lora, .. } = source.spec().latent()?;
     let position = find(source, Role::Layer(layer, LayerRole::KvB))?;
     let first_row = |head: usize| head * (nope_dim + v_dim);
     let piece = |start: usize, len: usize, transposed| Piece {

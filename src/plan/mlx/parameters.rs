@@ -68,7 +68,8 @@ struct List<'a> {
 impl List<'_> {
     fn attention(&mut self, layer: usize) -> Result<()> {
         let spec = self.source.spec();
-        if spec.q_lora.is_some() {
+        let latent = spec.latent()?;
+        if latent.q_lora.is_some() {
             self.layer_linear(layer, "self_attn.q_a_proj.weight", LayerRole::QA)?;
             self.layer_vector(layer, "self_attn.q_a_layernorm.weight", LayerRole::QANorm)?;
             self.layer_linear(layer, "self_attn.q_b_proj.weight", LayerRole::QB)?;
@@ -79,7 +80,7 @@ impl List<'_> {
         self.layer_vector(layer, "self_attn.kv_a_layernorm.weight", LayerRole::KvANorm)?;
 
         let kv_b = self.find(Role::Layer(layer, LayerRole::KvB))?;
-        let head_rows = spec.nope_dim + spec.v_dim;
+        let head_rows = latent.nope_dim + latent.v_dim;
         let per_head = |rows: Range<usize>, transposed| -> Vec<Piece> {
             (0..spec.heads)
                 .map(|head| head * head_rows)
@@ -91,10 +92,10 @@ impl List<'_> {
                 })
                 .collect()
         };
-        let keys = per_head(0..spec.nope_dim, true);
-        let values = per_head(spec.nope_dim..head_rows, false);
-        let keys_shape = vec![spec.heads, spec.kv_lora, spec.nope_dim];
-        let values_shape = vec![spec.heads, spec.v_dim, spec.kv_lora];
+        let keys = per_head(0..latent.nope_dim, true);
+        let values = per_head(latent.nope_dim..head_rows, false);
+        let keys_shape = vec![spec.heads, latent.kv_lora, latent.nope_dim];
+        let values_shape = vec![spec.heads, latent.v_dim, latent.kv_lora];
         self.push(in_layer(layer, "self_attn.embed_q.weight"), keys_shape, keys, true);
         self.push(in_layer(layer, "self_attn.unembed_out.weight"), values_shape, values, true);
         self.layer_linear(layer, "self_attn.o_proj.weight", LayerRole::AttentionOutput)

@@ -1,0 +1,150 @@
+//! How the tokens of a layer look at each other: latent attention or grouped queries, and the rotary positions of both.
+
+/// Attention of a model.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Attention {
+    /// Keys and values expanded from a latent.
+    Latent(Latent),
+    /// Keys and values shared by groups of query heads.
+    Grouped(Grouped),
+}
+
+/// Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Latent {
+    /// Rank of the query projection, when it is factored.
+    pub q_lora: Option<usize>,
+    /// Rank of the key-value projection.
+    pub kv_lora: usize,
+    /// Per-head key width without position.
+    pub nope_dim: usize,
+    /// Per-head value width.
+    pub v_dim: usize,
+}
+
+/// Grouped-query attention (arXiv 2305.13245).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Grouped {
+    /// Heads of keys and values, a divisor of the query heads.
+    pub kv_heads: usize,
+    /// Width of a head: of queries, keys and values.
+    pub head_dim: usize,
+    /// Factor on the products of queries and keys.
+    pub score_scale: f64,
+    /// Scores become `cap * tanh(score / cap)`.
+    pub score_cap: Option<f64>,
+    /// Whether queries, keys and values have biases.
+    pub biases: QkvBiases,
+    /// Whether the output projection has a bias.
+    pub output_bias: bool,
+    /// Whether each head of queries and keys is normed before it is turned.
+    pub head_norms: bool,
+    /// Layers in which a token sees the nearest ones only.
+    pub sliding: Option<Sliding>,
+}
+
+/// Which of the three projections have biases.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct QkvBiases {
+    /// Queries.
+    pub query: bool,
+    /// Keys.
+    pub key: bool,
+    /// Values.
+    pub value: bool,
+}
+
+/// Sliding windows.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sliding {
+    /// Tokens that a token sees, itself included.
+    pub window: usize,
+    /// Whether a layer slides; layers beyond the last entry do not.
+    pub layers: Vec<bool>,
+    /// Rotary positions of these layers.
+    pub rope: Rotary,
+}
+
+impl Grouped {
+    /// Tokens that a token of layer `layer` sees, itself included; `None` for all.
+    pub fn window(&self, layer: usize) -> Option<usize> {
+        let sliding = self.sliding.as_ref()?;
+        sliding.layers.get(layer).copied().unwrap_or(false).then_some(sliding.window)
+    }
+}
+
+/// Which columns of a head turn together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pairing {
+    /// `2i` and `2i + 1`.
+    Adjacent,
+    /// `i` and `i + dim / 2`.
+    Halves,
+}
+
+/// Rotary positions.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rotary {
+    /// Columns of a head that turn; the others stay as they are.
+    pub dim: usize,
+    /// Which of them turn together.
+    pub pairing: Pairing,
+    /// Base of the frequencies.
+    pub theta: f64,
+    /// Extension to longer contexts.
+    pub scaling: Option<Scaling>,
+    /// Factor on sine and cosine beside that of `scaling`.
+    pub amplitude: f64,
+    /// Where divisors of single frequencies come from.
+    pub divisors: Divisors,
+}
+
+impl Rotary {
+    /// YaRN's parameters, when that is the extension.
+    pub fn yarn(&self) -> Option<&Yarn> {
+        match &self.scaling {
+            Some(Scaling::Yarn(yarn)) => Some(yarn),
+            Some(Scaling::Linear(_)) | None => None,
+        }
+    }
+}
+
+/// Extension of rotary positions to longer contexts.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Scaling {
+    /// All frequencies divided by this factor.
+    Linear(f64),
+    /// Frequencies divided by how often they turn.
+    Yarn(Yarn),
+}
+
+/// YaRN parameters of `rope_scaling`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Yarn {
+    /// Context extension factor.
+    pub factor: f64,
+    /// Context length of the original training.
+    pub original_context: u64,
+    /// Rotations above which a dimension is not interpolated.
+    pub beta_fast: f64,
+    /// Rotations below which a dimension is fully interpolated.
+    pub beta_slow: f64,
+    /// Attention factor numerator.
+    pub mscale: f64,
+    /// Attention factor denominator.
+    pub mscale_all_dim: f64,
+}
+
+/// Divisors of single frequencies, stored with the weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Divisors {
+    /// None.
+    Absent,
+    /// Llama 3: one for each pair.
+    Always,
+    /// LongRoPE (arXiv 2402.13753): those of contexts beyond `original_context`, and others up to it.
+    ByContext {
+        /// Context length of the original training.
+        original_context: u64,
+    },
+}

@@ -1,0 +1,324 @@
+//! Grouped-query attention (arXiv 2305.13245): query heads share keys and values in groups.
+//!
+//! Heads go through some at a time, whole groups, and in each pass windows, which do not see each other: queries, keys
+//! and values of a pass in a window are all that exists of them, and each row of the three projections is read once.
+//! Where a layer slides, a token sees the nearest ones only, itself included, and keys that no query of a block sees
+//! are left out.
+//!
+//! Order in a head, as in llama.cpp's `build_qkv` and its callers: projection, bias, norm, rotation. Scores are scaled,
+//! then capped, then normalized.
+//!
+//! Legend: T tokens of all windows, W tokens of one window, S keys that a block of queries sees, B queries of one block,
+//! D hidden, G query heads and K key-value heads of a pass, H width of a head.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::exponential;
+use super::linear::{Input, Output, add_bias, add_to_row, check_finite, linear, vector};
+use super::matmul::{Into, View, product, product_transposed, wide_product_transposed};
+use super::norm::norm_head;
+use super::panel::{Slice, for_each_panel};
+use super::rope::Rope;
+use super::states::{Part, States};
+use crate::arch::{Grouped, LayerRole, Role};
+use crate::checkpoint::WeightStore;
+use crate::error::Result;
+
+/// Query heads of a pass, about.
+const PASS_HEADS: usize = 8;
+/// Queries of a block: what is above the diagonal beyond it is not computed.
+const QUERY_BLOCK: usize = 128;
+
+/// Query and key-value heads of a pass: whole groups.
+pub(super) fn pass_heads(heads: usize, grouped: &Grouped) -> (usize, usize) {
+    let shared = heads / grouped.kv_heads;
+    let kv_heads = (PASS_HEADS / shared).max(1).min(grouped.kv_heads);
+    (kv_heads * shared, kv_heads)
+}
+
+/// What becomes of the rows of one of the three projections.
+struct Projection {
+    /// Empty when there is none.
+    bias: Vec<f32>,
+    /// Of each head; empty when there is none.
+    norm: Vec<f32>,
+    is_turned: bool,
+}
+
+/// Queries, keys and values of a pass in one window.
+struct Pass<'a> {
+    grouped: &'a Grouped,
+    /// Tokens that a token sees.
+    window: usize,
+    heads: usize,
+    kv_heads: usize,
+    /// `[W, G * H]`.
+    query: Vec<f32>,
+    /// `[W, K * H]`.
+    key: Vec<f32>,
+    /// `[W, K * H]`.
+    value: Vec<f32>,
+}
+
+/// Adds the attention of layer `layer` on `x` to `hidden`.
+///
+/// # Errors
+/// When a weight cannot be read or a product is not finite.
+pub(super) fn attention(
+    store: &dyn WeightStore,
+    grouped: &Grouped,
+    layer: usize,
+    context: usize,
+    rope: &Rope,
+    x: &States,
+    hidden: &mut States,
+) -> Result<()> {
+    let spec = store.spec();
+    let role = |role| Role::Layer(layer, role);
+    let width = grouped.head_dim;
+    let (heads, kv_heads) = pass_heads(spec.heads, grouped);
+    let [query, key, value] = projections(store, grouped, layer)?;
+    let weights = [LayerRole::Q, LayerRole::K, LayerRole::V];
+    let weights = weights.into_iter().map(|own| store.weight(role(own))).collect::<Result<Vec<_>>>()?;
+    let passes: Vec<Vec<Slice>> = (0..grouped.kv_heads.div_ceil(kv_heads))
+        .map(|pass| {
+            let of = |heads: usize, all: usize| pass * heads * width..all.min((pass + 1) * heads) * width;
+            let rows =
+                [of(heads, spec.heads), of(kv_heads, grouped.kv_heads), of(kv_heads, grouped.kv_heads)];
+            weights.iter().zip(rows).map(|(weight, rows)| Slice { store, weight, rows }).collect()
+        })
+        .collect();
+    let mut out = x.sibling(x.rows(), spec.heads * width)?;
+    for_each_panel(&passes, |slices, tiles| {
+        let ([query_slice, key_slice, value_slice], [query_w, key_w, value_w]) = (slices, tiles) else {
+            return Ok(());
+        };
+        out.for_each_block(context, query_slice.rows.clone(), Into::Replace, |tokens, part| {
+            let x_WD = x.read(tokens.clone())?;
+            let project = |projection: &Projection, slice: &Slice, w: &View| -> Result<Vec<f32>> {
+                let stride = slice.rows.len();
+                let mut y = vec![0.0; tokens.len() * stride];
+                wide_product_transposed(View::new(&x_WD, x.cols()), *w, &mut y, stride, 0, Into::Replace);
+                check_finite(slice.weight, tokens.start, &y, stride, 0..stride)?;
+                y.par_chunks_mut(stride).enumerate().for_each(|(position, row)| {
+                    projection.finish(row, slice.rows.clone(), width, spec.norm_eps, |head_H| {
+                        rope.rotate(position, &mut head_H[..rope.dim()]);
+                    });
+                });
+                Ok(y)
+            };
+            let pass = Pass {
+                grouped,
+                window: grouped.window(layer).unwrap_or(usize::MAX),
+                heads: query_slice.rows.len() / width,
+                kv_heads: key_slice.rows.len() / width,
+                query: project(&query, query_slice, query_w)?,
+                key: project(&key, key_slice, key_w)?,
+                value: project(&value, value_slice, value_w)?,
+            };
+            let Part { data, stride, offset } = part;
+            data.par_chunks_mut(QUERY_BLOCK * stride).enumerate().for_each(|(block, out)| {
+                pass.attend(block * QUERY_BLOCK, Part { data: out, stride, offset });
+            });
+            Ok(())
+        })
+    })?;
+    linear(store, role(LayerRole::AttentionOutput), Input::All(&out), Output::Add(hidden))?;
+    if grouped.output_bias {
+        add_bias(hidden, &vector(store, role(LayerRole::AttentionOutputBias))?)?;
+    }
+    Ok(())
+}
+
+/// Of queries, keys, values.
+fn projections(store: &dyn WeightStore, grouped: &Grouped, layer: usize) -> Result<[Projection; 3]> {
+    let optional = |is_there: bool, own| -> Result<Vec<f32>> {
+        if is_there { vector(store, Role::Layer(layer, own)) } else { Ok(Vec::new()) }
+    };
+    let Grouped { biases, head_norms, .. } = *grouped;
+    Ok([
+        Projection {
+            bias: optional(biases.query, LayerRole::QBias)?,
+            norm: optional(head_norms, LayerRole::QNorm)?,
+            is_turned: true,
+        },
+        Projection {
+            bias: optional(biases.key, LayerRole::KBias)?,
+            norm: optional(head_norms, LayerRole::KNorm)?,
+            is_turned: true,
+        },
+        Projection { bias: optional(biases.value, LayerRole::VBias)?, norm: Vec::new(), is_turned: false },
+    ])
+}
+
+impl Projection {
+    /// What follows the product: `row` is that of rows `rows` of the weight, heads of `width` columns.
+    fn finish(&self, row: &mut [f32], rows: Range<usize>, width: usize, eps: f64, turn: impl Fn(&mut [f32])) {
+        if let Some(bias) = self.bias.get(rows) {
+            add_to_row(row, bias);
+        }
+        for head_H in row.chunks_exact_mut(width) {
+            if !self.norm.is_empty() {
+                norm_head(head_H, &self.norm, eps);
+            }
+            if self.is_turned {
+                turn(head_H);
+            }
+        }
+    }
+}
+
+impl Pass<'_> {
+    /// Attention of one block of queries, the first of which is at position `first_query`, into `out`.
+    fn attend(&self, first_query: usize, out: Part) {
+        let width = self.grouped.head_dim;
+        let shared = self.heads / self.kv_heads;
+        let Part { data: out, stride, offset } = out;
+        let queries = out.len() / stride;
+        let first_key = (first_query + 1).saturating_sub(self.window);
+        let keys = first_query + queries - first_key;
+        let query = rows(&self.query, first_query, queries, self.heads * width);
+        let key = rows(&self.key, first_key, keys, self.kv_heads * width);
+        let value = rows(&self.value, first_key, keys, self.kv_heads * width);
+        let mut scores_BS = vec![0.0; queries * keys];
+        for head in 0..self.heads {
+            let at = head / shared * width;
+            let (query_BH, key_SH) = (query.columns(head * width, width), key.columns(at, width));
+            product_transposed(query_BH, key_SH, &mut scores_BS, keys, 0, Into::Replace);
+            for (query, scores_S) in scores_BS.chunks_exact_mut(keys).enumerate() {
+                let end = first_query + query + 1;
+                let seen = end.saturating_sub(self.window)..end;
+                self.weigh(scores_S, seen.start - first_key..seen.end - first_key);
+            }
+            let value_SH = value.columns(at, width);
+            product(View::new(&scores_BS, keys), value_SH, out, stride, offset + head * width);
+        }
+    }
+
+    /// Softmax of the scores that are seen; the others become 0.
+    fn weigh(&self, scores_S: &mut [f32], seen: Range<usize>) {
+        scores_S[..seen.start].fill(0.0);
+        scores_S[seen.end..].fill(0.0);
+        let scores_S = &mut scores_S[seen];
+        let scale = self.grouped.score_scale as f32;
+        match self.grouped.score_cap {
+            None => exponential::softmax(scores_S, scale),
+            Some(cap) => {
+                exponential::soft_cap(scores_S, scale, cap as f32);
+                exponential::softmax(scores_S, 1.0);
+            }
+        }
+    }
+}
+
+/// `count` rows of `data` from row `first` on.
+fn rows(data: &[f32], first: usize, count: usize, stride: usize) -> View<'_> {
+    View::new(&data[first * stride..][..count * stride], stride)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arch::QkvBiases;
+
+    const WIDTH: usize = 6;
+
+    fn values(count: usize, seed: usize) -> Vec<f32> {
+        (0..count).map(|at| ((at * 7919 + seed * 104_729) % 1009) as f32 / 250.0 - 2.0).collect()
+    }
+
+    /// One head of one query, by the definition and in f64.
+    fn naive(pass: &Pass, position: usize, head: usize) -> Vec<f64> {
+        let kv_head = head / (pass.heads / pass.kv_heads);
+        let at = |data: &[f32], heads: usize, position: usize, head: usize, column: usize| {
+            f64::from(data[(position * heads + head) * WIDTH + column])
+        };
+        let first = (position + 1).saturating_sub(pass.window);
+        let powers = (first..=position).map(|other| {
+            let products = (0..WIDTH).map(|column| {
+                at(&pass.query, pass.heads, position, head, column)
+                    * at(&pass.key, pass.kv_heads, other, kv_head, column)
+            });
+            let score = products.sum::<f64>() * pass.grouped.score_scale;
+            pass.grouped.score_cap.map_or(score, |cap| cap * (score / cap).tanh()).exp()
+        });
+        let powers: Vec<f64> = powers.collect();
+        let sum: f64 = powers.iter().sum();
+        let value = |column| {
+            let terms = powers.iter().zip(first..);
+            let terms =
+                terms.map(|(power, other)| power * at(&pass.value, pass.kv_heads, other, kv_head, column));
+            terms.sum::<f64>() / sum
+        };
+        (0..WIDTH).map(value).collect()
+    }
+
+    /// Blocks of queries, windows shorter and longer than a block, caps, shared and unshared keys.
+    #[test]
+    fn attention_is_that_of_the_definition() {
+        for (heads, kv_heads, window, score_cap, len) in [
+            (4, 2, usize::MAX, None, 150),
+            (3, 1, 5, None, 300),
+            (2, 2, 200, Some(1.5), 300),
+            (6, 2, 1, None, 20),
+            (2, 1, 128, Some(0.3), 257),
+        ] {
+            let grouped = Grouped {
+                kv_heads,
+                head_dim: WIDTH,
+                score_scale: 0.4,
+                score_cap,
+                biases: QkvBiases::default(),
+                output_bias: false,
+                head_norms: false,
+                sliding: None,
+            };
+            let pass = Pass {
+                grouped: &grouped,
+                window,
+                heads,
+                kv_heads,
+                query: values(len * heads * WIDTH, 1),
+                key: values(len * kv_heads * WIDTH, 2),
+                value: values(len * kv_heads * WIDTH, 3),
+            };
+            // Columns of other passes stay as they are.
+            let stride = heads * WIDTH + 2;
+            let mut out = vec![9.0; len * stride];
+            for (block, data) in out.chunks_mut(QUERY_BLOCK * stride).enumerate() {
+                pass.attend(block * QUERY_BLOCK, Part { data, stride, offset: 1 });
+            }
+            for (position, row) in out.chunks(stride).enumerate() {
+                assert_eq!((row[0], row[stride - 1]), (9.0, 9.0));
+                for (head, found) in row[1..].chunks_exact(WIDTH).enumerate() {
+                    for (found, exact) in found.iter().zip(naive(&pass, position, head)) {
+                        // Scores up to 10 carry errors of 2^-24 of that, and sums a few more.
+                        let error = (f64::from(*found) - exact).abs();
+                        assert!(error < 1e-5, "{heads} {kv_heads} {window} {position} {head}: {error}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_pass_has_whole_groups() {
+        let grouped = |kv_heads| Grouped {
+            kv_heads,
+            head_dim: 8,
+            score_scale: 1.0,
+            score_cap: None,
+            biases: QkvBiases::default(),
+            output_bias: false,
+            head_norms: false,
+            sliding: None,
+        };
+        for (heads, kv_heads, expected) in
+            [(32, 32, (8, 8)), (32, 8, (8, 2)), (20, 5, (8, 2)), (96, 8, (12, 1)), (4, 2, (4, 2))]
+        {
+            assert_eq!(pass_heads(heads, &grouped(kv_heads)), expected);
+        }
+    }
+}

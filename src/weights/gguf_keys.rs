@@ -1,0 +1,179 @@
+//! Typed access to the hyper-parameters of a GGUF, with errors that name the key.
+//!
+//! Which keys were asked for is remembered, so that a family reads what it knows and [`Keys::check_all_known`] names
+//! what is left.
+
+use std::cell::RefCell;
+use std::collections::HashSet;
+
+use requant_formats::container::gguf::{Array, Metadata, Value};
+
+use crate::error::{Error, Result};
+
+/// Key of the architecture's name.
+pub(super) const ARCHITECTURE_KEY: &str = "general.architecture";
+/// Largest count or dimension accepted; far above any real model, low enough that products of two fit in 64 bits.
+const MAX_COUNT: u64 = 1 << 24;
+/// Keys that change nothing about what a model computes.
+const NEUTRAL: &[&str] = &[
+    "context_length",
+    "vocab_size",
+    "rope.scaling.finetuned",
+    "tensor_data_layout",
+    "pooling_type",
+    "attention.layer_norm_epsilon",
+];
+
+/// Hyper-parameters of one architecture.
+pub(super) struct Keys<'a> {
+    metadata: &'a Metadata,
+    /// The file, for messages.
+    file: &'a str,
+    architecture: &'a str,
+    asked: RefCell<HashSet<String>>,
+}
+
+/// The architecture of a file.
+pub(super) fn architecture(metadata: &Metadata) -> &str {
+    metadata.get(ARCHITECTURE_KEY).and_then(Value::as_str).unwrap_or("(none)")
+}
+
+impl<'a> Keys<'a> {
+    pub(super) fn new(metadata: &'a Metadata, file: &'a str, architecture: &'a str) -> Self {
+        Self { metadata, file, architecture, asked: RefCell::default() }
+    }
+
+    /// The file, for messages.
+    pub(super) fn file(&self) -> &str {
+        self.file
+    }
+
+    /// The whole name of a key.
+    pub(super) fn full(&self, key: &str) -> String {
+        format!("{}.{key}", self.architecture)
+    }
+
+    /// The value of a key, as it is.
+    pub(super) fn value(&self, key: &str) -> Option<&'a Value> {
+        let full = self.full(key);
+        let value = self.metadata.get(&full);
+        self.asked.borrow_mut().insert(full);
+        value
+    }
+
+    /// A count, or an array with the same count for every layer.
+    ///
+    /// # Errors
+    /// Something else; layers that differ.
+    pub(super) fn count(&self, key: &str) -> Result<Option<u64>> {
+        let Some(value) = self.value(key) else { return Ok(None) };
+        let counts: Vec<Option<u64>> = match value {
+            Value::Array(Array::U32(counts)) => counts.iter().map(|&count| Some(count.into())).collect(),
+            Value::Array(Array::I32(counts)) => counts.iter().map(|&count| count.try_into().ok()).collect(),
+            other => vec![other.as_u64()],
+        };
+        if counts.iter().any(|count| *count != counts[0]) {
+            return Err(Error::Unsupported {
+                what: format!("{}: {}: layers with different counts", self.file, self.full(key)),
+                hint: "this version evaluates models with the same one in every layer".into(),
+            });
+        }
+        let count = counts.first().copied().flatten().filter(|&count| count <= MAX_COUNT);
+        count.map(Some).ok_or_else(|| self.invalid(key, value, "a count"))
+    }
+
+    /// A count that must be there and not zero.
+    ///
+    /// # Errors
+    /// When it is not, and as [`Keys::count`].
+    pub(super) fn required_count(&self, key: &str) -> Result<usize> {
+        let count = self.count(key)?.ok_or_else(|| self.missing(key))?;
+        if count == 0 {
+            return Err(self.invalid(key, &Value::from(0u32), "more than 0"));
+        }
+        Ok(count as usize)
+    }
+
+    /// A float, as the shortest decimal that its 32 bits stand for: 1e-6, not 9.99999997e-7.
+    ///
+    /// # Errors
+    /// Something else.
+    pub(super) fn number(&self, key: &str) -> Result<Option<f64>> {
+        let Some(value) = self.value(key) else { return Ok(None) };
+        let number = value.as_f64().ok_or_else(|| self.invalid(key, value, "a number"))?;
+        Ok(Some((number as f32).to_string().parse().unwrap_or(number)))
+    }
+
+    /// A number that must be there.
+    ///
+    /// # Errors
+    /// When it is not, and as [`Keys::number`].
+    pub(super) fn required_number(&self, key: &str) -> Result<f64> {
+        self.number(key)?.ok_or_else(|| self.missing(key))
+    }
+
+    /// A number that must be positive and finite where it is given.
+    ///
+    /// # Errors
+    /// When it is not, and as [`Keys::number`].
+    pub(super) fn positive(&self, key: &str) -> Result<Option<f64>> {
+        let number = self.number(key)?;
+        match number.filter(|number| !(*number > 0.0 && number.is_finite())) {
+            None => Ok(number),
+            Some(found) => Err(self.invalid(key, &Value::from(found as f32), "a positive number")),
+        }
+    }
+
+    /// A flag; false when it is absent.
+    ///
+    /// # Errors
+    /// Something else.
+    pub(super) fn flag(&self, key: &str) -> Result<bool> {
+        let Some(value) = self.value(key) else { return Ok(false) };
+        value.as_bool().ok_or_else(|| self.invalid(key, value, "true or false"))
+    }
+
+    /// A text.
+    pub(super) fn text(&self, key: &str) -> Option<&'a str> {
+        self.value(key).and_then(Value::as_str)
+    }
+
+    /// Refuses hyper-parameters that nobody asked for.
+    ///
+    /// # Errors
+    /// Names the first.
+    pub(super) fn check_all_known(&self) -> Result<()> {
+        let asked = self.asked.borrow();
+        let prefix = self.full("");
+        let is_known = |key: &str| {
+            key.strip_prefix(&prefix).is_none_or(|short| asked.contains(key) || NEUTRAL.contains(&short))
+        };
+        match self.metadata.iter().find(|(key, _)| !is_known(key)) {
+            None => Ok(()),
+            Some((key, value)) => Err(Error::Unsupported {
+                what: format!("{}: metadata key {key} ({value:?})", self.file),
+                hint: "this version does not know what it means, and an evaluation without it might be of another model"
+                    .into(),
+            }),
+        }
+    }
+
+    /// A value that has a meaning, but not for this version.
+    pub(super) fn unsupported(&self, key: &str, found: &str, hint: &str) -> Error {
+        Error::Unsupported {
+            what: format!("{}: {} {found}", self.file, self.full(key)),
+            hint: format!("this version evaluates {hint}"),
+        }
+    }
+
+    /// A key that is not there.
+    pub(super) fn missing(&self, key: &str) -> Error {
+        Error::checkpoint(self.file, format!("metadata key {} is missing", self.full(key)))
+    }
+
+    /// A value that cannot be.
+    pub(super) fn invalid(&self, key: &str, found: &Value, expected: &str) -> Error {
+        let message = format!("metadata key {}: found {found:?}, expected {expected}", self.full(key));
+        Error::checkpoint(self.file, message)
+    }
+}

@@ -1,0 +1,152 @@
+//! Rotary positions and sliding windows of GGUF families with grouped-query attention.
+//!
+//! Not as llama.cpp does it, but as the models do:
+//!
+//! - `phi3`: every layer has the sliding window of the file; llama.cpp leaves it out, and so differs in contexts
+//!   beyond it (2047 tokens of the models with 4096).
+//! - YaRN: `beta_fast` and `beta_slow` of the file count; llama.cpp has 32 and 1 for these families.
+//!
+//! Source: llama.cpp `src/llama-model.cpp` (`load_hparams`, `get_rope_factors`), `src/llama-context.cpp` (YaRN's factors),
+//! `src/models/*.cpp`.
+
+use std::collections::HashSet;
+
+use requant_formats::container::gguf::{Array, Value};
+
+use super::gguf_families::{Family, Windows};
+use super::gguf_keys::Keys;
+use crate::arch::{Divisors, Rotary, Scaling, Sliding, Yarn};
+use crate::error::Result;
+
+/// Rotary positions, and those of layers with a sliding window; `names` are those of the file's tensors.
+///
+/// # Errors
+/// What is out of range, and what this version cannot evaluate.
+pub(super) fn rotary(
+    family: &Family,
+    keys: &Keys,
+    head_dim: usize,
+    names: &HashSet<&str>,
+) -> Result<(Rotary, Rotary)> {
+    let dim = keys.count("rope.dimension_count")?.map_or(head_dim, |dim| dim as usize);
+    if dim == 0 || dim % 2 == 1 || dim > head_dim {
+        let expected = format!("an even number up to the head's width, {head_dim}");
+        return Err(keys.invalid("rope.dimension_count", &Value::from(dim as u32), &expected));
+    }
+    if let Some(Value::Array(sections)) = keys.value("rope.dimension_sections")
+        && !matches!(sections, Array::I32(sections) if sections.iter().all(|&section| section == 0))
+    {
+        return Err(keys.unsupported("rope.dimension_sections", "", "positions of one dimension"));
+    }
+    let stored = ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"];
+    let [always, long, short] = stored.map(|name| names.contains(name));
+    let divisors = match (always, long || short) {
+        _ if !family.has_divisors => Divisors::Absent,
+        (true, _) => Divisors::Always,
+        (false, true) => Divisors::ByContext { original_context: original_context(keys)? },
+        (false, false) => Divisors::Absent,
+    };
+    let rope = Rotary {
+        dim,
+        pairing: family.pairing,
+        theta: keys.positive("rope.freq_base")?.unwrap_or(10000.0),
+        scaling: scaling(keys)?,
+        amplitude: keys.positive("rope.scaling.attn_factor")?.unwrap_or(1.0),
+        divisors,
+    };
+    let sliding = match family.windows {
+        Windows::Never | Windows::Every => rope.clone(),
+        Windows::AllBut(..) => {
+            // Gemma 2 has one base and scale for all layers, Gemma 3 another base for these, and no scale.
+            let own = keys.positive("rope.freq_base_swa")?;
+            match family.caps {
+                Some(_) => Rotary { theta: own.unwrap_or(rope.theta), ..rope.clone() },
+                None => Rotary { theta: own.unwrap_or(10000.0), scaling: None, ..rope.clone() },
+            }
+        }
+    };
+    Ok((rope, sliding))
+}
+
+/// Context length of the original training.
+fn original_context(keys: &Keys) -> Result<u64> {
+    let key = "rope.scaling.original_context_length";
+    match keys.count(key)? {
+        Some(length) => Ok(length),
+        None => keys.count("context_length")?.ok_or_else(|| keys.missing(key)),
+    }
+}
+
+/// `rope.scaling.*`.
+fn scaling(keys: &Keys) -> Result<Option<Scaling>> {
+    let older = keys.number("rope.scale_linear")?;
+    let factor = keys.number("rope.scaling.factor")?.or(older);
+    // llama.cpp takes 0 for absent.
+    let factor = factor.filter(|&factor| factor != 0.0);
+    if let Some(found) = factor.filter(|factor| !(*factor > 0.0 && factor.is_finite())) {
+        let found = Value::from(found as f32);
+        return Err(keys.invalid("rope.scaling.factor", &found, "a positive number"));
+    }
+    let linear = factor.filter(|&factor| factor != 1.0).map(Scaling::Linear);
+    // Without YaRN or LongRoPE it changes nothing.
+    let original_context = original_context(keys);
+    let kind = keys.value("rope.scaling.type");
+    match kind.map(|kind| kind.as_str().unwrap_or("(not a text)")) {
+        // LongRoPE's divisors are stored with the weights.
+        None | Some("linear" | "longrope") => Ok(linear),
+        Some("none") => Ok(None),
+        Some("yarn") => yarn(keys, factor, original_context?),
+        Some(other) => {
+            let hint = "\"linear\", \"yarn\", \"longrope\" or none";
+            Err(keys.unsupported("rope.scaling.type", &format!("{other:?}"), hint))
+        }
+    }
+}
+
+/// YaRN's factor on sine and cosine is `0.1 ln(factor) + 1`, times `rope.scaling.attn_factor`.
+fn yarn(keys: &Keys, factor: Option<f64>, original_context: u64) -> Result<Option<Scaling>> {
+    for (key, neutral) in [("yarn_ext_factor", 1.0), ("yarn_attn_factor", 1.0), ("yarn_log_multiplier", 0.0)]
+    {
+        let key = format!("rope.scaling.{key}");
+        if let Some(found) = keys.number(&key)?.filter(|&found| found != neutral) {
+            return Err(keys.unsupported(&key, &found.to_string(), &format!("{neutral} only")));
+        }
+    }
+    Ok(Some(Scaling::Yarn(Yarn {
+        factor: factor.ok_or_else(|| keys.missing("rope.scaling.factor"))?,
+        original_context,
+        beta_fast: keys.positive("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
+        beta_slow: keys.positive("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
+        mscale: 0.0,
+        mscale_all_dim: 0.0,
+    })))
+}
+
+/// Sliding windows.
+///
+/// # Errors
+/// A window or a pattern of the wrong type.
+pub(super) fn sliding(family: &Family, keys: &Keys, layers: usize, rope: Rotary) -> Result<Option<Sliding>> {
+    let key = "attention.sliding_window_pattern";
+    let (period, default, pattern) = match family.windows {
+        Windows::Never => return Ok(None),
+        Windows::Every => (0, None, None),
+        Windows::AllBut(period, default) => (period, default, keys.value(key)),
+    };
+    let window = keys.count("attention.sliding_window")?.map(|window| window as usize).or(default);
+    let slides = match pattern {
+        None => by_period(period, layers),
+        Some(Value::Array(Array::Bool(slides))) if slides.len() >= layers => slides[..layers].to_vec(),
+        Some(other) => match other.as_u64().and_then(|period| usize::try_from(period).ok()) {
+            Some(period) => by_period(period, layers),
+            None => return Err(keys.invalid(key, other, "a period, or true or false for every layer")),
+        },
+    };
+    let window = window.filter(|&window| window > 0);
+    Ok(window.map(|window| Sliding { window, layers: slides, rope }))
+}
+
+/// The last of every `period` layers does not slide; with 0 all do.
+fn by_period(period: usize, layers: usize) -> Vec<bool> {
+    (0..layers).map(|layer| period == 0 || layer % period < period - 1).collect()
+}
