@@ -23,6 +23,7 @@
 //! - `perplexity`: the forward pass on the fixtures, against transformers and llama-perplexity.
 //! - `measured`: models measured straight from a hub.
 //! - `deepseek_v2`: GGUF files of DeepSeek-V2, against transformers and llama.cpp.
+//! - `predictor`: GGUF files with a prediction layer, against the checkpoint that has it.
 //! - `grouped_query`: GGUF files of families with grouped-query attention, against transformers and llama.cpp.
 //! - `economy`: what a measurement reads and how much memory it takes.
 //! - `results`: finished GGUF and MLX results, read back and measured.
@@ -69,6 +70,8 @@ mod mlx;
 mod packed;
 #[cfg(test)]
 mod perplexity;
+#[cfg(test)]
+mod predictor;
 #[cfg(test)]
 mod refits;
 #[cfg(test)]

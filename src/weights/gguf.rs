@@ -7,7 +7,9 @@ use std::path::Path;
 
 use requant_formats::codec;
 use requant_formats::container::gguf::Metadata;
+use serde_json::Value as Json;
 
+use super::gguf_keys::Contents;
 use super::packed::{Home, PackedStore, Place, Stored};
 use super::{gguf_config, gguf_families, gguf_grouped, gguf_keys, gguf_tensors};
 use crate::arch::{self, Config, Expected, Ffn, LayerRole, Role};
@@ -36,12 +38,13 @@ pub(super) fn open(path: &Path) -> Result<Gguf> {
     let stored: Vec<Stored> = tensors.into_iter().filter_map(stored_tensor).collect();
 
     let architecture = gguf_keys::architecture(&metadata);
+    let names: HashSet<&str> = stored.iter().map(|tensor| tensor.name.as_str()).collect();
+    let contents = Contents { vocab: vocab(&stored), names: &names };
     let store = if architecture == gguf_config::ARCHITECTURE {
-        latent(source, &metadata, &name, stored)?
+        let config = gguf_config::config(&metadata, &name, &contents)?;
+        latent(source, &config, &name, stored)?
     } else {
         let family = gguf_families::find(architecture, &name)?;
-        let names: HashSet<&str> = stored.iter().map(|tensor| tensor.name.as_str()).collect();
-        let contents = gguf_grouped::Contents { vocab: vocab(&stored), names: &names };
         let (spec, fused) = gguf_grouped::spec(family, &metadata, &name, &contents)?;
         let expected = gguf_tensors::expected(&spec, family, fused);
         let home = |expected: &Expected| Some(gguf_tensors::home(&spec, family, fused, expected));
@@ -56,17 +59,10 @@ fn vocab(stored: &[Stored]) -> usize {
     embedding.and_then(|tensor| tensor.shape.first().copied()).unwrap_or(0)
 }
 
-/// A `deepseek2` model.
-fn latent(
-    source: Box<dyn Source>,
-    metadata: &Metadata,
-    name: &str,
-    stored: Vec<Stored>,
-) -> Result<PackedStore> {
-    let has_output = stored.iter().any(|tensor| tensor.name == "output.weight");
-    let config = gguf_config::config(metadata, name, vocab(&stored), !has_output)?;
-    let family = arch::find(&config)?;
-    let spec = family.spec(&Config::new(&config)).map_err(|error| {
+/// A `deepseek2` model with these hyper-parameters.
+fn latent(source: Box<dyn Source>, config: &Json, name: &str, stored: Vec<Stored>) -> Result<PackedStore> {
+    let family = arch::find(config)?;
+    let spec = family.spec(&Config::new(config)).map_err(|error| {
         Error::checkpoint(name, format!("its hyper-parameters, spelled as in config.json: {error}"))
     })?;
     let expected = family.expected(&spec);
@@ -118,6 +114,12 @@ fn home(role: Role) -> Option<Home> {
             Some(Home::Stacked(name(&format!("ffn_{}_exps.weight", short(ffn))), expert))
         }
         LayerRole::Shared(ffn) => whole(&format!("ffn_{}_shexp.weight", short(ffn))),
+        LayerRole::MtpEmbedding => whole("nextn.embed_tokens.weight"),
+        LayerRole::MtpEmbeddingNorm => whole("nextn.enorm.weight"),
+        LayerRole::MtpHiddenNorm => whole("nextn.hnorm.weight"),
+        LayerRole::MtpProjection => whole("nextn.eh_proj.weight"),
+        LayerRole::MtpHeadNorm => whole("nextn.shared_head_norm.weight"),
+        LayerRole::MtpHead => whole("nextn.shared_head_head.weight"),
         _ => None,
     }
 }

@@ -9,22 +9,25 @@
 //! of every model by the sum of their two best, and so computes something else than the model it was made from.
 //! V2 files without group counts, which is most of them, choose from all experts, here and there.
 //!
+//! Layers beyond the model proper predict further tokens (`nextn_predict_layers`); a file may count them and lack them.
+//!
 //! Source: llama.cpp `src/models/deepseek2.cpp`, `src/llama-graph.cpp` (`build_moe_ffn`).
 
-use requant_formats::container::gguf::Metadata;
+use requant_formats::container::gguf::{Metadata, Value};
 use serde_json::{Map, json};
 
-use super::gguf_keys::Keys;
+use super::gguf_keys::{Contents, Keys};
 use crate::error::{Error, Result};
 
 /// The one architecture of the DeepSeek family.
 pub(super) const ARCHITECTURE: &str = "deepseek2";
 const SOFTMAX: u64 = 1;
 const SIGMOID: u64 = 2;
+/// Keys about the cache of keys and values, which says nothing about what a model computes.
+const OF_THE_CACHE: &[&str] = &["attention.head_count_kv", "attention.key_length", "attention.value_length"];
 
 /// Counts that must be there: key of the GGUF, key of config.json.
 const COUNTS: &[(&str, &str)] = &[
-    ("block_count", "num_hidden_layers"),
     ("embedding_length", "hidden_size"),
     ("feed_forward_length", "intermediate_size"),
     ("attention.head_count", "num_attention_heads"),
@@ -47,10 +50,22 @@ const OPTIONAL_COUNTS: &[(&str, &str)] = &[
 /// config.json of the model in `file`.
 ///
 /// # Errors
-/// A key that is missing or of the wrong type.
-pub(super) fn config(metadata: &Metadata, file: &str, vocab: usize, tied: bool) -> Result<serde_json::Value> {
+/// A key that is missing, of the wrong type, or unknown.
+pub(super) fn config(metadata: &Metadata, file: &str, contents: &Contents) -> Result<serde_json::Value> {
     let keys = Keys::new(metadata, file, ARCHITECTURE);
     let mut config = Map::new();
+    let blocks = keys.required_count("block_count")? as u64;
+    let predictors = keys.count("nextn_predict_layers")?.unwrap_or(0);
+    let layers = blocks.checked_sub(predictors).filter(|&layers| layers > 0).ok_or_else(|| {
+        keys.invalid(
+            "block_count",
+            &Value::from(blocks as u32),
+            &format!("more than the {predictors} that predict"),
+        )
+    })?;
+    let has_predictor = contents.names.contains(format!("blk.{layers}.nextn.eh_proj.weight").as_str());
+    config.insert("num_hidden_layers".into(), layers.into());
+    config.insert("num_nextn_predict_layers".into(), if has_predictor { predictors } else { 0 }.into());
     for (key, name) in COUNTS {
         config.insert((*name).into(), keys.count(key)?.ok_or_else(|| keys.missing(key))?.into());
     }
@@ -88,8 +103,8 @@ pub(super) fn config(metadata: &Metadata, file: &str, vocab: usize, tied: bool) 
     config.insert("model_type".into(), model_type.into());
     config.insert("scoring_func".into(), scoring.into());
     config.insert("topk_method".into(), method.into());
-    config.insert("vocab_size".into(), vocab.into());
-    config.insert("tie_word_embeddings".into(), tied.into());
+    config.insert("vocab_size".into(), contents.vocab.into());
+    config.insert("tie_word_embeddings".into(), (!contents.names.contains("output.weight")).into());
     config.insert("norm_topk_prob".into(), flag.into());
     // llama.cpp takes 0 for absent.
     let scale = keys.number("expert_weights_scale")?.filter(|&scale| scale != 0.0).unwrap_or(1.0);
@@ -100,6 +115,7 @@ pub(super) fn config(metadata: &Metadata, file: &str, vocab: usize, tied: bool) 
     if let Some(scaling) = rope_scaling(&keys)? {
         config.insert("rope_scaling".into(), scaling);
     }
+    keys.check_all_known(OF_THE_CACHE)?;
     Ok(config.into())
 }
 
@@ -145,7 +161,7 @@ fn head_length(keys: &Keys, key: &str) -> Result<Option<u64>> {
 
 #[cfg(test)]
 mod tests {
-    use requant_formats::container::gguf::Value;
+    use std::collections::HashSet;
 
     use super::*;
     use crate::arch::{self, ArchSpec, Config, ExpertChoice, Scoring};
@@ -189,8 +205,38 @@ mod tests {
     }
 
     fn spec(metadata: &Metadata) -> Result<ArchSpec> {
-        let config = config(metadata, "m.gguf", 102_400, false)?;
+        spec_of(metadata, &["output.weight"])
+    }
+
+    fn spec_of(metadata: &Metadata, names: &[&str]) -> Result<ArchSpec> {
+        let contents = Contents { vocab: 102_400, names: &names.iter().copied().collect::<HashSet<_>>() };
+        let config = config(metadata, "m.gguf", &contents)?;
         arch::find(&config)?.spec(&Config::new(&config))
+    }
+
+    #[test]
+    fn layers_that_predict_are_not_layers_of_the_model() {
+        let mut metadata = deepseek_v2();
+        metadata.set("deepseek2.nextn_predict_layers", 1u32);
+        let counts =
+            |names: &[&str]| spec_of(&metadata, names).map(|spec| (spec.layers, spec.mtp_layers)).unwrap();
+        assert_eq!(counts(&["output.weight", "blk.59.nextn.eh_proj.weight"]), (59, 1));
+        assert_eq!(counts(&["output.weight"]), (59, 0));
+        let mut metadata = deepseek_v2();
+        metadata.set("deepseek2.nextn_predict_layers", 60u32);
+        let error = spec(&metadata).unwrap_err().to_string();
+        assert!(error.contains("deepseek2.block_count") && error.contains("60"), "{error}");
+    }
+
+    #[test]
+    fn a_key_that_nobody_knows_is_an_error() {
+        let mut metadata = deepseek_v2();
+        metadata.set("deepseek2.attention.key_length", 576u32);
+        metadata.set("deepseek2.context_length", 163_840u32);
+        spec(&metadata).unwrap();
+        metadata.set("deepseek2.attention.temperature_scale", 0.1f32);
+        let error = spec(&metadata).unwrap_err().to_string();
+        assert!(error.contains("deepseek2.attention.temperature_scale"), "{error}");
     }
 
     fn widths(spec: &ArchSpec) -> (usize, usize, usize) {

@@ -4,12 +4,10 @@
 //!
 //! Source: llama.cpp `src/llama-model.cpp` (`load_hparams`), `src/models/*.cpp`, `src/llama-graph.cpp` (`build_moe_ffn`).
 
-use std::collections::HashSet;
-
 use requant_formats::container::gguf::{Metadata, Value};
 
 use super::gguf_families::{Experts, Family, HeadNorms};
-use super::gguf_keys::Keys;
+use super::gguf_keys::{Contents, Keys};
 use super::gguf_rotary::{rotary, sliding};
 use crate::arch::{ArchSpec, Attention, ExpertChoice, Grouped, QkvBiases, Scoring};
 use crate::error::Result;
@@ -21,14 +19,6 @@ const MAX_EXPERTS: usize = 1024;
 const EPSILON: &str = "attention.layer_norm_rms_epsilon";
 const GATING_SOFTMAX: u64 = 1;
 const GATING_SIGMOID: u64 = 2;
-
-/// What is in a file beside its metadata.
-pub(super) struct Contents<'a> {
-    /// Rows of its token embedding.
-    pub(super) vocab: usize,
-    /// Names of its tensors.
-    pub(super) names: &'a HashSet<&'a str>,
-}
 
 /// Reads and checks the hyper-parameters of a file; and whether queries, keys and values are one matrix in it.
 ///
@@ -111,7 +101,7 @@ pub(super) fn spec(
     } else if spec.dense_intermediate == 0 {
         return Err(keys.missing("feed_forward_length"));
     }
-    keys.check_all_known()?;
+    keys.check_all_known(&[])?;
     Ok((spec, in_layers("attn_qkv.weight")))
 }
 

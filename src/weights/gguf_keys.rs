@@ -24,6 +24,14 @@ const NEUTRAL: &[&str] = &[
     "attention.layer_norm_epsilon",
 ];
 
+/// What is in a file beside its metadata.
+pub(super) struct Contents<'a> {
+    /// Rows of its token embedding.
+    pub(super) vocab: usize,
+    /// Names of its tensors.
+    pub(super) names: &'a HashSet<&'a str>,
+}
+
 /// Hyper-parameters of one architecture.
 pub(super) struct Keys<'a> {
     metadata: &'a Metadata,
@@ -138,15 +146,18 @@ impl<'a> Keys<'a> {
         self.value(key).and_then(Value::as_str)
     }
 
-    /// Refuses hyper-parameters that nobody asked for.
+    /// Refuses hyper-parameters that nobody asked for and that do change what a model computes: all but the few of every
+    /// architecture, and `neutral`.
     ///
     /// # Errors
     /// Names the first.
-    pub(super) fn check_all_known(&self) -> Result<()> {
+    pub(super) fn check_all_known(&self, neutral: &[&str]) -> Result<()> {
         let asked = self.asked.borrow();
         let prefix = self.full("");
         let is_known = |key: &str| {
-            key.strip_prefix(&prefix).is_none_or(|short| asked.contains(key) || NEUTRAL.contains(&short))
+            key.strip_prefix(&prefix).is_none_or(|short| {
+                asked.contains(key) || NEUTRAL.contains(&short) || neutral.contains(&short)
+            })
         };
         match self.metadata.iter().find(|(key, _)| !is_known(key)) {
             None => Ok(()),
