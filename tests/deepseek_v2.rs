@@ -1,7 +1,6 @@
 //! GGUF files of DeepSeek-V2, made by llama.cpp's converter, against transformers, llama-tokenize and
 //! llama-perplexity.
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use requant::evaluate::{self, Bos, Windows};
@@ -11,6 +10,7 @@ use requant_formats::container::gguf::{self, GgmlType, Gguf, TensorSpec, Value};
 use serde_json::Value as Json;
 
 use crate::conversion::fixtures;
+use crate::maker;
 
 fn folder() -> PathBuf {
     fixtures().join("goldens/forward/deepseek-v2-gguf")
@@ -102,12 +102,13 @@ fn write_unsplit(path: &Path) {
     let (lora, v) = (count("deepseek2.attention.kv_lora_rank"), count("deepseek2.attention.value_length"));
     let nope = count("deepseek2.attention.key_length") - count("deepseek2.rope.dimension_count");
 
-    let mut contents: HashMap<String, Vec<f32>> = HashMap::new();
+    let bytes = |values: Vec<f32>| values.into_iter().flat_map(f32::to_le_bytes).collect();
+    let mut contents: Vec<Vec<u8>> = Vec::new();
     let mut specs = Vec::new();
     for tensor in &header.tensors {
         let Some(layer) = tensor.name.strip_suffix(".attn_k_b.weight") else {
             if !tensor.name.ends_with(".attn_v_b.weight") {
-                contents.insert(tensor.name.clone(), values(&file, &header, &tensor.name));
+                contents.push(bytes(values(&file, &header, &tensor.name)));
                 let (name, shape) = (tensor.name.clone(), tensor.shape.clone());
                 specs.push(TensorSpec { name, shape, ggml_type: tensor.ggml_type });
             }
@@ -125,17 +126,11 @@ fn write_unsplit(path: &Path) {
             whole.extend(&values[head * v * lora..][..v * lora]);
         }
         let name = format!("{layer}.attn_kv_b.weight");
-        contents.insert(name.clone(), whole);
+        contents.push(bytes(whole));
         let shape = vec![lora as u64, (heads * (nope + v)) as u64];
         specs.push(TensorSpec { name, shape, ggml_type: GgmlType::F32 });
     }
-    let (header, mut bytes) = gguf::write_header(metadata, specs).unwrap();
-    for tensor in &header.tensors {
-        bytes.resize((header.data_offset_bytes + tensor.offset_bytes) as usize, 0);
-        bytes.extend(contents[&tensor.name].iter().flat_map(|value| value.to_le_bytes()));
-    }
-    bytes.resize(bytes.len().next_multiple_of(32), 0);
-    std::fs::write(path, bytes).unwrap();
+    maker::gguf(path, metadata, specs, &contents);
 }
 
 #[test]

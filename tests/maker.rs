@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use requant_formats::Dtype;
+use requant_formats::container::gguf::{self, Metadata, TensorSpec};
 use serde_json::{Value, json};
 
 /// A tensor to be written.
@@ -130,6 +131,17 @@ fn config(size: Size, storage: Storage) -> Value {
         config["quantization_config"]["scale_fmt"] = json!("ue8m0");
     }
     config
+}
+
+/// Writes a GGUF file: `contents` are the bytes of each tensor.
+pub(crate) fn gguf(path: &Path, metadata: Metadata, specs: Vec<TensorSpec>, contents: &[Vec<u8>]) {
+    let (header, mut bytes) = gguf::write_header(metadata, specs).unwrap();
+    for (tensor, content) in header.tensors.iter().zip(contents) {
+        bytes.resize((header.data_offset_bytes + tensor.offset_bytes) as usize, 0);
+        bytes.extend(content);
+    }
+    bytes.resize(bytes.len().next_multiple_of(32), 0);
+    std::fs::write(path, bytes).unwrap();
 }
 
 /// Puts the fixture's tokenizer into `directory`.

@@ -10,6 +10,7 @@ use requant::weights::Model;
 use requant_formats::container::gguf::{self, GgmlType, TensorSpec};
 
 use crate::conversion::{convert, fixtures, model};
+use crate::maker;
 use crate::requantize::requantize;
 
 /// The whole of a weight.
@@ -89,13 +90,7 @@ fn write(path: &Path, main: &Path, layer: &[(String, Vec<usize>, Vec<f32>)]) {
         specs.push(TensorSpec { name: name.clone(), shape, ggml_type: GgmlType::F32 });
         contents.push(values.iter().flat_map(|value| value.to_le_bytes()).collect());
     }
-    let (header, mut bytes) = gguf::write_header(metadata, specs).unwrap();
-    for (tensor, content) in header.tensors.iter().zip(contents) {
-        bytes.resize((header.data_offset_bytes + tensor.offset_bytes) as usize, 0);
-        bytes.extend(content);
-    }
-    bytes.resize(bytes.len().next_multiple_of(32), 0);
-    std::fs::write(path, bytes).unwrap();
+    maker::gguf(path, metadata, specs, &contents);
 }
 
 fn measure(path: &Path) -> Report {

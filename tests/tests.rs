@@ -23,6 +23,7 @@
 //! - `perplexity`: the forward pass on the fixtures, against transformers and llama-perplexity.
 //! - `measured`: models measured straight from a hub.
 //! - `deepseek_v2`: GGUF files of DeepSeek-V2, against transformers and llama.cpp.
+//! - `merged`: GGUF files with gate and up projection of the experts in one tensor.
 //! - `predictor`: GGUF files with a prediction layer, against the checkpoint that has it.
 //! - `grouped_query`: GGUF files of families with grouped-query attention, against transformers and llama.cpp.
 //! - `economy`: what a measurement reads and how much memory it takes.
@@ -62,6 +63,8 @@ mod hostile;
 mod maker;
 #[cfg(test)]
 mod measured;
+#[cfg(test)]
+mod merged;
 #[cfg(test)]
 mod mixes;
 #[cfg(test)]

@@ -20,6 +20,9 @@ use crate::source::Source;
 /// What follows the layer in the name of an unsplit `kv_b_proj`.
 const UNSPLIT: &str = ".attn_kv_b.weight";
 
+/// What follows the layer in the name of the gate and up projections of experts in one tensor.
+const MERGED: &str = ".ffn_gate_up_exps.weight";
+
 /// A GGUF model.
 pub(super) struct Gguf {
     pub(super) store: PackedStore,
@@ -68,9 +71,14 @@ fn latent(source: Box<dyn Source>, config: &Json, name: &str, stored: Vec<Stored
     let expected = family.expected(&spec);
     // Files from before May 2025 keep the projection whole.
     let is_unsplit = stored.iter().any(|tensor| tensor.name.ends_with(UNSPLIT));
+    let is_merged = stored.iter().any(|tensor| tensor.name.ends_with(MERGED));
     let home = |expected: &Expected| match expected.role {
         Role::Layer(layer, LayerRole::KvB) if is_unsplit => {
             Some(Home::Whole(format!("blk.{layer}{UNSPLIT}")))
+        }
+        // The gate comes first: llama.cpp `src/llama-graph.cpp` (`build_moe_ffn`).
+        Role::Layer(layer, LayerRole::Expert(number, ffn @ (Ffn::Gate | Ffn::Up))) if is_merged => {
+            Some(Home::Half { name: format!("blk.{layer}{MERGED}"), number, is_second: ffn == Ffn::Up })
         }
         role => home(role),
     };

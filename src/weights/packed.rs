@@ -47,6 +47,8 @@ pub(super) enum Home {
     Whole(String),
     /// Matrix number `.1` of a stack.
     Stacked(String, usize),
+    /// One of two matrices of the same shape that are number `number` of a stack, one after the other.
+    Half { name: String, number: usize, is_second: bool },
     /// Rows of one that holds several, one after the other.
     Part {
         name: String,
@@ -124,6 +126,13 @@ impl PackedStore {
                     store.expect_shape(tensor, &shape)?;
                     used.insert(tensor);
                     Rows::From { tensor, first: number * rows, rows, cols }
+                }
+                Home::Half { name, number, is_second } => {
+                    let shape = [store.spec.experts, 2 * rows, cols];
+                    let tensor = *names.get(&name).ok_or_else(|| store.missing(&name, &shape))?;
+                    store.expect_shape(tensor, &shape)?;
+                    used.insert(tensor);
+                    Rows::From { tensor, first: (2 * number + usize::from(is_second)) * rows, rows, cols }
                 }
                 Home::Part { name, first, rows: all } => {
                     let shape = [all, cols];

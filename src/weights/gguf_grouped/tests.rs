@@ -1,7 +1,5 @@
 //! Published models by their metadata, as converters write it.
 
-use std::collections::HashSet;
-
 use super::*;
 use crate::arch::{Activation, Divisors, Pairing, Rotary, Scaling};
 use crate::error::Error;
