@@ -69,10 +69,32 @@ fn workload(request: &Request) -> Workload {
     }
 }
 
-/// What a new program may take without swapping, as the system says, less some for others.
+/// What a new program may take without swapping, and a container allows, less some for others.
 fn available_bytes() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let allowed = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
+    share(&text, allowed.as_deref())
+}
+
+/// The same from the two files; without a limit the second says `max`.
+fn share(meminfo: &str, allowed: Option<&str>) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kib: u64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
-    Some((kib as f64 * 1024.0 * AVAILABLE_SHARE) as u64)
+    let allowed = allowed.and_then(|allowed| allowed.trim().parse().ok()).unwrap_or(u64::MAX);
+    Some(((kib * 1024).min(allowed) as f64 * AVAILABLE_SHARE) as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_container_may_allow_less_than_there_is() {
+        let meminfo = "MemTotal:       24000000 kB\nMemAvailable:   10000000 kB\n";
+        let share_of = |bytes: u64| Some((bytes as f64 * AVAILABLE_SHARE) as u64);
+        assert_eq!(share(meminfo, None), share_of(10_240_000_000));
+        assert_eq!(share(meminfo, Some("max\n")), share_of(10_240_000_000));
+        assert_eq!(share(meminfo, Some("4000000000\n")), share_of(4_000_000_000));
+        assert_eq!(share("MemTotal: 1 kB", None), None);
+    }
 }
