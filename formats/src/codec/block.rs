@@ -102,3 +102,13 @@ impl<B: Block> Codec for B {
         }
     }
 }
+
+/// `x` itself when it has `len` numbers, as many as fill all lanes, else with what is in `padded` behind it.
+#[inline(always)]
+pub(super) fn pad<'a>(x: &'a [f32], len: usize, padded: &'a mut [f32]) -> &'a [f32] {
+    if x.len() == len {
+        return x;
+    }
+    padded[..x.len()].copy_from_slice(x);
+    &padded[..len]
+}

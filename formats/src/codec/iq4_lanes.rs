@@ -14,7 +14,7 @@
 
 use super::block32::LEN;
 use super::iq4::LEVELS;
-use super::scale_search::EPSILON;
+use super::scale_search::{Peak, peak};
 use crate::dispatch::Lanes;
 
 /// Half-way points between neighbouring levels.
@@ -47,16 +47,6 @@ pub(super) struct Found<L: Lanes> {
 
 /// A number for each of the 32 places of `LEN` sub-blocks.
 type Columns<L> = [<L as Lanes>::F; LEN];
-
-/// `x` itself when it is sub-blocks for all lanes, else with others behind it.
-#[inline(always)]
-pub(super) fn pad<'a, L: Lanes>(x: &'a [f32], padded: &'a mut [f32; MAX_LANES * LEN]) -> &'a [f32] {
-    if x.len() == L::LEN * LEN {
-        return x;
-    }
-    padded[..x.len()].copy_from_slice(x);
-    &padded[..L::LEN * LEN]
-}
 
 /// The level nearest to `t`.
 #[inline(always)]
@@ -100,19 +90,10 @@ pub(super) fn search<L: Lanes>(lanes: L, src: &[f32]) -> Found<L> {
     let mut x: Columns<L> = [zero; LEN];
     lanes.load_columns(src, LEN, &mut x);
     let mut w = x;
-    let (mut magnitude, mut extreme) = (zero, zero);
-    let mut is_number = lanes.eq(zero, zero);
     for i in 0..LEN {
-        let v = x[i];
-        w[i] = v * v;
-        let larger = lanes.lt(magnitude, lanes.abs(v));
-        magnitude = lanes.select(larger, lanes.abs(v), magnitude);
-        extreme = lanes.select(larger, v, extreme);
-        is_number = is_number & lanes.eq(v, v);
+        w[i] = x[i] * x[i];
     }
-    let tiny = lanes.splat(EPSILON);
-    let is_enough = lanes.lt(tiny, magnitude) | lanes.eq(tiny, magnitude);
-    let valid = is_number & is_enough & lanes.lt(magnitude, lanes.splat(f32::INFINITY));
+    let Peak { extreme, valid, .. } = peak(lanes, &x);
 
     let first = lanes.splat(1.0) / ((zero - extreme) / lanes.splat(LEVELS[0]));
     let inverse = |offset: f32| lanes.splat(offset + LEVELS[0]) / extreme;

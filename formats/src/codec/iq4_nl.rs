@@ -31,7 +31,7 @@ impl LaneKernel for Encode<'_> {
     fn run<L: Lanes>(self, lanes: L) {
         let mut padded = [0.0f32; iq4_lanes::MAX_LANES * LEN];
         for (x, y) in self.0.chunks(L::LEN * LEN).zip(self.1.chunks_mut(L::LEN * BYTES)) {
-            let full = iq4_lanes::pad::<L>(x, &mut padded);
+            let full = block::pad(x, L::LEN * LEN, &mut padded);
             let found = iq4_lanes::search(lanes, full);
             let mut scales = [0.0f32; iq4_lanes::MAX_LANES];
             lanes.store(found.scale, &mut scales);

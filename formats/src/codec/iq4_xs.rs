@@ -73,7 +73,7 @@ impl LaneKernel for Encode<'_> {
         let batch = L::LEN / SUBS;
         let mut padded = [0.0f32; iq4_lanes::MAX_LANES * SUB_LEN];
         for (x, y) in self.0.chunks(batch * LEN).zip(self.1.chunks_mut(batch * BYTES)) {
-            let full = iq4_lanes::pad::<L>(x, &mut padded);
+            let full = block::pad(x, batch * LEN, &mut padded);
             let found = iq4_lanes::search(lanes, full);
             let mut scales = [0.0f32; iq4_lanes::MAX_LANES];
             lanes.store(found.scale, &mut scales);

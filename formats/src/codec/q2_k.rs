@@ -107,24 +107,15 @@ impl LaneKernel for Encode<'_> {
         let batch = PACKS * VECTORS * L::LEN / SUBS;
         let mut padded = [0.0f32; MAX_SUBS * SUB_LEN];
         for (x, y) in self.0.chunks(batch * LEN).zip(self.1.chunks_mut(batch * BYTES)) {
-            let full = if x.len() == batch * LEN {
-                x
-            } else {
-                padded[..x.len()].copy_from_slice(x);
-                &padded[..batch * LEN]
-            };
+            let full = block::pad(x, batch * LEN, &mut padded);
             let found: [Found<L, VECTORS>; PACKS] =
                 search_lanes::<L, Magnitudes, VECTORS, SUB_LEN>(lanes, full, &SEARCH);
             let [mut scales, mut mins, mut magnitudes] = [[0.0f32; MAX_SUBS]; 3];
             let mut valid = 0u64;
             for (p, found) in found.iter().enumerate() {
-                for g in 0..VECTORS {
-                    let at = (p * VECTORS + g) * L::LEN;
-                    lanes.store(found.scale[g], &mut scales[at..]);
-                    lanes.store(found.min[g], &mut mins[at..]);
-                    lanes.store(found.magnitude[g], &mut magnitudes[at..]);
-                    valid |= u64::from(lanes.bits(found.valid[g])) << at;
-                }
+                let at = p * VECTORS * L::LEN;
+                let rows = [&mut scales[at..], &mut mins[at..], &mut magnitudes[at..]];
+                valid |= found.store(lanes, rows) << at;
             }
             let blocks = x.as_chunks::<LEN>().0.iter().zip(y.as_chunks_mut::<BYTES>().0);
             let [scales, mins, magnitudes] =

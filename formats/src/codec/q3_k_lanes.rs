@@ -6,9 +6,9 @@
 //! On one core of an AMD EPYC (a virtual machine, counted in CPU time): 513 M weights/s with AVX-512, 381 with
 //! AVX2, 132 of the plain code.
 
-use super::block::Block;
+use super::block::{self, Block};
 use super::q3_k::{BYTES, Q3K, ROUNDS, SCALES_AT, TOP_BYTES, scales, write_scales};
-use super::scale_search::EPSILON;
+use super::scale_search::{Peak, peak};
 use super::two_bits::{LEN, ROW_LEN, SUB_LEN, SUBS};
 use crate::dispatch::{LaneKernel, Lanes};
 
@@ -36,17 +36,7 @@ impl<L: Lanes> State<L> {
         let zero = lanes.splat(0.0);
         let mut x = [zero; SUB_LEN];
         lanes.load_columns(src, SUB_LEN, &mut x);
-        let (mut magnitude, mut extreme) = (zero, zero);
-        let mut is_number = lanes.eq(zero, zero);
-        for v in x {
-            let larger = lanes.lt(magnitude, lanes.abs(v));
-            magnitude = lanes.select(larger, lanes.abs(v), magnitude);
-            extreme = lanes.select(larger, v, extreme);
-            is_number = is_number & lanes.eq(v, v);
-        }
-        let tiny = lanes.splat(EPSILON);
-        let is_enough = lanes.lt(tiny, magnitude) | lanes.eq(tiny, magnitude);
-        let valid = is_number & is_enough & lanes.lt(magnitude, lanes.splat(f32::INFINITY));
+        let Peak { magnitude, extreme, valid } = peak(lanes, &x);
 
         let inverse = lanes.splat(-4.0) / extreme;
         let mut levels = x;
@@ -168,12 +158,7 @@ impl LaneKernel for Encode<'_> {
         let batch = VECTORS * L::LEN / SUBS;
         let mut padded = [0.0f32; MAX_SUBS * SUB_LEN];
         for (x, y) in self.0.chunks(batch * LEN).zip(self.1.chunks_mut(batch * BYTES)) {
-            let full = if x.len() == batch * LEN {
-                x
-            } else {
-                padded[..x.len()].copy_from_slice(x);
-                &padded[..batch * LEN]
-            };
+            let full = block::pad(x, batch * LEN, &mut padded);
             let [mut searched, mut magnitudes] = [[0.0f32; MAX_SUBS]; 2];
             let mut valid = 0u64;
             for (g, state) in search(lanes, full).iter().enumerate() {

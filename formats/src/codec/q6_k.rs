@@ -16,7 +16,7 @@
 //! `q1` and `q3`, and byte `i` of the pairs those of `q0..q3` from the lowest bits up.
 //! Source: llama.cpp, `ggml-quants.c`, `quantize_row_q6_K_ref`.
 
-use super::block::Block;
+use super::block::{self, Block};
 use super::scale_search::{EPSILON, Found, SUB_LEN, search_lanes, search_scalar};
 use crate::dispatch::{self, Kernel, LaneKernel, Lanes};
 use crate::rounding::{f16_bits_to_f32, f32_to_f16_bits, nearest_int};
@@ -128,12 +128,7 @@ impl LaneKernel for Encode<'_> {
         let mut padded = [0.0f32; MAX_SUBS * SUB_LEN];
         let batches = self.0.chunks(batch_blocks * LEN);
         for (x, y) in batches.zip(self.1.chunks_mut(batch_blocks * BYTES)) {
-            let full = if x.len() == batch_blocks * LEN {
-                x
-            } else {
-                padded[..x.len()].copy_from_slice(x);
-                &padded[..batch_blocks * LEN]
-            };
+            let full = block::pad(x, batch_blocks * LEN, &mut padded);
             let found: Found<L, VECTORS> = search_lanes(lanes, full);
             let [mut scales, mut magnitudes] = [[0.0f32; MAX_SUBS]; 2];
             let mut valid = 0u32;

@@ -3,7 +3,7 @@
 
 use std::marker::PhantomData;
 
-use super::block::Block;
+use super::block::{self, Block};
 use super::scale_min::{HEAD_BYTES, Head, LEN, SUB_LEN, SUBS};
 use super::scale_min_search::{Found, Search, Squares, search_lanes};
 use crate::dispatch::{LaneKernel, Lanes};
@@ -70,24 +70,15 @@ impl<B: Layout> LaneKernel for Encode<'_, B> {
         let mut padded = [0.0f32; MAX_SUBS * SUB_LEN];
         let batches = self.src.chunks(batch_blocks * LEN);
         for (x, y) in batches.zip(self.dst.chunks_mut(batch_blocks * B::LEN_BYTES)) {
-            let full = if x.len() == batch_blocks * LEN {
-                x
-            } else {
-                padded[..x.len()].copy_from_slice(x);
-                &padded[..batch_blocks * LEN]
-            };
+            let full = block::pad(x, batch_blocks * LEN, &mut padded);
             let found: [Found<L, VECTORS>; PACKS] =
                 search_lanes::<L, Squares, VECTORS, SUB_LEN>(lanes, full, B::SEARCH);
             let [mut scales, mut mins, mut magnitudes] = [[0.0f32; MAX_SUBS]; 3];
             let mut valid = 0u64;
             for (p, found) in found.iter().enumerate() {
-                for g in 0..VECTORS {
-                    let at = (p * VECTORS + g) * L::LEN;
-                    lanes.store(found.scale[g], &mut scales[at..]);
-                    lanes.store(found.min[g], &mut mins[at..]);
-                    lanes.store(found.magnitude[g], &mut magnitudes[at..]);
-                    valid |= u64::from(lanes.bits(found.valid[g])) << at;
-                }
+                let at = p * VECTORS * L::LEN;
+                let rows = [&mut scales[at..], &mut mins[at..], &mut magnitudes[at..]];
+                valid |= found.store(lanes, rows) << at;
             }
             let blocks = x.as_chunks::<LEN>().0.iter().zip(y.chunks_exact_mut(B::LEN_BYTES));
             let subs =

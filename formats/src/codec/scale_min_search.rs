@@ -174,6 +174,23 @@ pub(super) struct Found<L: Lanes, const G: usize> {
     pub(super) valid: [L::M; G],
 }
 
+impl<L: Lanes, const G: usize> Found<L, G> {
+    /// Puts scales, minima and magnitudes at the beginning of three rows, sub-block after sub-block; bit `i` of the
+    /// result says whether the vector code applies to number `i`.
+    #[inline(always)]
+    pub(super) fn store(&self, lanes: L, [scales, mins, magnitudes]: [&mut [f32]; 3]) -> u64 {
+        let mut valid = 0;
+        for g in 0..G {
+            let at = g * L::LEN;
+            lanes.store(self.scale[g], &mut scales[at..]);
+            lanes.store(self.min[g], &mut mins[at..]);
+            lanes.store(self.magnitude[g], &mut magnitudes[at..]);
+            valid |= u64::from(lanes.bits(self.valid[g])) << at;
+        }
+        valid
+    }
+}
+
 /// A number for each of the places of `G * LEN` sub-blocks.
 type Columns<L, const G: usize, const N: usize> = [[<L as Lanes>::F; G]; N];
 

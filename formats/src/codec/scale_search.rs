@@ -83,6 +83,35 @@ pub(super) struct Found<L: Lanes, const G: usize> {
     pub(super) valid: [L::M; G],
 }
 
+/// What the numbers of a sub-block say about its scale; a sub-block per lane.
+#[derive(Clone, Copy)]
+pub(super) struct Peak<L: Lanes> {
+    /// The largest magnitude.
+    pub(super) magnitude: L::F,
+    /// The first number that has it.
+    pub(super) extreme: L::F,
+    /// Neither NaN nor infinity is among them, nor are all nearly nothing: the vector code applies.
+    pub(super) valid: L::M,
+}
+
+/// Of the sub-blocks whose numbers `x` are.
+#[inline(always)]
+pub(super) fn peak<L: Lanes, const N: usize>(lanes: L, x: &[L::F; N]) -> Peak<L> {
+    let zero = lanes.splat(0.0);
+    let (mut magnitude, mut extreme) = (zero, zero);
+    let mut is_number = lanes.eq(zero, zero);
+    for &v in x {
+        let larger = lanes.lt(magnitude, lanes.abs(v));
+        magnitude = lanes.select(larger, lanes.abs(v), magnitude);
+        extreme = lanes.select(larger, v, extreme);
+        is_number = is_number & lanes.eq(v, v);
+    }
+    let tiny = lanes.splat(EPSILON);
+    let is_enough = lanes.lt(tiny, magnitude) | lanes.eq(tiny, magnitude);
+    let valid = is_number & is_enough & lanes.lt(magnitude, lanes.splat(f32::INFINITY));
+    Peak { magnitude, extreme, valid }
+}
+
 /// One vector of sub-blocks in the search, a sub-block per lane.
 #[derive(Clone, Copy)]
 struct State<L: Lanes> {
@@ -93,8 +122,7 @@ struct State<L: Lanes> {
     wx: [L::F; SUB_LEN],
     smallest: L::F,
     largest: L::F,
-    magnitude: L::F,
-    extreme: L::F,
+    peak: Peak<L>,
     scale: L::F,
     best: L::F,
 }
@@ -107,29 +135,14 @@ impl<L: Lanes> State<L> {
         lanes.load_columns(src, SUB_LEN, &mut x);
         let (mut w, mut wx) = (x, x);
         let (mut smallest, mut largest) = (x[0], x[0]);
-        let (mut magnitude, mut extreme) = (zero, zero);
         for i in 0..SUB_LEN {
             let v = x[i];
             w[i] = v * v;
             wx[i] = w[i] * v;
             smallest = lanes.min(v, smallest);
             largest = lanes.max(v, largest);
-            let larger = lanes.lt(magnitude, lanes.abs(v));
-            magnitude = lanes.select(larger, lanes.abs(v), magnitude);
-            extreme = lanes.select(larger, v, extreme);
         }
-        Self { x, w, wx, smallest, largest, magnitude, extreme, scale: zero, best: zero }
-    }
-
-    /// Not a number, infinite, or nearly nothing: not for the vector code.
-    #[inline(always)]
-    fn valid(&self, lanes: L) -> L::M {
-        let mut finite = lanes.lt(self.magnitude, lanes.splat(f32::INFINITY));
-        for v in self.x {
-            finite = finite & lanes.eq(v, v);
-        }
-        let tiny = lanes.splat(EPSILON);
-        finite & (lanes.lt(tiny, self.magnitude) | lanes.eq(tiny, self.magnitude))
+        Self { x, w, wx, smallest, largest, peak: peak(lanes, &x), scale: zero, best: zero }
     }
 }
 
@@ -176,7 +189,7 @@ fn candidates<L: Lanes, const G: usize, const K: usize>(
     let (mut low, mut high) = (false, false);
     for g in 0..G {
         for k in 0..K {
-            inverse[k][g] = lanes.splat(levels[k]) / states[g].extreme;
+            inverse[k][g] = lanes.splat(levels[k]) / states[g].peak.extreme;
             // Multiplication and rounding are monotonic: no code lies outside of those of the
             // extremes. -32.5 rounds to -32, 31.5 to 32.
             let a = inverse[k][g] * states[g].smallest;
@@ -225,8 +238,8 @@ pub(super) fn search_lanes<L: Lanes, const G: usize>(lanes: L, src: &[f32]) -> F
     let mut found = Found { scale: [zero; G], magnitude: [zero; G], valid: [lanes.lt(zero, zero); G] };
     for g in 0..G {
         found.scale[g] = states[g].scale;
-        found.magnitude[g] = states[g].magnitude;
-        found.valid[g] = states[g].valid(lanes);
+        found.magnitude[g] = states[g].peak.magnitude;
+        found.valid[g] = states[g].peak.valid;
     }
     found
 }
