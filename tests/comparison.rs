@@ -11,7 +11,7 @@ use requant_formats::Dtype;
 use crate::conversion::{convert, fixtures, model};
 use crate::maker;
 
-fn heldout(model: &Model, windows: usize) -> Windows {
+pub(crate) fn heldout(model: &Model, windows: usize) -> Windows {
     let text = std::fs::read_to_string(fixtures().join("text/heldout.txt")).unwrap();
     let all = Windows::new(&model.tokenizer().unwrap(), &text, 512, Bos::Auto).unwrap();
     Windows::from_tokens(all.tokens[..windows * 512].to_vec(), 512)

@@ -4,12 +4,13 @@ use std::path::Path;
 
 use requant::arch::{Ffn, LayerRole, Role};
 use requant::checkpoint::WeightStore;
-use requant::evaluate::{self, Bos, Report, Request, Windows};
+use requant::evaluate::{self, Report, Request};
 use requant::model::Unobserved;
 use requant::weights::Model;
 use requant_formats::container::gguf::{self, GgmlType, TensorSpec};
 
-use crate::conversion::{convert, fixtures, model};
+use crate::comparison::heldout;
+use crate::conversion::{convert, model};
 use crate::maker;
 use crate::requantize::requantize;
 
@@ -95,9 +96,7 @@ fn write(path: &Path, main: &Path, layer: &[(String, Vec<usize>, Vec<f32>)]) {
 
 fn measure(path: &Path) -> Report {
     let model = Model::open(path).unwrap();
-    let text = std::fs::read_to_string(fixtures().join("text/heldout.txt")).unwrap();
-    let all = Windows::new(&model.tokenizer().unwrap(), &text, 512, Bos::Auto).unwrap();
-    let windows = Windows::from_tokens(all.tokens[..4 * 512].to_vec(), 512);
+    let windows = heldout(&model, 4);
     let request = Request {
         model: model.store(),
         original: None,

@@ -151,6 +151,12 @@ fn shapes_around_every_tile_and_all_bands() {
     }
 }
 
+/// A shape of `strips` of eight rows, of as many groups, or of one where that is all that a row has.
+fn whole_groups(codec: &dyn Codec, strips: usize, groups: usize) -> [usize; 2] {
+    let groups = if codec.name().contains("channel") { 1 } else { groups };
+    [strips * 8, groups * codec.group_len_elems()]
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
@@ -165,8 +171,7 @@ proptest! {
         for layout in LAYOUTS {
             for name in layout.example_codecs() {
                 let codec = find(name);
-                let groups = if name.contains("channel") { 1 } else { groups };
-                let shape = [strips * 8, groups * codec.group_len_elems()];
+                let shape = whole_groups(codec, strips, groups);
                 let matrix = Matrix { shape: &shape, codec, tensor_scale: codec.tensor_scale(0.6).unwrap_or(1.0) };
                 let cuts: Vec<usize> = cuts.iter().map(|cut| cut * 8).filter(|&cut| cut < shape[0]).collect();
                 check(*layout, matrix, &cuts, &mut random);
@@ -218,8 +223,7 @@ proptest! {
         for layout in LAYOUTS {
             for name in layout.example_codecs() {
                 let codec = find(name);
-                let groups = if name.contains("channel") { 1 } else { groups };
-                let shape = [strips * 8, groups * codec.group_len_elems()];
+                let shape = whole_groups(codec, strips, groups);
                 let matrix = Matrix { shape: &shape, codec, tensor_scale: codec.tensor_scale(0.6).unwrap_or(1.0) };
                 let rows = 0..shape[0];
                 let stored = layout.tensors(matrix).unwrap();

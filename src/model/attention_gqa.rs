@@ -179,9 +179,9 @@ impl Pass<'_> {
         let queries = out.len() / stride;
         let first_key = (first_query + 1).saturating_sub(self.window);
         let keys = first_query + queries - first_key;
-        let query = rows(&self.query, first_query, queries, self.heads * width);
-        let key = rows(&self.key, first_key, keys, self.kv_heads * width);
-        let value = rows(&self.value, first_key, keys, self.kv_heads * width);
+        let query = View::rows(&self.query, first_query, queries, self.heads * width);
+        let key = View::rows(&self.key, first_key, keys, self.kv_heads * width);
+        let value = View::rows(&self.value, first_key, keys, self.kv_heads * width);
         let mut scores_BS = vec![0.0; queries * keys];
         for head in 0..self.heads {
             let at = head / shared * width;
@@ -211,11 +211,6 @@ impl Pass<'_> {
             }
         }
     }
-}
-
-/// `count` rows of `data` from row `first` on.
-fn rows(data: &[f32], first: usize, count: usize, stride: usize) -> View<'_> {
-    View::new(&data[first * stride..][..count * stride], stride)
 }
 
 #[cfg(test)]

@@ -166,9 +166,9 @@ impl Group<'_> {
         let scale = score_scale(self.latent, &self.spec.rope);
         let (query_stride, value_stride) =
             (self.heads * (nope_dim + rope_dim), self.heads * (nope_dim + v_dim));
-        let query = rows(self.query, first_query, queries, query_stride);
-        let key_value = rows(self.key_value, 0, keys, value_stride);
-        let key_WR = rows(self.key_WR, 0, keys, rope_dim);
+        let query = View::rows(self.query, first_query, queries, query_stride);
+        let key_value = View::rows(self.key_value, 0, keys, value_stride);
+        let key_WR = View::rows(self.key_WR, 0, keys, rope_dim);
         let mut scores_BW = vec![0.0; queries * keys];
         for head in 0..self.heads {
             let at = head * (nope_dim + rope_dim);
@@ -184,11 +184,6 @@ impl Group<'_> {
             product(View::new(&scores_BW, keys), value_WV, out, stride, offset + head * v_dim);
         }
     }
-}
-
-/// `count` rows of `data` from row `first` on.
-fn rows(data: &[f32], first: usize, count: usize, stride: usize) -> View<'_> {
-    View::new(&data[first * stride..][..count * stride], stride)
 }
 
 /// Softmax of the first `visible` scores times `scale`; the others become 0.

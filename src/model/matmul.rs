@@ -26,6 +26,11 @@ impl<'a> View<'a> {
         Self { data, rows: data.len() / cols, cols, stride: cols, offset: 0 }
     }
 
+    /// `count` rows of `cols` from row `first` of `data` on.
+    pub(super) fn rows(data: &'a [f32], first: usize, count: usize, cols: usize) -> Self {
+        Self::new(&data[first * cols..][..count * cols], cols)
+    }
+
     /// `cols` columns from `offset` on.
     pub(super) fn columns(self, offset: usize, cols: usize) -> Self {
         Self { offset: self.offset + offset, cols, ..self }
