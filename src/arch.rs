@@ -14,7 +14,7 @@ mod deepseek_v3;
 mod kimi_k2;
 
 pub use attention::{
-    Attention, Divisors, Grouped, Latent, Pairing, QkvBiases, Rotary, Scaling, Sliding, Yarn,
+    Attention, Divisors, Grouped, Latent, Pairing, Rotary, Scaling, Sections, Sliding, Yarn,
 };
 pub use config::Config;
 
@@ -88,6 +88,8 @@ pub enum LayerRole {
     FfnPostNorm,
     /// Dense feed-forward.
     Dense(Ffn),
+    /// Bias of a matrix of a dense feed-forward block: as many as it has rows.
+    DenseBias(Ffn),
     /// Router: `[experts, hidden]`.
     Router,
     /// Correction bias of the router's choice: `[experts]`.
@@ -121,6 +123,8 @@ pub enum Role {
     OutputNorm,
     /// Output head: `[vocab, hidden]`.
     Output,
+    /// Bias of the output head: `[vocab]`.
+    OutputBias,
     /// Divisors of rotary frequencies: `[pairs]`.
     RopeDivisors,
     /// Divisors of rotary frequencies in long contexts: `[pairs]`.

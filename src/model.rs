@@ -9,7 +9,7 @@
 //! Legend: T tokens of all windows, D hidden.
 #![expect(non_snake_case, reason = "shape suffixes, see the legend on top of each file")]
 
-use crate::arch::{Attention, LayerRole, Role};
+use crate::arch::{Attention, Ffn, LayerRole, Role};
 use crate::checkpoint::{Weight, WeightStore};
 use crate::error::{Error, Result};
 
@@ -164,6 +164,7 @@ fn layer(
         }
         let role = |ffn| Role::Layer(layer, LayerRole::Dense(ffn));
         ffn::feed_forward(store, role, Input::All(&x), Output::Add(sum))?;
+        linear::add_bias(store, Role::Layer(layer, LayerRole::DenseBias(Ffn::Down)), sum)?;
         Ok(None)
     })
 }

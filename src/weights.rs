@@ -9,6 +9,7 @@ use crate::source::{LocalDirectory, Source};
 use crate::tokenizer::{SPECIAL_TOKENS_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, Tokenizer};
 
 mod gguf;
+mod gguf_aside;
 mod gguf_config;
 mod gguf_cuts;
 mod gguf_families;

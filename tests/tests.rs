@@ -26,6 +26,7 @@
 //! - `merged`: GGUF files with gate and up projection of the experts in one tensor.
 //! - `predictor`: GGUF files with a prediction layer, against the checkpoint that has it.
 //! - `grouped_query`: GGUF files of families with grouped-query attention, against transformers and llama.cpp.
+//! - `variants`: the same with what few files of a family have.
 //! - `economy`: what a measurement reads and how much memory it takes.
 //! - `results`: finished GGUF and MLX results, read back and measured.
 //! - `comparison`: two models side by side.
@@ -89,5 +90,7 @@ mod served;
 mod sources;
 #[cfg(test)]
 mod streaming;
+#[cfg(test)]
+mod variants;
 #[cfg(test)]
 mod verify;

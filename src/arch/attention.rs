@@ -22,7 +22,7 @@ pub struct Latent {
     pub v_dim: usize,
 }
 
-/// Grouped-query attention (arXiv 2305.13245).
+/// Grouped-query attention (arXiv 2305.13245). Biases, and norms of heads, are there where a layer has their weights.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Grouped {
     /// Heads of keys and values, a divisor of the query heads.
@@ -33,25 +33,8 @@ pub struct Grouped {
     pub score_scale: f64,
     /// Scores become `cap * tanh(score / cap)`.
     pub score_cap: Option<f64>,
-    /// Whether queries, keys and values have biases.
-    pub biases: QkvBiases,
-    /// Whether the output projection has a bias.
-    pub output_bias: bool,
-    /// Whether each head of queries and keys is normed before it is turned.
-    pub head_norms: bool,
     /// Layers in which a token sees the nearest ones only.
     pub sliding: Option<Sliding>,
-}
-
-/// Which of the three projections have biases.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct QkvBiases {
-    /// Queries.
-    pub query: bool,
-    /// Keys.
-    pub key: bool,
-    /// Values.
-    pub value: bool,
 }
 
 /// Sliding windows.
@@ -97,6 +80,8 @@ pub struct Rotary {
     pub amplitude: f64,
     /// Where divisors of single frequencies come from.
     pub divisors: Divisors,
+    /// Which pairs follow which dimension of a position, for models that see images too.
+    pub sections: Option<Sections>,
 }
 
 impl Rotary {
@@ -106,6 +91,20 @@ impl Rotary {
             Some(Scaling::Yarn(yarn)) => Some(yarn),
             Some(Scaling::Linear(_)) | None => None,
         }
+    }
+}
+
+/// M-RoPE (Qwen2-VL, arXiv 2409.12191, section 2.1): pairs turn by time, height, width or a fourth dimension, in sections that
+/// follow each other and then begin anew. A token of a text has the same position in the first three and 0 in the fourth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sections(pub [usize; 4]);
+
+impl Sections {
+    /// Whether pair `pair` of a token of a text turns.
+    pub fn turns(&self, pair: usize) -> bool {
+        let [time, height, width, fourth] = self.0;
+        let moving = time + height + width;
+        pair % (moving + fourth).max(1) < moving
     }
 }
 

@@ -68,6 +68,7 @@ pub(super) fn spec(config: &Config, family: &Family) -> Result<ArchSpec> {
             scaling: yarn(config)?.map(Scaling::Yarn),
             amplitude: 1.0,
             divisors: Divisors::Absent,
+            sections: None,
         },
         vocab: config.dimension("vocab_size")?,
         norm_eps: config.number_or("rms_norm_eps", 1e-6)?,

@@ -16,7 +16,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::exponential;
-use super::linear::{Input, Output, add_bias, add_to_row, check_finite, linear, vector};
+use super::linear::{Input, Output, add_bias, add_to_row, check_finite, linear, optional_vector};
 use super::matmul::{Into, View, product, product_transposed, wide_product_transposed};
 use super::norm::norm_head;
 use super::panel::{Slice, for_each_panel};
@@ -79,7 +79,7 @@ pub(super) fn attention(
     let role = |role| Role::Layer(layer, role);
     let width = grouped.head_dim;
     let (heads, kv_heads) = pass_heads(spec.heads, grouped);
-    let [query, key, value] = projections(store, grouped, layer)?;
+    let [query, key, value] = projections(store, layer)?;
     let weights = [LayerRole::Q, LayerRole::K, LayerRole::V];
     let weights = weights.into_iter().map(|own| store.weight(role(own))).collect::<Result<Vec<_>>>()?;
     let passes: Vec<Vec<Slice>> = (0..grouped.kv_heads.div_ceil(kv_heads))
@@ -126,30 +126,19 @@ pub(super) fn attention(
         })
     })?;
     linear(store, role(LayerRole::AttentionOutput), Input::All(&out), Output::Add(hidden))?;
-    if grouped.output_bias {
-        add_bias(hidden, &vector(store, role(LayerRole::AttentionOutputBias))?)?;
-    }
-    Ok(())
+    add_bias(store, role(LayerRole::AttentionOutputBias), hidden)
 }
 
 /// Of queries, keys, values.
-fn projections(store: &dyn WeightStore, grouped: &Grouped, layer: usize) -> Result<[Projection; 3]> {
-    let optional = |is_there: bool, own| -> Result<Vec<f32>> {
-        if is_there { vector(store, Role::Layer(layer, own)) } else { Ok(Vec::new()) }
+fn projections(store: &dyn WeightStore, layer: usize) -> Result<[Projection; 3]> {
+    let optional = |own| optional_vector(store, Role::Layer(layer, own));
+    let turned = |bias, norm| -> Result<Projection> {
+        Ok(Projection { bias: optional(bias)?, norm: optional(norm)?, is_turned: true })
     };
-    let Grouped { biases, head_norms, .. } = *grouped;
     Ok([
-        Projection {
-            bias: optional(biases.query, LayerRole::QBias)?,
-            norm: optional(head_norms, LayerRole::QNorm)?,
-            is_turned: true,
-        },
-        Projection {
-            bias: optional(biases.key, LayerRole::KBias)?,
-            norm: optional(head_norms, LayerRole::KNorm)?,
-            is_turned: true,
-        },
-        Projection { bias: optional(biases.value, LayerRole::VBias)?, norm: Vec::new(), is_turned: false },
+        turned(LayerRole::QBias, LayerRole::QNorm)?,
+        turned(LayerRole::KBias, LayerRole::KNorm)?,
+        Projection { bias: optional(LayerRole::VBias)?, norm: Vec::new(), is_turned: false },
     ])
 }
 
@@ -216,7 +205,6 @@ impl Pass<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arch::QkvBiases;
 
     const WIDTH: usize = 6;
 
@@ -260,16 +248,7 @@ mod tests {
             (6, 2, 1, None, 20),
             (2, 1, 128, Some(0.3), 257),
         ] {
-            let grouped = Grouped {
-                kv_heads,
-                head_dim: WIDTH,
-                score_scale: 0.4,
-                score_cap,
-                biases: QkvBiases::default(),
-                output_bias: false,
-                head_norms: false,
-                sliding: None,
-            };
+            let grouped = Grouped { kv_heads, head_dim: WIDTH, score_scale: 0.4, score_cap, sliding: None };
             let pass = Pass {
                 grouped: &grouped,
                 window,
@@ -300,16 +279,8 @@ mod tests {
 
     #[test]
     fn a_pass_has_whole_groups() {
-        let grouped = |kv_heads| Grouped {
-            kv_heads,
-            head_dim: 8,
-            score_scale: 1.0,
-            score_cap: None,
-            biases: QkvBiases::default(),
-            output_bias: false,
-            head_norms: false,
-            sliding: None,
-        };
+        let grouped =
+            |kv_heads| Grouped { kv_heads, head_dim: 8, score_scale: 1.0, score_cap: None, sliding: None };
         for (heads, kv_heads, expected) in
             [(32, 32, (8, 8)), (32, 8, (8, 2)), (20, 5, (8, 2)), (96, 8, (12, 1)), (4, 2, (4, 2))]
         {

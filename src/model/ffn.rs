@@ -1,15 +1,17 @@
-//! The gated feed-forward block: `down(activation(gate(x)) * up(x))`; a dense layer, a shared or a routed expert.
+//! The gated feed-forward block: `down(activation(gate(x)) * up(x))`; a dense layer, a shared or a routed expert. Gate
+//! and up projection of a dense layer may have biases; that of the down projection is for the caller to add, since what
+//! it is added to is the caller's.
 //!
 //! Legend: B tokens of one block, K columns of a weight, I intermediate, C intermediate columns of one tile.
 
 use rayon::prelude::*;
 
 use super::exponential;
-use super::linear::{Input, Output, check_finite, linear};
+use super::linear::{Input, Output, add_to_row, check_finite, linear, optional_vector};
 use super::matmul::{Into, View, wide_product_transposed};
 use super::panel::{Slice, for_each_panel, tile_rows, tiles_per_panel};
 use super::states::{BLOCK_ROWS, Part};
-use crate::arch::{Ffn, Role};
+use crate::arch::{Ffn, LayerRole, Role};
 use crate::checkpoint::WeightStore;
 use crate::error::Result;
 
@@ -24,6 +26,7 @@ pub(super) fn feed_forward(
     y: Output,
 ) -> Result<()> {
     let (gate, up) = (store.weight(role(Ffn::Gate))?, store.weight(role(Ffn::Up))?);
+    let (gate_bias, up_bias) = (bias(store, gate.role)?, bias(store, up.role)?);
     let activation = store.spec().activation;
     let mut inner_TI = x.states().sibling(x.rows(), gate.rows)?;
     let cols = tile_rows(gate.cols, gate.unit_rows.max(up.unit_rows));
@@ -43,15 +46,18 @@ pub(super) fn feed_forward(
             let Part { data, stride, offset } = part;
             for (slices, tiles_CK) in slices.chunks_exact(2).zip(tiles_CK.chunks_exact(2)) {
                 let cols = slices[0].rows.len();
-                let multiply = |slice: &Slice, w_CK: View| {
+                let multiply = |slice: &Slice, w_CK: View, bias: &[f32]| {
                     let mut y_BC = vec![0.0; tokens.len() * cols];
                     let x_BK = View::new(&x_BK, slice.weight.cols);
                     wide_product_transposed(x_BK, w_CK, &mut y_BC, cols, 0, Into::Replace);
                     check_finite(slice.weight, tokens.start, &y_BC, cols, 0..cols)?;
+                    if let Some(bias_C) = bias.get(slice.rows.clone()) {
+                        y_BC.chunks_exact_mut(cols).for_each(|y_C| add_to_row(y_C, bias_C));
+                    }
                     Ok(y_BC)
                 };
-                let (gate_BC, up_BC) =
-                    (multiply(&slices[0], tiles_CK[0])?, multiply(&slices[1], tiles_CK[1])?);
+                let gate_BC = multiply(&slices[0], tiles_CK[0], &gate_bias)?;
+                let up_BC = multiply(&slices[1], tiles_CK[1], &up_bias)?;
                 let at = offset + slices[0].rows.start - columns.start;
                 let inputs = gate_BC.par_chunks(cols).zip(up_BC.par_chunks(cols));
                 data.par_chunks_mut(stride).zip(inputs).for_each(|(inner_I, (gate_C, up_C))| {
@@ -63,6 +69,16 @@ pub(super) fn feed_forward(
     })?;
     let inner = Input::All(&inner_TI);
     linear(store, role(Ffn::Down), inner, y)
+}
+
+/// The bias of the matrix with this role, empty where there is none; only dense blocks have them.
+fn bias(store: &dyn WeightStore, role: Role) -> Result<Vec<f32>> {
+    match role {
+        Role::Layer(layer, LayerRole::Dense(ffn)) => {
+            optional_vector(store, Role::Layer(layer, LayerRole::DenseBias(ffn)))
+        }
+        _ => Ok(Vec::new()),
+    }
 }
 
 /// Tiles of gate and up projection that are in memory together.

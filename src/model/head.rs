@@ -2,13 +2,16 @@
 //!
 //! Legend: S chosen tokens, B tokens of one block, D hidden, C logits of one tile of the vocabulary.
 
+use std::ops::Range;
+
 use super::Hidden;
 use super::exponential::soft_cap;
-use super::linear::{check_finite, vector};
+use super::linear::{add_to_row, check_finite, optional_vector, vector};
 use super::matmul::{Into, View, wide_product_transposed};
 use super::norm::norm_row;
 use super::panel::{Slice, for_each_panel, tiles, tiles_per_panel};
 use super::states::{BLOCK_ROWS, States, in_groups};
+use crate::arch::Role;
 use crate::checkpoint::{Weight, WeightStore};
 use crate::error::Result;
 
@@ -16,6 +19,8 @@ use crate::error::Result;
 struct Head<'a> {
     store: &'a dyn WeightStore,
     weight: Weight,
+    /// Of every token of the vocabulary; empty when there is none.
+    bias: Vec<f32>,
     x_SD: States,
 }
 
@@ -30,17 +35,23 @@ impl<'a> Head<'a> {
             }
             Ok(())
         })?;
-        Ok(Self { store, weight: store.weight(hidden.head)?, x_SD })
+        // That of a prediction layer's own head would be another one; no model has it.
+        let bias =
+            if hidden.head == Role::Output { optional_vector(store, Role::OutputBias)? } else { Vec::new() };
+        Ok(Self { store, weight: store.weight(hidden.head)?, bias, x_SD })
     }
 
-    /// Logits `[B, C]` of block number `block` of the chosen tokens.
-    fn multiply(&self, block: usize, w_CD: View) -> Result<Vec<f32>> {
+    /// Logits `[B, C]` of block number `block` of the chosen tokens, for rows `rows` of the vocabulary, which are `w_CD`.
+    fn multiply(&self, block: usize, rows: Range<usize>, w_CD: View) -> Result<Vec<f32>> {
         let first = block * BLOCK_ROWS;
         let x_BD = self.x_SD.read(first..self.x_SD.rows().min(first + BLOCK_ROWS))?;
         let x_BD = View::new(&x_BD, self.x_SD.cols());
         let mut logits_BC = vec![0.0; x_BD.rows * w_CD.rows];
         wide_product_transposed(x_BD, w_CD, &mut logits_BC, w_CD.rows, 0, Into::Replace);
         check_finite(&self.weight, first, &logits_BC, w_CD.rows, 0..w_CD.rows)?;
+        if let Some(bias_C) = self.bias.get(rows) {
+            logits_BC.chunks_exact_mut(w_CD.rows).for_each(|logits_C| add_to_row(logits_C, bias_C));
+        }
         if let Some(cap) = self.store.spec().logit_cap {
             soft_cap(&mut logits_BC, 1.0, cap as f32);
         }
@@ -80,7 +91,8 @@ pub fn for_each_logit_chunk<T: Send>(
     for_each_panel(&panels, |slices, tiles_CD| {
         in_groups(scores.chunks_mut(BLOCK_ROWS).enumerate().collect(), |(block, scores)| {
             for (slice, &w_CD) in slices.iter().zip(tiles_CD) {
-                consume(scores, slice.rows.start, w_CD.rows, &head.multiply(block, w_CD)?);
+                let logits_BC = head.multiply(block, slice.rows.clone(), w_CD)?;
+                consume(scores, slice.rows.start, w_CD.rows, &logits_BC);
             }
             Ok(())
         })
@@ -109,8 +121,10 @@ pub fn for_each_logit_chunk_pair<T: Send>(
     for_each_panel(&panels, |slices, tiles_CD| {
         in_groups(scores.chunks_mut(BLOCK_ROWS).enumerate().collect(), |(block, scores)| {
             for (slices, tiles_CD) in slices.chunks_exact(2).zip(tiles_CD.chunks_exact(2)) {
-                let logits = [a.multiply(block, tiles_CD[0])?, b.multiply(block, tiles_CD[1])?];
-                consume(scores, slices[0].rows.start, slices[0].rows.len(), [&logits[0], &logits[1]]);
+                let rows = &slices[0].rows;
+                let a_BC = a.multiply(block, rows.clone(), tiles_CD[0])?;
+                let b_BC = b.multiply(block, rows.clone(), tiles_CD[1])?;
+                consume(scores, rows.start, rows.len(), [&a_BC, &b_BC]);
             }
             Ok(())
         })

@@ -107,14 +107,18 @@ pub(super) fn linear_states(store: &dyn WeightStore, role: Role, x: &States) -> 
     Ok(y)
 }
 
-/// Adds a bias to every row.
+/// Adds the bias with this role to every row, if the model has it.
 ///
 /// # Errors
-/// When the states cannot be read or kept.
-pub(super) fn add_bias(y: &mut States, bias: &[f32]) -> Result<()> {
+/// When the bias cannot be read, or the states cannot be read or kept.
+pub(super) fn add_bias(store: &dyn WeightStore, role: Role, y: &mut States) -> Result<()> {
+    let bias = optional_vector(store, role)?;
+    if bias.is_empty() {
+        return Ok(());
+    }
     y.for_each_block(BLOCK_ROWS, 0..bias.len(), Into::Add, |_, part| {
         let Part { data, stride, offset } = part;
-        data.chunks_mut(stride).for_each(|row| add_to_row(&mut row[offset..], bias));
+        data.chunks_mut(stride).for_each(|row| add_to_row(&mut row[offset..], &bias));
         Ok(())
     })
 }
@@ -122,6 +126,19 @@ pub(super) fn add_bias(y: &mut States, bias: &[f32]) -> Result<()> {
 /// Adds a bias to one row.
 pub(super) fn add_to_row(row: &mut [f32], bias: &[f32]) {
     row.iter_mut().zip(bias).for_each(|(value, bias)| *value += bias);
+}
+
+/// Whether the model has a weight with this role.
+pub(super) fn has(store: &dyn WeightStore, role: Role) -> bool {
+    store.weight(role).is_ok()
+}
+
+/// A vector of weights, empty where the model has none.
+///
+/// # Errors
+/// When it cannot be read.
+pub(super) fn optional_vector(store: &dyn WeightStore, role: Role) -> Result<Vec<f32>> {
+    if has(store, role) { vector(store, role) } else { Ok(Vec::new()) }
 }
 
 /// A vector of weights.

@@ -6,7 +6,7 @@
 //!
 //! Legend: D hidden.
 
-use super::linear::{linear_states, vector};
+use super::linear::{has, linear_states, vector};
 use super::matmul::Into;
 use super::norm::norm_row;
 use super::states::BLOCK_ROWS;
@@ -18,13 +18,13 @@ use crate::error::Result;
 /// Whether the model has a prediction module.
 pub fn has_second_next(store: &dyn WeightStore) -> bool {
     let spec = store.spec();
-    spec.mtp_layers > 0 && store.weight(Role::Layer(spec.layers, LayerRole::MtpProjection)).is_ok()
+    spec.mtp_layers > 0 && has(store, Role::Layer(spec.layers, LayerRole::MtpProjection))
 }
 
 /// The prediction module's own copy of a weight, or the main model's where it has none.
 pub(super) fn own_or(store: &dyn WeightStore, own: LayerRole, main: Role) -> Role {
     let own = Role::Layer(store.spec().layers, own);
-    if store.weight(own).is_ok() { own } else { main }
+    if has(store, own) { own } else { main }
 }
 
 /// Runs the first prediction module on the main model's final states. Windows of the result are one token

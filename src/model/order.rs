@@ -1,6 +1,6 @@
 //! In which order a forward pass reads the weights, for sources whose files come and go.
 
-use super::mtp;
+use super::{linear, mtp};
 use crate::arch::{ArchSpec, Attention, Divisors, ExpertChoice, Ffn, LayerRole, Role};
 use crate::checkpoint::WeightStore;
 
@@ -16,7 +16,8 @@ pub fn order_of_need(store: &dyn WeightStore, with_prediction: bool) -> Vec<Vec<
         Divisors::ByContext { .. } => visits.push(vec![Role::RopeDivisorsLong, Role::RopeDivisorsShort]),
     }
     (0..spec.layers).for_each(|number| layer(store, number, &mut visits));
-    visits.extend([vec![Role::OutputNorm], vec![Role::Output]]);
+    visits.push(vec![Role::OutputNorm]);
+    head(store, Role::Output, &mut visits);
     if with_prediction {
         let number = spec.layers;
         let own = |role| vec![Role::Layer(number, role)];
@@ -29,16 +30,29 @@ pub fn order_of_need(store: &dyn WeightStore, with_prediction: bool) -> Vec<Vec<
         ]);
         layer(store, number, &mut visits);
         visits.push(vec![mtp::own_or(store, LayerRole::MtpHeadNorm, Role::OutputNorm)]);
-        visits.push(vec![mtp::own_or(store, LayerRole::MtpHead, Role::Output)]);
+        head(store, mtp::own_or(store, LayerRole::MtpHead, Role::Output), &mut visits);
     }
     visits
+}
+
+/// The head with this role, after its bias.
+fn head(store: &dyn WeightStore, role: Role, visits: &mut Vec<Vec<Role>>) {
+    if role == Role::Output && linear::has(store, Role::OutputBias) {
+        visits.push(vec![Role::OutputBias]);
+    }
+    visits.push(vec![role]);
 }
 
 /// One layer: see [`super::layer`].
 fn layer(store: &dyn WeightStore, number: usize, visits: &mut Vec<Vec<Role>>) {
     let spec = store.spec();
+    // Biases and norms of heads are there or not.
     let mut visit = |roles: &[LayerRole]| {
-        visits.push(roles.iter().map(|&role| Role::Layer(number, role)).collect());
+        let roles = roles.iter().map(|&role| Role::Layer(number, role));
+        let there: Vec<Role> = roles.filter(|&role| !is_optional(role) || linear::has(store, role)).collect();
+        if !there.is_empty() {
+            visits.push(there);
+        }
     };
     visit(&[LayerRole::AttentionNorm]);
     attention(&spec.attention, &mut visit);
@@ -49,11 +63,20 @@ fn layer(store: &dyn WeightStore, number: usize, visits: &mut Vec<Vec<Role>>) {
     if spec.is_moe(number) {
         mixture(spec, &mut visit);
     } else {
+        visit(&[LayerRole::DenseBias(Ffn::Gate)]);
+        visit(&[LayerRole::DenseBias(Ffn::Up)]);
         feed_forward(LayerRole::Dense, &mut visit);
+        visit(&[LayerRole::DenseBias(Ffn::Down)]);
     }
     if spec.post_norms {
         visit(&[LayerRole::FfnPostNorm]);
     }
+}
+
+/// Whether a layer may lack it.
+fn is_optional(role: Role) -> bool {
+    use LayerRole::{AttentionOutputBias, DenseBias, KBias, KNorm, QBias, QNorm, VBias};
+    matches!(role, Role::Layer(_, QBias | QNorm | KBias | KNorm | VBias | AttentionOutputBias | DenseBias(_)))
 }
 
 fn attention(attention: &Attention, visit: &mut impl FnMut(&[LayerRole])) {
@@ -69,21 +92,13 @@ fn attention(attention: &Attention, visit: &mut impl FnMut(&[LayerRole])) {
             visit(&[if latent.q_lora.is_some() { LayerRole::QB } else { LayerRole::Q }, LayerRole::KvB]);
             visit(&[LayerRole::AttentionOutput]);
         }
-        Attention::Grouped(grouped) => {
-            let vectors = [
-                (grouped.biases.query, LayerRole::QBias),
-                (grouped.head_norms, LayerRole::QNorm),
-                (grouped.biases.key, LayerRole::KBias),
-                (grouped.head_norms, LayerRole::KNorm),
-                (grouped.biases.value, LayerRole::VBias),
-            ];
-            vectors.into_iter().filter(|vector| vector.0).for_each(|(_, role)| visit(&[role]));
+        Attention::Grouped(_) => {
+            use LayerRole::{KBias, KNorm, QBias, QNorm, VBias};
+            [QBias, QNorm, KBias, KNorm, VBias].iter().for_each(|&role| visit(&[role]));
             // Heads in turns.
             visit(&[LayerRole::Q, LayerRole::K, LayerRole::V]);
             visit(&[LayerRole::AttentionOutput]);
-            if grouped.output_bias {
-                visit(&[LayerRole::AttentionOutputBias]);
-            }
+            visit(&[LayerRole::AttentionOutputBias]);
         }
     }
 }

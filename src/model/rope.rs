@@ -133,6 +133,9 @@ fn mscale(factor: f64, mscale: f64) -> f64 {
 fn frequencies(rotary: &Rotary, divisors: Option<&[f32]>) -> Vec<f32> {
     let dim = rotary.dim;
     let plain = |pair: usize| {
+        if rotary.sections.is_some_and(|sections| !sections.turns(pair)) {
+            return 0.0;
+        }
         let frequency = 1.0 / (rotary.theta as f32).powf((2 * pair) as f32 / dim as f32);
         divisors.and_then(|divisors| divisors.get(pair)).map_or(frequency, |divisor| frequency / divisor)
     };
@@ -165,6 +168,7 @@ fn blend_range(yarn: &Yarn, dim: usize, theta: f64) -> (f64, f64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arch::Sections;
 
     fn yarn() -> Yarn {
         Yarn {
@@ -189,7 +193,8 @@ mod tests {
 
     fn rotary(dim: usize, pairing: Pairing) -> Rotary {
         let theta = 100.0;
-        Rotary { dim, pairing, theta, scaling: None, amplitude: 1.0, divisors: Divisors::Absent }
+        let (scaling, amplitude, divisors) = (None, 1.0, Divisors::Absent);
+        Rotary { dim, pairing, theta, scaling, amplitude, divisors, sections: None }
     }
 
     #[test]
@@ -222,6 +227,17 @@ mod tests {
         assert_eq!(frequencies(&rotary(4, Pairing::Halves), Some(&[1.0, 8.0])), [plain[0], plain[1] / 8.0]);
         let linear = Rotary { scaling: Some(Scaling::Linear(4.0)), ..rotary(4, Pairing::Halves) };
         assert_eq!(frequencies(&linear, None), [plain[0] / 4.0, plain[1] / 4.0]);
+    }
+
+    /// Time, height and width are the same for text; the fourth section stands still, and the sections begin anew.
+    #[test]
+    fn pairs_of_the_fourth_section_do_not_turn() {
+        let plain = rotary(10, Pairing::Halves);
+        let with = |sections| Rotary { sections: Some(Sections(sections)), ..plain.clone() };
+        let frequencies = |rotary: &Rotary| frequencies(rotary, None);
+        assert_eq!(frequencies(&with([2, 2, 1, 0])), frequencies(&plain));
+        let still: Vec<bool> = frequencies(&with([1, 1, 0, 1])).iter().map(|&turn| turn == 0.0).collect();
+        assert_eq!(still, [false, false, true, false, false]);
     }
 
     #[test]

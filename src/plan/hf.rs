@@ -233,6 +233,7 @@ fn linear(role: Option<Role>) -> Option<(usize, LayerRole)> {
         | LayerRole::AttentionPostNorm
         | LayerRole::FfnNorm
         | LayerRole::FfnPostNorm
+        | LayerRole::DenseBias(_)
         | LayerRole::SharedGate
         | LayerRole::Router
         | LayerRole::RouterBias

@@ -11,7 +11,7 @@ use serde_json::Value as Json;
 
 use super::gguf_keys::Contents;
 use super::packed::{Home, PackedStore, Place, Stored};
-use super::{gguf_config, gguf_families, gguf_grouped, gguf_keys, gguf_tensors};
+use super::{gguf_aside, gguf_config, gguf_families, gguf_grouped, gguf_keys, gguf_tensors};
 use crate::arch::{self, Config, Expected, Ffn, LayerRole, Role};
 use crate::checkpoint::{GgufModel, SourceTensor};
 use crate::error::{Error, Result};
@@ -39,6 +39,7 @@ pub(super) fn open(path: &Path) -> Result<Gguf> {
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let (source, tensors, metadata) = GgufModel::open(path)?.into_parts();
     let stored: Vec<Stored> = tensors.into_iter().filter_map(stored_tensor).collect();
+    let stored = gguf_aside::resolve(&*source, stored)?;
 
     let architecture = gguf_keys::architecture(&metadata);
     let names: HashSet<&str> = stored.iter().map(|tensor| tensor.name.as_str()).collect();
@@ -48,9 +49,9 @@ pub(super) fn open(path: &Path) -> Result<Gguf> {
         latent(source, &config, &name, stored)?
     } else {
         let family = gguf_families::find(architecture, &name)?;
-        let (spec, fused) = gguf_grouped::spec(family, &metadata, &name, &contents)?;
-        let expected = gguf_tensors::expected(&spec, family, fused);
-        let home = |expected: &Expected| Some(gguf_tensors::home(&spec, family, fused, expected));
+        let spec = gguf_grouped::spec(family, &metadata, &name, &contents)?;
+        let expected = gguf_tensors::expected(&spec, family, &names);
+        let home = |expected: &Expected| Some(gguf_tensors::home(&spec, family, expected));
         PackedStore::new(source, spec.clone(), &expected, stored, home)?
     };
     Ok(Gguf { store, metadata, name })
@@ -90,7 +91,7 @@ fn stored_tensor(tensor: SourceTensor) -> Option<Stored> {
     let codec = tensor.row_major()?;
     let row_bytes = codec::part_len_bytes(codec, 0, tensor.matrix().1 as u64) as usize;
     let places = vec![Place { file: tensor.file, offset_bytes: tensor.offset_bytes, row_bytes }];
-    Some(Stored { name: tensor.name, shape: tensor.shape, codec, places })
+    Some(Stored { name: tensor.name, shape: tensor.shape, codec, places, factors: Vec::new() })
 }
 
 /// Where llama.cpp puts a tensor of latent attention's family.
@@ -100,7 +101,9 @@ fn home(role: Role) -> Option<Home> {
         Role::OutputNorm => return Some(Home::Whole("output_norm.weight".into())),
         Role::Output => return Some(Home::Whole("output.weight".into())),
         Role::Layer(layer, role) => (layer, role),
-        Role::RopeDivisors | Role::RopeDivisorsLong | Role::RopeDivisorsShort => return None,
+        Role::OutputBias | Role::RopeDivisors | Role::RopeDivisorsLong | Role::RopeDivisorsShort => {
+            return None;
+        }
     };
     let name = |suffix: &str| format!("blk.{layer}.{suffix}");
     let whole = |suffix: &str| Some(Home::Whole(name(suffix)));

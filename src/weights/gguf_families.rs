@@ -29,6 +29,12 @@ pub(super) struct Family {
     pub(super) ffn_norm: &'static str,
     /// Whether gate and up projection of a dense block are one matrix.
     pub(super) is_gate_in_up: bool,
+    /// Whether dense blocks may have biases.
+    pub(super) has_dense_biases: bool,
+    /// Whether the output head may have a bias.
+    pub(super) has_output_bias: bool,
+    /// Whether positions may have dimensions (M-RoPE).
+    pub(super) has_sections: bool,
 }
 
 /// Experts of a family, in every layer if there are any.
@@ -51,7 +57,7 @@ pub(super) enum Experts {
 pub(super) enum HeadNorms {
     Never,
     Always,
-    /// If the file has them.
+    /// Where a layer has them.
     Perhaps,
 }
 
@@ -79,13 +85,22 @@ const fn plain(architecture: &'static str) -> Family {
         has_divisors: false,
         ffn_norm: "ffn_norm",
         is_gate_in_up: false,
+        has_dense_biases: false,
+        has_output_bias: false,
+        has_sections: false,
     }
 }
 
 /// Every family of this kind that can be evaluated.
 const FAMILIES: &[Family] = &[
-    Family { pairing: Pairing::Adjacent, experts: Experts::Perhaps, has_divisors: true, ..plain("llama") },
-    plain("qwen2"),
+    Family {
+        pairing: Pairing::Adjacent,
+        experts: Experts::Perhaps,
+        has_divisors: true,
+        has_dense_biases: true,
+        ..plain("llama")
+    },
+    Family { has_output_bias: true, ..plain("qwen2") },
     Family { experts: Experts::GatedShared, ..plain("qwen2moe") },
     Family { head_norms: HeadNorms::Always, ..plain("qwen3") },
     Family { head_norms: HeadNorms::Always, experts: Experts::Normalized, ..plain("qwen3moe") },
@@ -108,6 +123,7 @@ const FAMILIES: &[Family] = &[
         experts: Experts::Biased,
         head_norms: HeadNorms::Perhaps,
         ffn_norm: "post_attention_norm",
+        has_sections: true,
         ..plain("glm4moe")
     },
 ];

@@ -6,10 +6,10 @@
 
 use requant_formats::container::gguf::{Metadata, Value};
 
-use super::gguf_families::{Experts, Family, HeadNorms};
+use super::gguf_families::{Experts, Family};
 use super::gguf_keys::{Contents, Keys};
 use super::gguf_rotary::{rotary, sliding};
-use crate::arch::{ArchSpec, Attention, ExpertChoice, Grouped, QkvBiases, Scoring};
+use crate::arch::{ArchSpec, Attention, ExpertChoice, Grouped, Scoring};
 use crate::error::Result;
 
 /// Most layers, prediction layers included; what llama.cpp reads.
@@ -20,7 +20,7 @@ const EPSILON: &str = "attention.layer_norm_rms_epsilon";
 const GATING_SOFTMAX: u64 = 1;
 const GATING_SIGMOID: u64 = 2;
 
-/// Reads and checks the hyper-parameters of a file; and whether queries, keys and values are one matrix in it.
+/// Reads and checks the hyper-parameters of a file.
 ///
 /// # Errors
 /// A key that is missing, out of range, of the wrong type or unknown; what this version cannot evaluate.
@@ -29,7 +29,7 @@ pub(super) fn spec(
     metadata: &Metadata,
     file: &str,
     contents: &Contents,
-) -> Result<(ArchSpec, bool)> {
+) -> Result<ArchSpec> {
     let keys = Keys::new(metadata, file, family.architecture);
     if keys.value("attention.causal").and_then(Value::as_bool) == Some(false) {
         return Err(keys.unsupported("attention.causal", "false", "models that predict the next token"));
@@ -43,22 +43,9 @@ pub(super) fn spec(
         let expected = format!("more than the {mtp} prediction layers, and {MAX_LAYERS} at most");
         keys.invalid("block_count", &Value::from(blocks as u32), &expected)
     })?;
-    let in_layers = |suffix: &str| contents.names.iter().any(|name| suffix_of(name) == Some(suffix));
-
     let (rope, sliding_rope) = rotary(family, &keys, head_dim(&keys, hidden / heads)?, contents.names)?;
     let attention = Grouped {
         sliding: sliding(family, &keys, layers, sliding_rope)?,
-        biases: QkvBiases {
-            query: in_layers("attn_q.bias"),
-            key: in_layers("attn_k.bias"),
-            value: in_layers("attn_v.bias"),
-        },
-        output_bias: in_layers("attn_output.bias"),
-        head_norms: match family.head_norms {
-            HeadNorms::Never => false,
-            HeadNorms::Always => true,
-            HeadNorms::Perhaps => in_layers("attn_q_norm.weight"),
-        },
         ..grouped(family, &keys, hidden, layers, heads)?
     };
     let mut spec = ArchSpec {
@@ -66,7 +53,11 @@ pub(super) fn spec(
         hidden,
         layers,
         // A file may have been made without the layers that its metadata counts.
-        mtp_layers: if in_layers("nextn.eh_proj.weight") { mtp } else { 0 },
+        mtp_layers: if contents.names.iter().any(|name| name.ends_with(".nextn.eh_proj.weight")) {
+            mtp
+        } else {
+            0
+        },
         dense_layers: layers,
         dense_intermediate: keys.count("feed_forward_length")?.unwrap_or(0) as usize,
         expert_intermediate: 0,
@@ -102,12 +93,7 @@ pub(super) fn spec(
         return Err(keys.missing("feed_forward_length"));
     }
     keys.check_all_known(&[])?;
-    Ok((spec, in_layers("attn_qkv.weight")))
-}
-
-/// What follows the layer in a tensor's name.
-fn suffix_of(name: &str) -> Option<&str> {
-    name.strip_prefix("blk.")?.split_once('.').map(|(_, suffix)| suffix)
+    Ok(spec)
 }
 
 /// Prediction layers, which `block_count` includes.
@@ -136,16 +122,7 @@ fn grouped(family: &Family, keys: &Keys, hidden: usize, layers: usize, heads: us
         Some((default, _)) => Some(keys.positive("attn_logit_softcapping")?.unwrap_or(default)),
         None => None,
     };
-    Ok(Grouped {
-        kv_heads,
-        head_dim,
-        score_scale: 1.0 / (scaled_by as f64).sqrt(),
-        score_cap,
-        biases: QkvBiases::default(),
-        output_bias: false,
-        head_norms: false,
-        sliding: None,
-    })
+    Ok(Grouped { kv_heads, head_dim, score_scale: 1.0 / (scaled_by as f64).sqrt(), score_cap, sliding: None })
 }
 
 /// Width of a head.

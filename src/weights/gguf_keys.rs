@@ -22,6 +22,13 @@ const NEUTRAL: &[&str] = &[
     "tensor_data_layout",
     "pooling_type",
     "attention.layer_norm_epsilon",
+    // Of heads beside that of the vocabulary: classes, embeddings.
+    "classifier.output_labels",
+    "classifier.pooling_type",
+    "dense_2_feat_in",
+    "dense_2_feat_out",
+    "dense_3_feat_in",
+    "dense_3_feat_out",
 ];
 
 /// What is in a file beside its metadata.

@@ -15,8 +15,11 @@ use requant_formats::container::gguf::{Array, Value};
 
 use super::gguf_families::{Family, Windows};
 use super::gguf_keys::Keys;
-use crate::arch::{Divisors, Rotary, Scaling, Sliding, Yarn};
+use crate::arch::{Divisors, Rotary, Scaling, Sections, Sliding, Yarn};
 use crate::error::Result;
+
+/// Most pairs of a section; far above any real head.
+const MAX_SECTION: usize = 1 << 16;
 
 /// Rotary positions, and those of layers with a sliding window; `names` are those of the file's tensors.
 ///
@@ -33,11 +36,6 @@ pub(super) fn rotary(
         let expected = format!("an even number up to the head's width, {head_dim}");
         return Err(keys.invalid("rope.dimension_count", &Value::from(dim as u32), &expected));
     }
-    if let Some(Value::Array(sections)) = keys.value("rope.dimension_sections")
-        && !matches!(sections, Array::I32(sections) if sections.iter().all(|&section| section == 0))
-    {
-        return Err(keys.unsupported("rope.dimension_sections", "", "positions of one dimension"));
-    }
     let stored = ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"];
     let [always, long, short] = stored.map(|name| names.contains(name));
     let divisors = match (always, long || short) {
@@ -53,6 +51,7 @@ pub(super) fn rotary(
         scaling: scaling(keys)?,
         amplitude: keys.positive("rope.scaling.attn_factor")?.unwrap_or(1.0),
         divisors,
+        sections: sections(family, keys)?,
     };
     let sliding = match family.windows {
         Windows::Never | Windows::Every => rope.clone(),
@@ -66,6 +65,23 @@ pub(super) fn rotary(
         }
     };
     Ok((rope, sliding))
+}
+
+/// Sections of pairs that turn by different dimensions of a position, if there are two at least.
+fn sections(family: &Family, keys: &Keys) -> Result<Option<Sections>> {
+    let key = "rope.dimension_sections";
+    let Some(value) = keys.value(key) else { return Ok(None) };
+    let counts: Option<Vec<usize>> = match value {
+        Value::Array(Array::I32(counts)) => counts.iter().map(|&count| count.try_into().ok()).collect(),
+        Value::Array(Array::U32(counts)) => counts.iter().map(|&count| count.try_into().ok()).collect(),
+        _ => None,
+    };
+    let counts =
+        counts.filter(|counts| counts.len() <= 4 && counts.iter().all(|&count| count <= MAX_SECTION));
+    let counts = counts.ok_or_else(|| keys.invalid(key, value, "counts of pairs, four at most"))?;
+    let count = |at: usize| counts.get(at).copied().unwrap_or(0);
+    let are_used = family.has_sections && count(0) > 0 && count(1) > 0;
+    Ok(are_used.then(|| Sections([0, 1, 2, 3].map(count))))
 }
 
 /// Context length of the original training.

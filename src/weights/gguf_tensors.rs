@@ -2,16 +2,21 @@
 //!
 //! Source: llama.cpp `src/llama-arch.cpp` (names), `src/models/*.cpp` and `create_tensor_qkv` (shapes).
 
+use std::collections::HashSet;
+
 use super::gguf::short;
-use super::gguf_families::Family;
+use super::gguf_families::{Family, HeadNorms};
 use super::packed::Home;
 use crate::arch::{ArchSpec, Attention, Divisors, Expected, ExpertChoice, Ffn, Grouped, LayerRole, Role};
 
-/// Queries, keys and values in one matrix.
-const FUSED_QKV: &str = "attn_qkv.weight";
+/// Queries, keys and values in one matrix, or their biases in one vector.
+const FUSED_QKV: &str = "attn_qkv";
 
-/// Every tensor that a file with these hyper-parameters holds, by the name that it has there.
-pub(super) fn expected(spec: &ArchSpec, family: &Family, is_fused: bool) -> Vec<Expected> {
+const OUTPUT_BIAS: &str = "output.bias";
+
+/// Every tensor that a file with these hyper-parameters and tensors of these names holds or may hold, by the name that it
+/// has there.
+pub(super) fn expected(spec: &ArchSpec, family: &Family, names: &HashSet<&str>) -> Vec<Expected> {
     let Attention::Grouped(grouped) = &spec.attention else { return Vec::new() };
     let hidden = spec.hidden;
     let mut tensors = Vec::new();
@@ -22,6 +27,9 @@ pub(super) fn expected(spec: &ArchSpec, family: &Family, is_fused: bool) -> Vec<
     top("output_norm.weight", vec![hidden], Role::OutputNorm);
     if !spec.tied_embeddings {
         top("output.weight", vec![spec.vocab, hidden], Role::Output);
+    }
+    if family.has_output_bias && names.contains(OUTPUT_BIAS) {
+        top(OUTPUT_BIAS, vec![spec.vocab], Role::OutputBias);
     }
     let pairs = vec![spec.rope.dim / 2];
     match spec.rope.divisors {
@@ -34,7 +42,7 @@ pub(super) fn expected(spec: &ArchSpec, family: &Family, is_fused: bool) -> Vec<
     }
     for layer in 0..spec.layers + spec.mtp_layers {
         let mut list = List { spec, grouped, layer, tensors: &mut tensors };
-        list.attention(is_fused);
+        list.attention(family, names);
         list.add(&format!("{}.weight", family.ffn_norm), vec![hidden], LayerRole::FfnNorm);
         list.feed_forward(family);
         if spec.post_norms {
@@ -61,31 +69,44 @@ impl List<'_> {
         self.tensors.push(Expected { name, shape, role: Role::Layer(self.layer, role), required: true });
     }
 
-    fn attention(&mut self, is_fused: bool) {
+    /// Adds what files hold or not, layer by layer.
+    fn may_have(&mut self, suffix: &str, shape: Vec<usize>, role: LayerRole) {
+        self.add(suffix, shape, role);
+        self.tensors.last_mut().expect("just added").required = false;
+    }
+
+    fn attention(&mut self, family: &Family, names: &HashSet<&str>) {
         let (hidden, width) = (self.spec.hidden, self.grouped.head_dim);
         let (query, key) = (self.spec.heads * width, self.grouped.kv_heads * width);
-        let Grouped { biases, output_bias, head_norms, .. } = *self.grouped;
         self.add("attn_norm.weight", vec![hidden], LayerRole::AttentionNorm);
         let parts = [
-            ("q", query, biases.query, LayerRole::Q, LayerRole::QBias),
-            ("k", key, biases.key, LayerRole::K, LayerRole::KBias),
-            ("v", key, biases.value, LayerRole::V, LayerRole::VBias),
+            ("q", query, LayerRole::Q, LayerRole::QBias),
+            ("k", key, LayerRole::K, LayerRole::KBias),
+            ("v", key, LayerRole::V, LayerRole::VBias),
         ];
-        for (part, rows, has_bias, role, bias_role) in parts {
-            let own = format!("attn_{part}.weight");
-            self.add(if is_fused { FUSED_QKV } else { &own }, vec![rows, hidden], role);
-            if has_bias {
-                self.add(&format!("attn_{part}.bias"), vec![rows], bias_role);
+        let name = |part: &str, kind: &str| {
+            let fused = format!("{FUSED_QKV}.{kind}");
+            let is_fused = names.contains(format!("blk.{}.{fused}", self.layer).as_str());
+            if is_fused { fused } else { format!("attn_{part}.{kind}") }
+        };
+        let parts = parts.map(|(part, rows, role, bias_role)| {
+            (name(part, "weight"), name(part, "bias"), rows, role, bias_role)
+        });
+        for (weight, bias, rows, role, bias_role) in parts {
+            self.add(&weight, vec![rows, hidden], role);
+            self.may_have(&bias, vec![rows], bias_role);
+        }
+        for (suffix, role) in
+            [("attn_q_norm.weight", LayerRole::QNorm), ("attn_k_norm.weight", LayerRole::KNorm)]
+        {
+            match family.head_norms {
+                HeadNorms::Never => {}
+                HeadNorms::Always => self.add(suffix, vec![width], role),
+                HeadNorms::Perhaps => self.may_have(suffix, vec![width], role),
             }
         }
-        if head_norms {
-            self.add("attn_q_norm.weight", vec![width], LayerRole::QNorm);
-            self.add("attn_k_norm.weight", vec![width], LayerRole::KNorm);
-        }
         self.add("attn_output.weight", vec![hidden, query], LayerRole::AttentionOutput);
-        if output_bias {
-            self.add("attn_output.bias", vec![hidden], LayerRole::AttentionOutputBias);
-        }
+        self.may_have("attn_output.bias", vec![hidden], LayerRole::AttentionOutputBias);
     }
 
     fn feed_forward(&mut self, family: &Family) {
@@ -99,6 +120,10 @@ impl List<'_> {
                 let stored = if ffn == Ffn::Gate && family.is_gate_in_up { Ffn::Up } else { ffn };
                 let suffix = format!("ffn_{}.weight", short(stored));
                 self.add(&suffix, shape(ffn, self.spec.dense_intermediate), LayerRole::Dense(ffn));
+                if family.has_dense_biases {
+                    let rows = shape(ffn, self.spec.dense_intermediate)[0];
+                    self.may_have(&format!("ffn_{}.bias", short(ffn)), vec![rows], LayerRole::DenseBias(ffn));
+                }
             }
             return;
         }
@@ -138,7 +163,7 @@ impl List<'_> {
 }
 
 /// Where a tensor of [`expected`] is.
-pub(super) fn home(spec: &ArchSpec, family: &Family, is_fused: bool, expected: &Expected) -> Home {
+pub(super) fn home(spec: &ArchSpec, family: &Family, expected: &Expected) -> Home {
     let name = expected.name.clone();
     let Role::Layer(_, role) = expected.role else { return Home::Whole(name) };
     let (width, kv_heads) = match &spec.attention {
@@ -146,17 +171,34 @@ pub(super) fn home(spec: &ArchSpec, family: &Family, is_fused: bool, expected: &
         Attention::Latent(_) => return Home::Whole(name),
     };
     let (query, key) = (spec.heads * width, kv_heads * width);
-    let qkv = |name, first| Home::Part { name, first, rows: query + 2 * key };
+    let all = query + 2 * key;
     match role {
         LayerRole::Expert(expert, _) => Home::Stacked(name, expert),
-        LayerRole::Q if is_fused => qkv(name, 0),
-        LayerRole::K if is_fused => qkv(name, query),
-        LayerRole::V if is_fused => qkv(name, query + key),
+        LayerRole::Q | LayerRole::K | LayerRole::V if is_fused(&name) => {
+            Home::Part { name, first: first_of(role, query, key), rows: all }
+        }
+        LayerRole::QBias | LayerRole::KBias | LayerRole::VBias if is_fused(&name) => {
+            Home::Section { name, first: first_of(role, query, key), len: all }
+        }
         // The gate is the first half of the matrix that is called the up projection.
         LayerRole::Dense(ffn @ (Ffn::Gate | Ffn::Up)) if family.is_gate_in_up => {
             let first = if ffn == Ffn::Gate { 0 } else { spec.dense_intermediate };
             Home::Part { name, first, rows: 2 * spec.dense_intermediate }
         }
         _ => Home::Whole(name),
+    }
+}
+
+/// Whether a tensor holds queries, keys and values, in this order.
+fn is_fused(name: &str) -> bool {
+    name.split('.').nth(2) == Some(FUSED_QKV)
+}
+
+/// Where queries, keys or values begin among `query` rows of queries and `key` each of keys and values.
+fn first_of(role: LayerRole, query: usize, key: usize) -> usize {
+    match role {
+        LayerRole::K | LayerRole::KBias => query,
+        LayerRole::V | LayerRole::VBias => query + key,
+        _ => 0,
     }
 }

@@ -92,7 +92,7 @@ fn plain(source: &dyn Source, tensor: &SourceTensor) -> Result<Stored> {
     })?;
     let row_bytes = tensor.matrix().1 * tensor.dtype.size_bytes();
     let places = vec![Place { file: tensor.file, offset_bytes: tensor.offset_bytes, row_bytes }];
-    Ok(Stored { name: tensor.name.clone(), shape: tensor.shape.clone(), codec, places })
+    Ok(Stored { name: tensor.name.clone(), shape: tensor.shape.clone(), codec, places, factors: Vec::new() })
 }
 
 /// A tensor in parts: with scales, and in affine mode with biases.
@@ -140,7 +140,7 @@ fn quantized(
         }
         places.push(Place { file: tensor.file, offset_bytes: tensor.offset_bytes, row_bytes });
     }
-    Ok(Stored { name: weight.name.clone(), shape, codec, places })
+    Ok(Stored { name: weight.name.clone(), shape, codec, places, factors: Vec::new() })
 }
 
 /// The codec of the module `stem`: `quantization` of config.json, or what that says of the module.
@@ -200,7 +200,9 @@ fn home(role: Role) -> Option<Home> {
         Role::TokenEmbedding => return Some(Home::Whole("model.embed_tokens.weight".into())),
         Role::OutputNorm => return Some(Home::Whole("model.norm.weight".into())),
         Role::Output => return Some(Home::Whole("lm_head.weight".into())),
-        Role::RopeDivisors | Role::RopeDivisorsLong | Role::RopeDivisorsShort => return None,
+        Role::OutputBias | Role::RopeDivisors | Role::RopeDivisorsLong | Role::RopeDivisorsShort => {
+            return None;
+        }
         Role::Layer(layer, role) => (layer, role),
     };
     let name = |suffix: &str| format!("model.layers.{layer}.{suffix}");

@@ -31,11 +31,13 @@ pub(super) struct Stored {
     pub(super) codec: &'static dyn Codec,
     /// One place for each part of the codec.
     pub(super) places: Vec<Place>,
+    /// Factors on what the codec says, one for each of as many equal runs of rows; none is 1.
+    pub(super) factors: Vec<f32>,
 }
 
 impl Stored {
     /// Leading dimensions folded into rows.
-    fn matrix(&self) -> (usize, usize) {
+    pub(super) fn matrix(&self) -> (usize, usize) {
         let (&cols, leading) = self.shape.split_last().unwrap_or((&1, &[]));
         (leading.iter().product(), cols)
     }
@@ -57,6 +59,14 @@ pub(super) enum Home {
         /// Rows of all.
         rows: usize,
     },
+    /// Elements of a vector that holds several, one after the other.
+    Section {
+        name: String,
+        /// First element.
+        first: usize,
+        /// Elements of all.
+        len: usize,
+    },
     /// Keys, transposed, and values.
     KeyValue(String, String),
 }
@@ -70,6 +80,12 @@ enum Rows {
         first: usize,
         rows: usize,
         cols: usize,
+    },
+    /// From this element of a vector on.
+    Section {
+        tensor: usize,
+        first: usize,
+        len: usize,
     },
     KeyValue {
         keys: usize,
@@ -140,6 +156,12 @@ impl PackedStore {
                     store.expect_shape(tensor, &shape)?;
                     used.insert(tensor);
                     Rows::From { tensor, first, rows, cols }
+                }
+                Home::Section { name, first, len } => {
+                    let tensor = *names.get(&name).ok_or_else(|| store.missing(&name, &[len]))?;
+                    store.expect_shape(tensor, &[len])?;
+                    used.insert(tensor);
+                    Rows::Section { tensor, first, len: cols }
                 }
                 Home::KeyValue(keys, values) => {
                     let heads = store.spec.heads;
@@ -224,7 +246,14 @@ impl PackedStore {
             .collect::<Result<_>>()?;
         let parts: Vec<&[u8]> = bytes.iter().map(Vec::as_slice).collect();
         stored.codec.decode(&parts, tile);
-        let (_, cols) = stored.matrix();
+        let (all, cols) = stored.matrix();
+        if !stored.factors.is_empty() {
+            let run = all / stored.factors.len();
+            for (row, values) in rows.clone().zip(tile.chunks_exact_mut(cols)) {
+                let factor = stored.factors[row / run];
+                values.iter_mut().for_each(|value| *value *= factor);
+            }
+        }
         check_finite(&stored.name, &self.file_name(tensor), rows.start, cols, tile)
     }
 
@@ -270,6 +299,7 @@ impl WeightStore for PackedStore {
     fn weight(&self, role: Role) -> Result<Weight> {
         let (tensor, rows, cols, unit_rows) = match self.rows_of(role)? {
             Rows::From { tensor, rows, cols, .. } => (tensor, rows, cols, 1),
+            Rows::Section { tensor, len, .. } => (tensor, 1, len, 1),
             Rows::KeyValue { keys, .. } => {
                 // A head's keys are stored transposed: any row takes all of them.
                 let &Latent { kv_lora, nope_dim, v_dim, .. } = self.spec.latent()?;
@@ -286,6 +316,12 @@ impl WeightStore for PackedStore {
             Rows::From { tensor, first, .. } => {
                 self.decode(tensor, first + rows.start..first + rows.end, tile)
             }
+            Rows::Section { tensor, first, len } => {
+                let mut whole = vec![0.0; self.tensors[tensor].matrix().1];
+                self.decode(tensor, 0..1, &mut whole)?;
+                tile.copy_from_slice(&whole[first..][..len]);
+                Ok(())
+            }
             Rows::KeyValue { keys, values } => self.decode_key_value(keys, values, rows, tile),
         }
     }
@@ -300,6 +336,7 @@ impl WeightStore for PackedStore {
         };
         Ok(match self.rows_of(role)? {
             Rows::From { tensor, first, rows, .. } => of(tensor, first..first + rows).collect(),
+            Rows::Section { tensor, .. } => of(tensor, 0..1).collect(),
             Rows::KeyValue { keys, values } => {
                 let whole = |tensor: usize| of(tensor, 0..self.tensors[tensor].matrix().0);
                 whole(keys).chain(whole(values)).collect()

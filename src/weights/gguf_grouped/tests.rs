@@ -19,7 +19,7 @@ fn read(metadata: &Metadata, names: &[&str]) -> Result<(ArchSpec, Grouped)> {
     let architecture = metadata.get("general.architecture").and_then(Value::as_str).unwrap();
     let family = gguf_families::find(architecture, "m.gguf")?;
     let names = names.iter().copied().collect();
-    let (spec, _) = spec(family, metadata, "m.gguf", &Contents { vocab: 1000, names: &names })?;
+    let spec = spec(family, metadata, "m.gguf", &Contents { vocab: 1000, names: &names })?;
     let Attention::Grouped(grouped) = spec.attention.clone() else { panic!("{:?}", spec.attention) };
     Ok((spec, grouped))
 }
@@ -45,7 +45,7 @@ fn llama_3_1_8b() {
     assert_eq!((grouped.kv_heads, grouped.head_dim, grouped.sliding), (8, 128, None));
     assert_eq!(spec.rope.divisors, Divisors::Always);
     assert_eq!((spec.rope.pairing, spec.rope.theta), (Pairing::Adjacent, 500_000.0));
-    assert!(!spec.tied_embeddings && !grouped.head_norms && grouped.biases == QkvBiases::default());
+    assert!(!spec.tied_embeddings);
 }
 
 /// Without the number of key-value heads every head has its own; the older name of the factor counts too.
@@ -134,7 +134,7 @@ fn gemma_3_has_two_rotations() {
         (0..34).filter(|&layer| grouped.window(layer).is_none()).collect::<Vec<_>>(),
         [5, 11, 17, 23, 29]
     );
-    assert_eq!((grouped.head_norms, grouped.score_cap, spec.logit_cap), (true, None, None));
+    assert_eq!((grouped.score_cap, spec.logit_cap), (None, None));
 }
 
 #[test]
@@ -181,13 +181,12 @@ fn glm_4_5_air_counts_its_prediction_layer_among_its_blocks() {
     ];
     let mut metadata = metadata("glm4moe", &counts, &[("expert_weights_scale", 1.0)]);
     metadata.set("glm4moe.expert_weights_norm", true);
-    let (spec, grouped) = read(&metadata, &["blk.46.nextn.eh_proj.weight"]).unwrap();
+    let (spec, _) = read(&metadata, &["blk.46.nextn.eh_proj.weight"]).unwrap();
     assert_eq!((spec.layers, spec.mtp_layers, spec.dense_layers), (46, 1, 1));
-    assert_eq!((spec.shared_intermediate, spec.rope.dim, grouped.head_norms), (1408, 64, false));
+    assert_eq!((spec.shared_intermediate, spec.rope.dim), (1408, 64));
     assert_eq!((spec.scoring, spec.choice), (Scoring::Sigmoid, ExpertChoice::BiasedGroups));
-    // Files without the layer exist; the 355B model has norms of heads.
-    let (spec, grouped) = read(&metadata, &["blk.0.attn_q_norm.weight"]).unwrap();
-    assert_eq!((spec.mtp_layers, grouped.head_norms), (0, true));
+    // Files without the layer exist.
+    assert_eq!(read(&metadata, &[]).unwrap().0.mtp_layers, 0);
 }
 
 #[test]
