@@ -7,6 +7,7 @@ use serde_json::Value;
 use crate::error::{Error, Result};
 
 mod attention;
+mod by_layer;
 mod config;
 mod deepseek;
 mod deepseek_v2;
@@ -14,8 +15,9 @@ mod deepseek_v3;
 mod kimi_k2;
 
 pub use attention::{
-    Attention, Divisors, Grouped, Latent, Pairing, Rotary, Scaling, Sections, Sliding, Yarn,
+    Attention, Divisors, Grouped, Heads, Latent, Pairing, Rotary, Scaling, Sections, Sliding, Yarn,
 };
+pub use by_layer::ByLayer;
 pub use config::Config;
 
 /// A matrix of a SwiGLU feed-forward block.
@@ -48,21 +50,21 @@ impl Ffn {
 pub enum LayerRole {
     /// RMS norm before attention: `[hidden]`.
     AttentionNorm,
-    /// Query projection without low rank: `[heads * (nope + rope), hidden]`, or `[heads * head, hidden]`.
+    /// Query projection without low rank: `[heads * (nope + rope), hidden]`, or `[heads * key, hidden]`.
     Q,
-    /// Bias of the query projection: `[heads * head]`.
+    /// Bias of the query projection: `[heads * key]`.
     QBias,
-    /// RMS norm of each query head: `[head]`.
+    /// RMS norm of each query head: `[key]`.
     QNorm,
-    /// Key projection: `[kv_heads * head, hidden]`.
+    /// Key projection: `[kv_heads * key, hidden]`.
     K,
-    /// Bias of the key projection: `[kv_heads * head]`.
+    /// Bias of the key projection: `[kv_heads * key]`.
     KBias,
-    /// RMS norm of each key head: `[head]`.
+    /// RMS norm of each key head: `[key]`.
     KNorm,
-    /// Value projection: `[kv_heads * head, hidden]`.
+    /// Value projection: `[kv_heads * v, hidden]`.
     V,
-    /// Bias of the value projection: `[kv_heads * head]`.
+    /// Bias of the value projection: `[kv_heads * v]`.
     VBias,
     /// Query down projection: `[q_lora, hidden]`.
     QA,
@@ -191,7 +193,7 @@ pub struct ArchSpec {
     /// Leading layers with a dense feed-forward block.
     pub dense_layers: usize,
     /// Width of a dense feed-forward block.
-    pub dense_intermediate: usize,
+    pub dense_intermediate: ByLayer<usize>,
     /// Width of one expert.
     pub expert_intermediate: usize,
     /// Routed experts.

@@ -319,10 +319,20 @@ fn what_is_not_understood_is_named_before_work() {
         (
             "llama",
             set("llama.attention.head_count_kv", Value::Array(Array::U32(vec![2, 2, 1]))),
-            &["llama.attention.head_count_kv", "different"],
+            &["blk.2.attn_k.weight", "[48, 32]", "[24, 32]"],
+        ),
+        (
+            "llama",
+            set("llama.feed_forward_length", Value::Array(Array::U32(vec![64, 64]))),
+            &["llama.feed_forward_length", "3, one for each layer"],
+        ),
+        (
+            "llama",
+            set("llama.rope.dimension_count", Value::Array(Array::U32(vec![24, 24, 12]))),
+            &["llama.rope.dimension_count", "different"],
         ),
         ("llama", set("llama.rope.dimension_count", 7u32.into()), &["rope.dimension_count", "even"]),
-        ("llama", set("llama.attention.value_length", 8u32.into()), &["attention.value_length", "24"]),
+        ("llama", set("llama.attention.value_length", 8u32.into()), &["blk.0.attn_v.weight", "[16, 32]"]),
         ("llama", without_key("llama.feed_forward_length"), &["llama.feed_forward_length", "missing"]),
         ("llama", set("llama.block_count", 2u32.into()), &["blk.2.", "unknown"]),
         (

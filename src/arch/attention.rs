@@ -1,5 +1,7 @@
 //! How the tokens of a layer look at each other: latent attention or grouped queries, and the rotary positions of both.
 
+use super::ByLayer;
+
 /// Attention of a model.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Attention {
@@ -25,16 +27,27 @@ pub struct Latent {
 /// Grouped-query attention (arXiv 2305.13245). Biases, and norms of heads, are there where a layer has their weights.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Grouped {
-    /// Heads of keys and values, a divisor of the query heads.
-    pub kv_heads: usize,
-    /// Width of a head: of queries, keys and values.
-    pub head_dim: usize,
+    /// Heads of every layer.
+    pub heads: ByLayer<Heads>,
+    /// Width of a head of queries or keys.
+    pub key_dim: usize,
+    /// Width of a head of values.
+    pub value_dim: usize,
     /// Factor on the products of queries and keys.
     pub score_scale: f64,
     /// Scores become `cap * tanh(score / cap)`.
     pub score_cap: Option<f64>,
     /// Layers in which a token sees the nearest ones only.
     pub sliding: Option<Sliding>,
+}
+
+/// Heads of a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heads {
+    /// Of queries.
+    pub query: usize,
+    /// Of keys and values, a divisor of those.
+    pub key_value: usize,
 }
 
 /// Sliding windows.

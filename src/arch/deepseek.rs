@@ -5,8 +5,8 @@
 //! DeepSeek-V3's technical report (arXiv 2412.19437) for the prediction module.
 
 use super::{
-    Activation, ArchSpec, Attention, Config, Divisors, Expected, ExpertChoice, Ffn, Latent, LayerRole,
-    Pairing, Role, Rotary, Scaling, Scoring, Yarn,
+    Activation, ArchSpec, Attention, ByLayer, Config, Divisors, Expected, ExpertChoice, Ffn, Latent,
+    LayerRole, Pairing, Role, Rotary, Scaling, Scoring, Yarn,
 };
 use crate::error::{Error, Result};
 
@@ -38,7 +38,7 @@ pub(super) fn spec(config: &Config, family: &Family) -> Result<ArchSpec> {
         layers,
         mtp_layers: config.count_or("num_nextn_predict_layers", 0)? as usize,
         dense_layers: config.count_or("first_k_dense_replace", 0)? as usize,
-        dense_intermediate: config.dimension("intermediate_size")?,
+        dense_intermediate: ByLayer::all(config.dimension("intermediate_size")?),
         expert_intermediate,
         experts: config.dimension("n_routed_experts")?,
         experts_per_token: config.dimension("num_experts_per_tok")?,
@@ -245,7 +245,7 @@ fn layer_tensors(spec: &ArchSpec, latent: &Latent, layer: usize) -> Vec<(String,
     } else {
         for ffn in Ffn::ALL {
             let suffix = format!("mlp.{}.weight", ffn.hf_name());
-            add(&suffix, ffn_shape(ffn, spec.dense_intermediate), LayerRole::Dense(ffn));
+            add(&suffix, ffn_shape(ffn, *spec.dense_intermediate.of(layer)), LayerRole::Dense(ffn));
         }
     }
     if layer >= spec.layers {

@@ -9,7 +9,7 @@
 //! then capped, then normalized.
 //!
 //! Legend: T tokens of all windows, W tokens of one window, S keys that a block of queries sees, B queries of one block,
-//! D hidden, G query heads and K key-value heads of a pass, H width of a head.
+//! D hidden, G query heads and K key-value heads of a pass, H width of a head of queries or keys, V of values.
 
 use std::ops::Range;
 
@@ -22,7 +22,7 @@ use super::norm::norm_head;
 use super::panel::{Slice, for_each_panel};
 use super::rope::Rope;
 use super::states::{Part, States};
-use crate::arch::{Grouped, LayerRole, Role};
+use crate::arch::{Grouped, Heads, LayerRole, Role};
 use crate::checkpoint::WeightStore;
 use crate::error::Result;
 
@@ -31,11 +31,11 @@ const PASS_HEADS: usize = 8;
 /// Queries of a block: what is above the diagonal beyond it is not computed.
 const QUERY_BLOCK: usize = 128;
 
-/// Query and key-value heads of a pass: whole groups.
-pub(super) fn pass_heads(heads: usize, grouped: &Grouped) -> (usize, usize) {
-    let shared = heads / grouped.kv_heads;
-    let kv_heads = (PASS_HEADS / shared).max(1).min(grouped.kv_heads);
-    (kv_heads * shared, kv_heads)
+/// Heads of a pass: whole groups.
+pub(super) fn pass_heads(heads: &Heads) -> Heads {
+    let shared = heads.query / heads.key_value;
+    let key_value = (PASS_HEADS / shared).max(1).min(heads.key_value);
+    Heads { query: key_value * shared, key_value }
 }
 
 /// What becomes of the rows of one of the three projections.
@@ -52,13 +52,12 @@ struct Pass<'a> {
     grouped: &'a Grouped,
     /// Tokens that a token sees.
     window: usize,
-    heads: usize,
-    kv_heads: usize,
+    heads: Heads,
     /// `[W, G * H]`.
     query: Vec<f32>,
     /// `[W, K * H]`.
     key: Vec<f32>,
-    /// `[W, K * H]`.
+    /// `[W, K * V]`.
     value: Vec<f32>,
 }
 
@@ -77,46 +76,56 @@ pub(super) fn attention(
 ) -> Result<()> {
     let spec = store.spec();
     let role = |role| Role::Layer(layer, role);
-    let width = grouped.head_dim;
-    let (heads, kv_heads) = pass_heads(spec.heads, grouped);
+    let Grouped { key_dim, value_dim, .. } = *grouped;
+    let heads = grouped.heads.of(layer);
+    let of_pass = pass_heads(heads);
     let [query, key, value] = projections(store, layer)?;
     let weights = [LayerRole::Q, LayerRole::K, LayerRole::V];
     let weights = weights.into_iter().map(|own| store.weight(role(own))).collect::<Result<Vec<_>>>()?;
-    let passes: Vec<Vec<Slice>> = (0..grouped.kv_heads.div_ceil(kv_heads))
+    let passes: Vec<Vec<Slice>> = (0..heads.key_value.div_ceil(of_pass.key_value))
         .map(|pass| {
-            let of = |heads: usize, all: usize| pass * heads * width..all.min((pass + 1) * heads) * width;
-            let rows =
-                [of(heads, spec.heads), of(kv_heads, grouped.kv_heads), of(kv_heads, grouped.kv_heads)];
+            let of = |count: usize, all: usize, width: usize| {
+                pass * count * width..all.min((pass + 1) * count) * width
+            };
+            let rows = [
+                of(of_pass.query, heads.query, key_dim),
+                of(of_pass.key_value, heads.key_value, key_dim),
+                of(of_pass.key_value, heads.key_value, value_dim),
+            ];
             weights.iter().zip(rows).map(|(weight, rows)| Slice { store, weight, rows }).collect()
         })
         .collect();
-    let mut out = x.sibling(x.rows(), spec.heads * width)?;
+    let mut out = x.sibling(x.rows(), heads.query * value_dim)?;
     for_each_panel(&passes, |slices, tiles| {
         let ([query_slice, key_slice, value_slice], [query_w, key_w, value_w]) = (slices, tiles) else {
             return Ok(());
         };
-        out.for_each_block(context, query_slice.rows.clone(), Into::Replace, |tokens, part| {
+        let columns = [query_slice.rows.start, query_slice.rows.end].map(|row| row / key_dim * value_dim);
+        out.for_each_block(context, columns[0]..columns[1], Into::Replace, |tokens, part| {
             let x_WD = x.read(tokens.clone())?;
-            let project = |projection: &Projection, slice: &Slice, w: &View| -> Result<Vec<f32>> {
-                let stride = slice.rows.len();
-                let mut y = vec![0.0; tokens.len() * stride];
-                wide_product_transposed(View::new(&x_WD, x.cols()), *w, &mut y, stride, 0, Into::Replace);
-                check_finite(slice.weight, tokens.start, &y, stride, 0..stride)?;
-                y.par_chunks_mut(stride).enumerate().for_each(|(position, row)| {
-                    projection.finish(row, slice.rows.clone(), width, spec.norm_eps, |head_H| {
-                        rope.rotate(position, &mut head_H[..rope.dim()]);
+            let project =
+                |projection: &Projection, slice: &Slice, w: &View, width: usize| -> Result<Vec<f32>> {
+                    let stride = slice.rows.len();
+                    let mut y = vec![0.0; tokens.len() * stride];
+                    wide_product_transposed(View::new(&x_WD, x.cols()), *w, &mut y, stride, 0, Into::Replace);
+                    check_finite(slice.weight, tokens.start, &y, stride, 0..stride)?;
+                    y.par_chunks_mut(stride).enumerate().for_each(|(position, row)| {
+                        projection.finish(row, slice.rows.clone(), width, spec.norm_eps, |head_H| {
+                            rope.rotate(position, &mut head_H[..rope.dim()]);
+                        });
                     });
-                });
-                Ok(y)
-            };
+                    Ok(y)
+                };
             let pass = Pass {
                 grouped,
                 window: grouped.window(layer).unwrap_or(usize::MAX),
-                heads: query_slice.rows.len() / width,
-                kv_heads: key_slice.rows.len() / width,
-                query: project(&query, query_slice, query_w)?,
-                key: project(&key, key_slice, key_w)?,
-                value: project(&value, value_slice, value_w)?,
+                heads: Heads {
+                    query: query_slice.rows.len() / key_dim,
+                    key_value: key_slice.rows.len() / key_dim,
+                },
+                query: project(&query, query_slice, query_w, key_dim)?,
+                key: project(&key, key_slice, key_w, key_dim)?,
+                value: project(&value, value_slice, value_w, value_dim)?,
             };
             let Part { data, stride, offset } = part;
             data.par_chunks_mut(QUERY_BLOCK * stride).enumerate().for_each(|(block, out)| {
@@ -162,27 +171,28 @@ impl Projection {
 impl Pass<'_> {
     /// Attention of one block of queries, the first of which is at position `first_query`, into `out`.
     fn attend(&self, first_query: usize, out: Part) {
-        let width = self.grouped.head_dim;
-        let shared = self.heads / self.kv_heads;
+        let Grouped { key_dim, value_dim, .. } = *self.grouped;
+        let Heads { query: heads, key_value: kv_heads } = self.heads;
+        let shared = heads / kv_heads;
         let Part { data: out, stride, offset } = out;
         let queries = out.len() / stride;
         let first_key = (first_query + 1).saturating_sub(self.window);
         let keys = first_query + queries - first_key;
-        let query = View::rows(&self.query, first_query, queries, self.heads * width);
-        let key = View::rows(&self.key, first_key, keys, self.kv_heads * width);
-        let value = View::rows(&self.value, first_key, keys, self.kv_heads * width);
+        let query = View::rows(&self.query, first_query, queries, heads * key_dim);
+        let key = View::rows(&self.key, first_key, keys, kv_heads * key_dim);
+        let value = View::rows(&self.value, first_key, keys, kv_heads * value_dim);
         let mut scores_BS = vec![0.0; queries * keys];
-        for head in 0..self.heads {
-            let at = head / shared * width;
-            let (query_BH, key_SH) = (query.columns(head * width, width), key.columns(at, width));
+        for head in 0..heads {
+            let (query_BH, key_SH) =
+                (query.columns(head * key_dim, key_dim), key.columns(head / shared * key_dim, key_dim));
             product_transposed(query_BH, key_SH, &mut scores_BS, keys, 0, Into::Replace);
             for (query, scores_S) in scores_BS.chunks_exact_mut(keys).enumerate() {
                 let end = first_query + query + 1;
                 let seen = end.saturating_sub(self.window)..end;
                 self.weigh(scores_S, seen.start - first_key..seen.end - first_key);
             }
-            let value_SH = value.columns(at, width);
-            product(View::new(&scores_BS, keys), value_SH, out, stride, offset + head * width);
+            let value_SV = value.columns(head / shared * value_dim, value_dim);
+            product(View::new(&scores_BS, keys), value_SV, out, stride, offset + head * value_dim);
         }
     }
 
@@ -205,8 +215,21 @@ impl Pass<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arch::ByLayer;
 
-    const WIDTH: usize = 6;
+    const KEY: usize = 6;
+    const VALUE: usize = 4;
+
+    fn grouped(heads: usize, kv_heads: usize) -> Grouped {
+        Grouped {
+            heads: ByLayer::all(Heads { query: heads, key_value: kv_heads }),
+            key_dim: KEY,
+            value_dim: VALUE,
+            score_scale: 0.4,
+            score_cap: None,
+            sliding: None,
+        }
+    }
 
     fn values(count: usize, seed: usize) -> Vec<f32> {
         (0..count).map(|at| ((at * 7919 + seed * 104_729) % 1009) as f32 / 250.0 - 2.0).collect()
@@ -214,15 +237,15 @@ mod tests {
 
     /// One head of one query, by the definition and in f64.
     fn naive(pass: &Pass, position: usize, head: usize) -> Vec<f64> {
-        let kv_head = head / (pass.heads / pass.kv_heads);
-        let at = |data: &[f32], heads: usize, position: usize, head: usize, column: usize| {
-            f64::from(data[(position * heads + head) * WIDTH + column])
-        };
+        let Heads { query: heads, key_value: kv_heads } = pass.heads;
+        let kv_head = head / (heads / kv_heads);
+        let at =
+            |data: &[f32], row: usize, width: usize, column: usize| f64::from(data[row * width + column]);
         let first = (position + 1).saturating_sub(pass.window);
         let powers = (first..=position).map(|other| {
-            let products = (0..WIDTH).map(|column| {
-                at(&pass.query, pass.heads, position, head, column)
-                    * at(&pass.key, pass.kv_heads, other, kv_head, column)
+            let products = (0..KEY).map(|column| {
+                at(&pass.query, position * heads + head, KEY, column)
+                    * at(&pass.key, other * kv_heads + kv_head, KEY, column)
             });
             let score = products.sum::<f64>() * pass.grouped.score_scale;
             pass.grouped.score_cap.map_or(score, |cap| cap * (score / cap).tanh()).exp()
@@ -231,11 +254,11 @@ mod tests {
         let sum: f64 = powers.iter().sum();
         let value = |column| {
             let terms = powers.iter().zip(first..);
-            let terms =
-                terms.map(|(power, other)| power * at(&pass.value, pass.kv_heads, other, kv_head, column));
+            let terms = terms
+                .map(|(power, other)| power * at(&pass.value, other * kv_heads + kv_head, VALUE, column));
             terms.sum::<f64>() / sum
         };
-        (0..WIDTH).map(value).collect()
+        (0..VALUE).map(value).collect()
     }
 
     /// Blocks of queries, windows shorter and longer than a block, caps, shared and unshared keys.
@@ -248,25 +271,24 @@ mod tests {
             (6, 2, 1, None, 20),
             (2, 1, 128, Some(0.3), 257),
         ] {
-            let grouped = Grouped { kv_heads, head_dim: WIDTH, score_scale: 0.4, score_cap, sliding: None };
+            let grouped = Grouped { score_cap, ..grouped(heads, kv_heads) };
             let pass = Pass {
                 grouped: &grouped,
                 window,
-                heads,
-                kv_heads,
-                query: values(len * heads * WIDTH, 1),
-                key: values(len * kv_heads * WIDTH, 2),
-                value: values(len * kv_heads * WIDTH, 3),
+                heads: *grouped.heads.of(0),
+                query: values(len * heads * KEY, 1),
+                key: values(len * kv_heads * KEY, 2),
+                value: values(len * kv_heads * VALUE, 3),
             };
             // Columns of other passes stay as they are.
-            let stride = heads * WIDTH + 2;
+            let stride = heads * VALUE + 2;
             let mut out = vec![9.0; len * stride];
             for (block, data) in out.chunks_mut(QUERY_BLOCK * stride).enumerate() {
                 pass.attend(block * QUERY_BLOCK, Part { data, stride, offset: 1 });
             }
             for (position, row) in out.chunks(stride).enumerate() {
                 assert_eq!((row[0], row[stride - 1]), (9.0, 9.0));
-                for (head, found) in row[1..].chunks_exact(WIDTH).enumerate() {
+                for (head, found) in row[1..].chunks_exact(VALUE).enumerate() {
                     for (found, exact) in found.iter().zip(naive(&pass, position, head)) {
                         // Scores up to 10 carry errors of 2^-24 of that, and sums a few more.
                         let error = (f64::from(*found) - exact).abs();
@@ -279,12 +301,11 @@ mod tests {
 
     #[test]
     fn a_pass_has_whole_groups() {
-        let grouped =
-            |kv_heads| Grouped { kv_heads, head_dim: 8, score_scale: 1.0, score_cap: None, sliding: None };
         for (heads, kv_heads, expected) in
             [(32, 32, (8, 8)), (32, 8, (8, 2)), (20, 5, (8, 2)), (96, 8, (12, 1)), (4, 2, (4, 2))]
         {
-            assert_eq!(pass_heads(heads, &grouped(kv_heads)), expected);
+            let Heads { query, key_value } = pass_heads(grouped(heads, kv_heads).heads.of(0));
+            assert_eq!((query, key_value), expected);
         }
     }
 }

@@ -4,7 +4,7 @@ use super::attention_gqa;
 use super::attention_mla::{GROUP_HEADS, QUERY_BLOCK};
 use super::panel::{TILE_WEIGHTS, tile_rows, tiles_per_panel};
 use super::states::{BLOCK_ROWS, Storage};
-use crate::arch::{ArchSpec, Attention};
+use crate::arch::{ArchSpec, Attention, Heads};
 
 /// The program, a tokenizer, the allocator.
 const BASE_BYTES: u64 = 96 << 20;
@@ -58,7 +58,7 @@ fn states(spec: &ArchSpec, load: &Workload) -> usize {
     let Workload { tokens, scored, models, predictions, .. } = *load;
     let hidden = spec.hidden;
     let attention = attention(spec);
-    let dense = if spec.dense_layers > 0 { spec.dense_intermediate } else { 0 };
+    let dense = if spec.dense_layers > 0 { spec.dense_intermediate.most() } else { 0 };
     let experts = spec.experts + spec.expert_intermediate.max(spec.shared_intermediate + 1);
     // What a block says, and its norm, where that is not added as it is.
     let normed = if spec.post_norms { 2 * hidden } else { 0 };
@@ -75,7 +75,7 @@ fn states(spec: &ArchSpec, load: &Workload) -> usize {
 /// Rows and columns of the matrices that are multiplied tile by tile.
 fn matrices(spec: &ArchSpec) -> Vec<(usize, usize)> {
     let hidden = spec.hidden;
-    let blocks = [spec.dense_intermediate, spec.expert_intermediate, spec.shared_intermediate];
+    let blocks = [spec.dense_intermediate.most(), spec.expert_intermediate, spec.shared_intermediate];
     let ffn =
         blocks.into_iter().filter(|&width| width > 0).flat_map(|width| [(width, hidden), (hidden, width)]);
     let mut matrices: Vec<(usize, usize)> = ffn.collect();
@@ -120,16 +120,20 @@ fn attention(spec: &ArchSpec) -> Needs {
             }
         }
         Attention::Grouped(grouped) => {
-            let out = spec.heads * grouped.head_dim;
-            let (heads, kv_heads) = attention_gqa::pass_heads(spec.heads, grouped);
-            let expanded = (heads + 2 * kv_heads) * grouped.head_dim;
+            // The most of any layer.
+            let most = |of: &dyn Fn(&Heads) -> usize| grouped.heads.iter().map(of).max().unwrap_or(0);
+            let expanded = |heads: &Heads| {
+                let Heads { query, key_value } = attention_gqa::pass_heads(heads);
+                (query + key_value) * grouped.key_dim + key_value * grouped.value_dim
+            };
+            let out = most(&|heads| heads.query) * grouped.value_dim;
             Needs {
                 states: out,
                 matrices: vec![(hidden, out)],
-                panel: expanded * hidden,
-                expanded,
+                panel: most(&expanded) * hidden,
+                expanded: most(&expanded),
                 read: hidden,
-                written: heads * grouped.head_dim,
+                written: most(&|heads| attention_gqa::pass_heads(heads).query) * grouped.value_dim,
             }
         }
     }

@@ -9,7 +9,7 @@ use requant_formats::container::gguf::{Metadata, Value};
 use super::gguf_families::{Experts, Family};
 use super::gguf_keys::{Contents, Keys};
 use super::gguf_rotary::{rotary, sliding};
-use crate::arch::{ArchSpec, Attention, ExpertChoice, Grouped, Scoring};
+use crate::arch::{ArchSpec, Attention, ByLayer, ExpertChoice, Grouped, Heads, Scoring};
 use crate::error::Result;
 
 /// Most layers, prediction layers included; what llama.cpp reads.
@@ -36,17 +36,29 @@ pub(super) fn spec(
     }
     let blocks = keys.required_count("block_count")?;
     let hidden = keys.required_count("embedding_length")?;
-    let heads = keys.required_count("attention.head_count")?;
+    let heads = heads(&keys, blocks)?;
     let mtp = predictors(family, &keys)?;
     let layers = blocks.checked_sub(mtp).filter(|&layers| layers > 0 && blocks <= MAX_LAYERS);
     let layers = layers.ok_or_else(|| {
         let expected = format!("more than the {mtp} prediction layers, and {MAX_LAYERS} at most");
         keys.invalid("block_count", &Value::from(blocks as u32), &expected)
     })?;
-    let (rope, sliding_rope) = rotary(family, &keys, head_dim(&keys, hidden / heads)?, contents.names)?;
+    // Of the first layer's heads, as in llama.cpp, where widths of heads and their scale follow from it.
+    let head_dim = hidden / heads.of(0).query;
+    let key_dim = width(&keys, "attention.key_length", head_dim)?;
+    let (rope, sliding_rope) = rotary(family, &keys, key_dim, contents.names)?;
+    let scaled_by = if family.gemma == Some(layers) { head_dim } else { key_dim };
+    let score_cap = match family.caps {
+        Some((default, _)) => Some(keys.positive("attn_logit_softcapping")?.unwrap_or(default)),
+        None => None,
+    };
     let attention = Grouped {
+        key_dim,
+        value_dim: width(&keys, "attention.value_length", head_dim)?,
+        score_scale: 1.0 / (scaled_by as f64).sqrt(),
+        score_cap,
         sliding: sliding(family, &keys, layers, sliding_rope)?,
-        ..grouped(family, &keys, hidden, layers, heads)?
+        heads,
     };
     let mut spec = ArchSpec {
         model_type: family.architecture.to_owned(),
@@ -59,7 +71,7 @@ pub(super) fn spec(
             0
         },
         dense_layers: layers,
-        dense_intermediate: keys.count("feed_forward_length")?.unwrap_or(0) as usize,
+        dense_intermediate: keys.counts("feed_forward_length", blocks)?.unwrap_or(ByLayer::all(0)),
         expert_intermediate: 0,
         experts: 0,
         experts_per_token: 0,
@@ -72,7 +84,7 @@ pub(super) fn spec(
         normalize_top: false,
         scoring: Scoring::Softmax,
         choice: ExpertChoice::Greedy,
-        heads,
+        heads: attention.heads.of(0).query,
         attention: Attention::Grouped(attention),
         rope,
         vocab: contents.vocab,
@@ -88,8 +100,8 @@ pub(super) fn spec(
     };
     experts(family, &keys, &mut spec)?;
     if spec.dense_layers == 0 {
-        spec.dense_intermediate = 0;
-    } else if spec.dense_intermediate == 0 {
+        spec.dense_intermediate = ByLayer::all(0);
+    } else if (0..spec.dense_layers).any(|layer| *spec.dense_intermediate.of(layer) == 0) {
         return Err(keys.missing("feed_forward_length"));
     }
     keys.check_all_known(&[])?;
@@ -104,31 +116,32 @@ fn predictors(family: &Family, keys: &Keys) -> Result<usize> {
     }
 }
 
-/// Heads and scores.
-fn grouped(family: &Family, keys: &Keys, hidden: usize, layers: usize, heads: usize) -> Result<Grouped> {
-    let kv_heads = keys.count("attention.head_count_kv")?.unwrap_or(heads as u64) as usize;
-    if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
-        let found = Value::from(kv_heads as u32);
-        return Err(keys.invalid("attention.head_count_kv", &found, &format!("a divisor of {heads} heads")));
-    }
-    let head_dim = head_dim(keys, hidden / heads)?;
-    let value_dim = keys.count("attention.value_length")?.map_or(hidden / heads, |dim| dim as usize);
-    if head_dim != value_dim {
-        let found = Value::from(value_dim as u32);
-        return Err(keys.invalid("attention.value_length", &found, &format!("that of keys, {head_dim}")));
-    }
-    let scaled_by = if family.gemma == Some(layers) { hidden / heads } else { head_dim };
-    let score_cap = match family.caps {
-        Some((default, _)) => Some(keys.positive("attn_logit_softcapping")?.unwrap_or(default)),
-        None => None,
+/// Heads of every layer.
+fn heads(keys: &Keys, blocks: usize) -> Result<ByLayer<Heads>> {
+    let (key, key_of_kv) = ("attention.head_count", "attention.head_count_kv");
+    let query = keys.counts(key, blocks)?.ok_or_else(|| keys.missing(key))?;
+    let key_value = keys.counts(key_of_kv, blocks)?.unwrap_or_else(|| query.clone());
+    let of_layer = |layer| {
+        let heads = Heads { query: *query.of(layer), key_value: *key_value.of(layer) };
+        if heads.query == 0 {
+            return Err(keys.invalid(key, &Value::from(0u32), "more than 0"));
+        }
+        if heads.key_value == 0 || !heads.query.is_multiple_of(heads.key_value) {
+            let found = Value::from(heads.key_value as u32);
+            let expected = format!("a divisor of {} heads in layer {layer}", heads.query);
+            return Err(keys.invalid(key_of_kv, &found, &expected));
+        }
+        Ok(heads)
     };
-    Ok(Grouped { kv_heads, head_dim, score_scale: 1.0 / (scaled_by as f64).sqrt(), score_cap, sliding: None })
+    let layers = query.iter().count().max(key_value.iter().count()).min(blocks);
+    let heads = (0..layers).map(of_layer).collect::<Result<Vec<_>>>()?;
+    ByLayer::each(heads).ok_or_else(|| keys.missing(key))
 }
 
 /// Width of a head.
-fn head_dim(keys: &Keys, default: usize) -> Result<usize> {
-    match keys.count("attention.key_length")?.map_or(default, |dim| dim as usize) {
-        0 => Err(keys.invalid("attention.key_length", &Value::from(0u32), "more than 0")),
+fn width(keys: &Keys, key: &str, default: usize) -> Result<usize> {
+    match keys.count(key)?.map_or(default, |dim| dim as usize) {
+        0 => Err(keys.invalid(key, &Value::from(0u32), "more than 0")),
         dim => Ok(dim),
     }
 }
@@ -152,9 +165,9 @@ fn experts(family: &Family, keys: &Keys, spec: &mut ArchSpec) -> Result<()> {
     }
     spec.dense_layers = 0;
     spec.expert_intermediate = match family.experts {
-        Experts::Perhaps => spec.dense_intermediate,
+        Experts::Perhaps => *spec.dense_intermediate.of(0),
         _ => match count("expert_feed_forward_length")? {
-            0 => spec.dense_intermediate / spec.experts_per_token,
+            0 => *spec.dense_intermediate.of(0) / spec.experts_per_token,
             width => width,
         },
     };
@@ -169,7 +182,7 @@ fn experts(family: &Family, keys: &Keys, spec: &mut ArchSpec) -> Result<()> {
             spec.shared_experts = 1;
             spec.shared_gate = true;
             spec.shared_intermediate = match count("expert_shared_feed_forward_length")? {
-                0 => spec.dense_intermediate,
+                0 => *spec.dense_intermediate.of(0),
                 width => width,
             };
         }

@@ -8,6 +8,7 @@ use std::collections::HashSet;
 
 use requant_formats::container::gguf::{Array, Metadata, Value};
 
+use crate::arch::ByLayer;
 use crate::error::{Error, Result};
 
 /// Key of the architecture's name.
@@ -81,20 +82,40 @@ impl<'a> Keys<'a> {
     /// # Errors
     /// Something else; layers that differ.
     pub(super) fn count(&self, key: &str) -> Result<Option<u64>> {
-        let Some(value) = self.value(key) else { return Ok(None) };
-        let counts: Vec<Option<u64>> = match value {
-            Value::Array(Array::U32(counts)) => counts.iter().map(|&count| Some(count.into())).collect(),
-            Value::Array(Array::I32(counts)) => counts.iter().map(|&count| count.try_into().ok()).collect(),
-            other => vec![other.as_u64()],
-        };
-        if counts.iter().any(|count| *count != counts[0]) {
+        let Some(counts) = self.counts(key, 0)? else { return Ok(None) };
+        let first = *counts.of(0);
+        if counts.iter().any(|&count| count != first) {
             return Err(Error::Unsupported {
                 what: format!("{}: {}: layers with different counts", self.file, self.full(key)),
                 hint: "this version evaluates models with the same one in every layer".into(),
             });
         }
-        let count = counts.first().copied().flatten().filter(|&count| count <= MAX_COUNT);
-        count.map(Some).ok_or_else(|| self.invalid(key, value, "a count"))
+        Ok(Some(first as u64))
+    }
+
+    /// A count of all layers, or an array with one for each of `layers` at least.
+    ///
+    /// # Errors
+    /// Something else.
+    pub(super) fn counts(&self, key: &str, layers: usize) -> Result<Option<ByLayer<usize>>> {
+        let Some(value) = self.value(key) else { return Ok(None) };
+        let (counts, is_array): (Vec<Option<u64>>, bool) = match value {
+            Value::Array(Array::U32(counts)) => {
+                (counts.iter().map(|&count| Some(count.into())).collect(), true)
+            }
+            Value::Array(Array::I32(counts)) => {
+                (counts.iter().map(|&count| count.try_into().ok()).collect(), true)
+            }
+            other => (vec![other.as_u64()], false),
+        };
+        if is_array && counts.len() < layers {
+            return Err(self.invalid(key, value, &format!("a count, or {layers}, one for each layer")));
+        }
+        let count =
+            |count: Option<u64>| count.filter(|&count| count <= MAX_COUNT).map(|count| count as usize);
+        let counts: Option<Vec<usize>> = counts.into_iter().map(count).collect();
+        let counts = counts.and_then(ByLayer::each);
+        counts.map(Some).ok_or_else(|| self.invalid(key, value, "a count"))
     }
 
     /// A count that must be there and not zero.

@@ -7,7 +7,9 @@ use std::collections::HashSet;
 use super::gguf::short;
 use super::gguf_families::{Family, HeadNorms};
 use super::packed::Home;
-use crate::arch::{ArchSpec, Attention, Divisors, Expected, ExpertChoice, Ffn, Grouped, LayerRole, Role};
+use crate::arch::{
+    ArchSpec, Attention, Divisors, Expected, ExpertChoice, Ffn, Grouped, Heads, LayerRole, Role,
+};
 
 /// Queries, keys and values in one matrix, or their biases in one vector.
 const FUSED_QKV: &str = "attn_qkv";
@@ -71,18 +73,19 @@ impl List<'_> {
 
     /// Adds what files hold or not, layer by layer.
     fn may_have(&mut self, suffix: &str, shape: Vec<usize>, role: LayerRole) {
+        let first = self.tensors.len();
         self.add(suffix, shape, role);
-        self.tensors.last_mut().expect("just added").required = false;
+        self.tensors[first..].iter_mut().for_each(|tensor| tensor.required = false);
     }
 
     fn attention(&mut self, family: &Family, names: &HashSet<&str>) {
-        let (hidden, width) = (self.spec.hidden, self.grouped.head_dim);
-        let (query, key) = (self.spec.heads * width, self.grouped.kv_heads * width);
+        let (hidden, width) = (self.spec.hidden, self.grouped.key_dim);
+        let Rows { query, key, value } = Rows::of(self.grouped, self.layer);
         self.add("attn_norm.weight", vec![hidden], LayerRole::AttentionNorm);
         let parts = [
             ("q", query, LayerRole::Q, LayerRole::QBias),
             ("k", key, LayerRole::K, LayerRole::KBias),
-            ("v", key, LayerRole::V, LayerRole::VBias),
+            ("v", value, LayerRole::V, LayerRole::VBias),
         ];
         let name = |part: &str, kind: &str| {
             let fused = format!("{FUSED_QKV}.{kind}");
@@ -105,7 +108,8 @@ impl List<'_> {
                 HeadNorms::Perhaps => self.may_have(suffix, vec![width], role),
             }
         }
-        self.add("attn_output.weight", vec![hidden, query], LayerRole::AttentionOutput);
+        let out = self.grouped.heads.of(self.layer).query * self.grouped.value_dim;
+        self.add("attn_output.weight", vec![hidden, out], LayerRole::AttentionOutput);
         self.may_have("attn_output.bias", vec![hidden], LayerRole::AttentionOutputBias);
     }
 
@@ -116,12 +120,13 @@ impl List<'_> {
             Ffn::Down => vec![hidden, width],
         };
         if !self.spec.is_moe(self.layer) {
+            let width = *self.spec.dense_intermediate.of(self.layer);
             for ffn in Ffn::ALL {
                 let stored = if ffn == Ffn::Gate && family.is_gate_in_up { Ffn::Up } else { ffn };
                 let suffix = format!("ffn_{}.weight", short(stored));
-                self.add(&suffix, shape(ffn, self.spec.dense_intermediate), LayerRole::Dense(ffn));
+                self.add(&suffix, shape(ffn, width), LayerRole::Dense(ffn));
                 if family.has_dense_biases {
-                    let rows = shape(ffn, self.spec.dense_intermediate)[0];
+                    let rows = shape(ffn, width)[0];
                     self.may_have(&format!("ffn_{}.bias", short(ffn)), vec![rows], LayerRole::DenseBias(ffn));
                 }
             }
@@ -154,36 +159,30 @@ impl List<'_> {
         self.add("nextn.eh_proj.weight", vec![hidden, 2 * hidden], LayerRole::MtpProjection);
         self.add("nextn.enorm.weight", vec![hidden], LayerRole::MtpEmbeddingNorm);
         self.add("nextn.hnorm.weight", vec![hidden], LayerRole::MtpHiddenNorm);
-        let optional = self.tensors.len();
-        self.add("nextn.embed_tokens.weight", vec![vocab, hidden], LayerRole::MtpEmbedding);
-        self.add("nextn.shared_head_head.weight", vec![vocab, hidden], LayerRole::MtpHead);
-        self.add("nextn.shared_head_norm.weight", vec![hidden], LayerRole::MtpHeadNorm);
-        self.tensors[optional..].iter_mut().for_each(|tensor| tensor.required = false);
+        self.may_have("nextn.embed_tokens.weight", vec![vocab, hidden], LayerRole::MtpEmbedding);
+        self.may_have("nextn.shared_head_head.weight", vec![vocab, hidden], LayerRole::MtpHead);
+        self.may_have("nextn.shared_head_norm.weight", vec![hidden], LayerRole::MtpHeadNorm);
     }
 }
 
 /// Where a tensor of [`expected`] is.
 pub(super) fn home(spec: &ArchSpec, family: &Family, expected: &Expected) -> Home {
     let name = expected.name.clone();
-    let Role::Layer(_, role) = expected.role else { return Home::Whole(name) };
-    let (width, kv_heads) = match &spec.attention {
-        Attention::Grouped(grouped) => (grouped.head_dim, grouped.kv_heads),
-        Attention::Latent(_) => return Home::Whole(name),
-    };
-    let (query, key) = (spec.heads * width, kv_heads * width);
-    let all = query + 2 * key;
+    let Role::Layer(layer, role) = expected.role else { return Home::Whole(name) };
+    let Attention::Grouped(grouped) = &spec.attention else { return Home::Whole(name) };
+    let rows = Rows::of(grouped, layer);
     match role {
         LayerRole::Expert(expert, _) => Home::Stacked(name, expert),
         LayerRole::Q | LayerRole::K | LayerRole::V if is_fused(&name) => {
-            Home::Part { name, first: first_of(role, query, key), rows: all }
+            Home::Part { name, first: rows.before(role), rows: rows.all() }
         }
         LayerRole::QBias | LayerRole::KBias | LayerRole::VBias if is_fused(&name) => {
-            Home::Section { name, first: first_of(role, query, key), len: all }
+            Home::Section { name, first: rows.before(role), len: rows.all() }
         }
         // The gate is the first half of the matrix that is called the up projection.
         LayerRole::Dense(ffn @ (Ffn::Gate | Ffn::Up)) if family.is_gate_in_up => {
-            let first = if ffn == Ffn::Gate { 0 } else { spec.dense_intermediate };
-            Home::Part { name, first, rows: 2 * spec.dense_intermediate }
+            let width = *spec.dense_intermediate.of(layer);
+            Home::Part { name, first: if ffn == Ffn::Gate { 0 } else { width }, rows: 2 * width }
         }
         _ => Home::Whole(name),
     }
@@ -194,11 +193,30 @@ fn is_fused(name: &str) -> bool {
     name.split('.').nth(2) == Some(FUSED_QKV)
 }
 
-/// Where queries, keys or values begin among `query` rows of queries and `key` each of keys and values.
-fn first_of(role: LayerRole, query: usize, key: usize) -> usize {
-    match role {
-        LayerRole::K | LayerRole::KBias => query,
-        LayerRole::V | LayerRole::VBias => query + key,
-        _ => 0,
+/// Rows of the three projections of a layer, which follow each other where they are fused.
+struct Rows {
+    query: usize,
+    key: usize,
+    value: usize,
+}
+
+impl Rows {
+    fn of(grouped: &Grouped, layer: usize) -> Self {
+        let Heads { query, key_value } = *grouped.heads.of(layer);
+        let Grouped { key_dim, value_dim, .. } = *grouped;
+        Self { query: query * key_dim, key: key_value * key_dim, value: key_value * value_dim }
+    }
+
+    fn all(&self) -> usize {
+        self.query + self.key + self.value
+    }
+
+    /// Rows before the first of those with this role.
+    fn before(&self, role: LayerRole) -> usize {
+        match role {
+            LayerRole::K | LayerRole::KBias => self.query,
+            LayerRole::V | LayerRole::VBias => self.query + self.key,
+            _ => 0,
+        }
     }
 }

@@ -42,7 +42,8 @@ fn llama() -> Metadata {
 fn llama_3_1_8b() {
     let (spec, grouped) = read(&llama(), &["output.weight", "rope_freqs.weight"]).unwrap();
     assert_eq!((spec.layers, spec.dense_layers, spec.experts), (32, 32, 0));
-    assert_eq!((grouped.kv_heads, grouped.head_dim, grouped.sliding), (8, 128, None));
+    assert_eq!(grouped.heads, ByLayer::all(Heads { query: 32, key_value: 8 }));
+    assert_eq!((grouped.key_dim, grouped.value_dim, grouped.sliding), (128, 128, None));
     assert_eq!(spec.rope.divisors, Divisors::Always);
     assert_eq!((spec.rope.pairing, spec.rope.theta), (Pairing::Adjacent, 500_000.0));
     assert!(!spec.tied_embeddings);
@@ -57,7 +58,7 @@ fn what_older_files_leave_out_or_call_otherwise() {
     metadata.set("llama.rope.scale_linear", 4f32);
     metadata.set("llama.tensor_data_layout", "Meta AI original pth");
     let (spec, grouped) = read(&metadata, &[]).unwrap();
-    assert_eq!((grouped.kv_heads, spec.rope.theta), (32, 10000.0));
+    assert_eq!((grouped.heads.of(31).key_value, spec.rope.theta), (32, 10000.0));
     assert_eq!((spec.rope.scaling, spec.tied_embeddings), (Some(Scaling::Linear(4.0)), true));
     metadata.set("llama.rope.scaling.type", "none");
     assert_eq!(read(&metadata, &[]).unwrap().0.rope.scaling, None);
@@ -70,7 +71,7 @@ fn mixtral_8x7b() {
     metadata.set("llama.expert_used_count", 2u32);
     let (spec, _) = read(&metadata, &[]).unwrap();
     assert_eq!((spec.experts, spec.experts_per_token, spec.expert_intermediate), (8, 2, 14336));
-    assert_eq!((spec.dense_layers, spec.dense_intermediate, spec.normalize_top), (0, 0, true));
+    assert_eq!((spec.dense_layers, spec.dense_intermediate.most(), spec.normalize_top), (0, 0, true));
     assert!(spec.is_moe(0) && spec.scoring == Scoring::Softmax);
 }
 
