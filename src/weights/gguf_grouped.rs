@@ -80,7 +80,8 @@ pub(super) fn spec(
         routed_scale: 1.0,
         normalize_top: false,
         scoring: Scoring::Softmax,
-        choice: ExpertChoice::Greedy,
+        choice: ExpertChoice::Ungrouped,
+        router_bias: false,
         heads,
         attention: Attention::Grouped(attention),
         rope,
@@ -203,7 +204,8 @@ fn experts(family: &Family, keys: &Keys, spec: &mut ArchSpec) -> Result<()> {
             let scale = keys.number("expert_weights_scale")?;
             spec.routed_scale = scale.filter(|&scale| scale != 0.0).unwrap_or(1.0);
             spec.normalize_top = keys.flag("expert_weights_norm")?;
-            spec.choice = ExpertChoice::BiasedGroups;
+            spec.choice = ExpertChoice::GroupsByTwoBest;
+            spec.router_bias = true;
         }
         Experts::Never | Experts::Perhaps | Experts::Normalized => {}
     }
@@ -218,7 +220,7 @@ fn experts(family: &Family, keys: &Keys, spec: &mut ArchSpec) -> Result<()> {
         }
     };
     let groups_fit = spec.experts.is_multiple_of(spec.expert_groups) && spec.top_groups <= spec.expert_groups;
-    if !groups_fit || spec.expert_groups > 1 && spec.choice != ExpertChoice::BiasedGroups {
+    if !groups_fit || spec.expert_groups > 1 && spec.choice != ExpertChoice::GroupsByTwoBest {
         let found = spec.expert_groups.to_string();
         return Err(keys.unsupported("expert_group_count", &found, "one group of experts in this family"));
     }

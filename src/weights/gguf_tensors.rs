@@ -5,7 +5,7 @@
 use super::gguf::short;
 use super::gguf_families::Family;
 use super::packed::Home;
-use crate::arch::{ArchSpec, Attention, Divisors, Expected, ExpertChoice, Ffn, Grouped, LayerRole, Role};
+use crate::arch::{ArchSpec, Attention, Divisors, Expected, Ffn, Grouped, LayerRole, Role};
 
 /// Queries, keys and values in one matrix.
 const FUSED_QKV: &str = "attn_qkv.weight";
@@ -103,7 +103,7 @@ impl List<'_> {
             return;
         }
         self.add("ffn_gate_inp.weight", vec![experts, hidden], LayerRole::Router);
-        if self.spec.choice == ExpertChoice::BiasedGroups {
+        if self.spec.router_bias {
             self.add("exp_probs_b.bias", vec![experts], LayerRole::RouterBias);
         }
         for expert in 0..experts {

@@ -184,7 +184,8 @@ fn glm_4_5_air_counts_its_prediction_layer_among_its_blocks() {
     let (spec, grouped) = read(&metadata, &["blk.46.nextn.eh_proj.weight"]).unwrap();
     assert_eq!((spec.layers, spec.mtp_layers, spec.dense_layers), (46, 1, 1));
     assert_eq!((spec.shared_intermediate, spec.rope.dim, grouped.head_norms), (1408, 64, false));
-    assert_eq!((spec.scoring, spec.choice), (Scoring::Sigmoid, ExpertChoice::BiasedGroups));
+    assert_eq!((spec.scoring, spec.choice), (Scoring::Sigmoid, ExpertChoice::GroupsByTwoBest));
+    assert!(spec.router_bias);
     // Files without the layer exist; the 355B model has norms of heads.
     let (spec, grouped) = read(&metadata, &["blk.0.attn_q_norm.weight"]).unwrap();
     assert_eq!((spec.mtp_layers, grouped.head_norms), (0, true));
