@@ -168,15 +168,15 @@ pub enum Scoring {
     Softmax,
 }
 
-/// How experts are chosen by their scores.
+/// Which experts can be chosen: how groups of them are judged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExpertChoice {
-    /// `noaux_tc`: scores get a correction bias; groups count by the sum of their two best.
-    BiasedGroups,
-    /// `group_limited_greedy`: groups count by their best score.
-    BestGroups,
-    /// `greedy`: the best of all.
-    Greedy,
+    /// Those of the best groups by the sum of their two best scores.
+    GroupsByTwoBest,
+    /// Those of the best groups by their best score.
+    GroupsByBest,
+    /// All, whatever their group.
+    Ungrouped,
 }
 
 /// The resolved hyper-parameters of a model.
@@ -216,8 +216,10 @@ pub struct ArchSpec {
     pub normalize_top: bool,
     /// How router logits become scores.
     pub scoring: Scoring,
-    /// How experts are chosen by their scores.
+    /// Which experts can be chosen.
     pub choice: ExpertChoice,
+    /// Whether scores get a correction bias, which counts for the choice and not for the weight.
+    pub router_bias: bool,
     /// Attention heads.
     pub heads: usize,
     /// How tokens look at each other.

@@ -331,7 +331,7 @@ pub const TARGETS: &[&dyn Target] = &[
 /// [`Error::Unsupported`] with the known names when `format` is not one of them; else as
 /// [`Target::blueprint`].
 pub fn blueprint(source: &Checkpoint, format: &str, options: &Options) -> Result<Blueprint> {
-    if source.spec().choice != ExpertChoice::BiasedGroups || source.spec().scoring != Scoring::Sigmoid {
+    if source.spec().choice != ExpertChoice::GroupsByTwoBest || source.spec().scoring != Scoring::Sigmoid {
         return Err(Error::Unsupported {
             what: format!("converting this {} model", source.spec().model_type),
             hint: "its router is not deepseek_v3's (scoring_func, topk_method); it can be evaluated".into(),

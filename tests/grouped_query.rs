@@ -343,7 +343,19 @@ fn what_is_not_understood_is_named_before_work() {
         ("llama", set("llama.embedding_length", 64u32.into()), &["shape", "64"]),
         ("glm4moe", set("glm4moe.expert_gating_func", 4u32.into()), &["expert_gating_func 4"]),
         ("qwen3moe", set("qwen3moe.expert_used_count", 7u32.into()), &["expert_used_count", "1 to 6"]),
-        ("qwen3moe", set("qwen3moe.expert_group_count", 2u32.into()), &["expert_group_count 2"]),
+        (
+            "qwen3moe",
+            set("qwen3moe.expert_group_count", 4u32.into()),
+            &["expert_group_count", "a divisor of 6"],
+        ),
+        (
+            "qwen3moe",
+            Box::new(|metadata, _| {
+                metadata.set("qwen3moe.expert_group_count", 3u32);
+                metadata.set("qwen3moe.expert_group_used_count", 1u32);
+            }),
+            &["expert_group_used_count", "2 to 3 groups of 2"],
+        ),
         ("gemma3", set("gemma3.attention.sliding_window_pattern", "x".into()), &["sliding_window_pattern"]),
         ("gemma2", set("gemma2.final_logit_softcapping", (-1f32).into()), &["final_logit_softcapping"]),
         ("llama", set("general.architecture", "mamba".into()), &["\"mamba\"", "deepseek2, llama, qwen2"]),

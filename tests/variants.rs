@@ -1,5 +1,5 @@
 //! GGUF files with what few of their family have: biases, fused projections, factors of matrices, dimensions of
-//! positions; against llama-perplexity.
+//! positions, groups of experts; against llama-perplexity.
 //!
 //! Values of new vectors are those of fixtures/make_gqa_variant_goldens.py.
 
@@ -61,6 +61,13 @@ fn sections(counts: [i32; 4]) -> Change {
     })
 }
 
+fn groups(architecture: &'static str) -> Change {
+    Box::new(move |metadata, _| {
+        metadata.set(format!("{architecture}.expert_group_count"), 3u32);
+        metadata.set(format!("{architecture}.expert_group_used_count"), 2u32);
+    })
+}
+
 /// A factor for every matrix that may have one, and one for hardware, which changes nothing.
 fn scales(_: &mut Metadata, contents: &mut Contents) {
     let matrices: Vec<(String, u64)> = contents
@@ -114,6 +121,9 @@ fn variants() -> Vec<(&'static str, &'static str, Change)> {
         ("fused-weights", "qwen2", fused(&[0, 1], &["weight"])),
         ("sections", "glm4moe", sections([2, 2, 2, 0])),
         ("fourth-section", "glm4moe", sections([1, 1, 1, 2])),
+        ("groups-llama", "llama-moe", groups("llama")),
+        ("groups-qwen2moe", "qwen2moe", groups("qwen2moe")),
+        ("groups-qwen3moe", "qwen3moe", groups("qwen3moe")),
         ("scales", "qwen3", Box::new(scales)),
         ("scales-experts", "qwen3moe", Box::new(scales)),
         ("head-bias", "qwen2", Box::new(head_bias)),
@@ -156,6 +166,7 @@ fn what_means_the_same_gives_the_same() {
         ("glm4moe", sections([6, 0, 0, 0])),
         ("qwen3", classes),
         ("qwen3", one),
+        ("qwen3", Box::new(|metadata, _| metadata.set("qwen3.expert_count", 0u32))),
     ] {
         let model = Model::open(&rewritten(directory.path(), base, change)).unwrap();
         assert_eq!(logits(&model, base), logits(&Model::open(&path(base)).unwrap(), base), "{base}");

@@ -4,6 +4,7 @@ use super::ByLayer;
 
 /// Attention of a model.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "a model has one")]
 pub enum Attention {
     /// Keys and values expanded from a latent.
     Latent(Latent),

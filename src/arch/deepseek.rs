@@ -32,6 +32,7 @@ pub(super) fn spec(config: &Config, family: &Family) -> Result<ArchSpec> {
     let layers = config.dimension("num_hidden_layers")?;
     let expert_intermediate = config.dimension("moe_intermediate_size")?;
     let shared_experts = config.count_or("n_shared_experts", 0)? as usize;
+    let choice = expert_choice(config, family)?;
     let spec = ArchSpec {
         model_type: family.model_type.to_owned(),
         hidden: config.dimension("hidden_size")?,
@@ -50,7 +51,9 @@ pub(super) fn spec(config: &Config, family: &Family) -> Result<ArchSpec> {
         routed_scale: config.number_or("routed_scaling_factor", 1.0)?,
         normalize_top: config.flag_or("norm_topk_prob", family.normalize_top)?,
         scoring: scoring(config, family)?,
-        choice: expert_choice(config, family)?,
+        choice,
+        // `noaux_tc` is both.
+        router_bias: choice == ExpertChoice::GroupsByTwoBest,
         heads: config.dimension("num_attention_heads")?,
         attention: Attention::Latent(Latent {
             q_lora: match config.get("q_lora_rank") {
@@ -123,9 +126,9 @@ fn expert_choice(config: &Config, family: &Family) -> Result<ExpertChoice> {
     match config.get("topk_method") {
         None => Ok(family.choice),
         Some(name) => match name.as_str() {
-            Some("noaux_tc") => Ok(ExpertChoice::BiasedGroups),
-            Some("group_limited_greedy") => Ok(ExpertChoice::BestGroups),
-            Some("greedy") => Ok(ExpertChoice::Greedy),
+            Some("noaux_tc") => Ok(ExpertChoice::GroupsByTwoBest),
+            Some("group_limited_greedy") => Ok(ExpertChoice::GroupsByBest),
+            Some("greedy") => Ok(ExpertChoice::Ungrouped),
             _ => {
                 let known = "\"noaux_tc\", \"group_limited_greedy\" or \"greedy\"";
                 Err(config.invalid("topk_method", &name.to_string(), known))
@@ -226,7 +229,7 @@ fn layer_tensors(spec: &ArchSpec, latent: &Latent, layer: usize) -> Vec<(String,
     };
     if spec.is_moe(layer) {
         add("mlp.gate.weight", vec![spec.experts, hidden], LayerRole::Router);
-        if spec.choice == ExpertChoice::BiasedGroups {
+        if spec.router_bias {
             add("mlp.gate.e_score_correction_bias", vec![spec.experts], LayerRole::RouterBias);
         }
         for expert in 0..spec.experts {

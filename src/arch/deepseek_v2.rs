@@ -16,7 +16,7 @@ pub(super) struct DeepseekV2;
 const FAMILY: Family = Family {
     model_type: "deepseek_v2",
     scoring: Scoring::Softmax,
-    choice: ExpertChoice::Greedy,
+    choice: ExpertChoice::Ungrouped,
     normalize_top: false,
 };
 

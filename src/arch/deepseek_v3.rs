@@ -11,7 +11,7 @@ pub(super) struct DeepseekV3;
 const FAMILY: Family = Family {
     model_type: "deepseek_v3",
     scoring: Scoring::Sigmoid,
-    choice: ExpertChoice::BiasedGroups,
+    choice: ExpertChoice::GroupsByTwoBest,
     normalize_top: true,
 };
 

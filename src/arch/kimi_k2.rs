@@ -19,7 +19,7 @@ pub(super) struct KimiK2;
 const FAMILY: Family = Family {
     model_type: "kimi_k2",
     scoring: Scoring::Sigmoid,
-    choice: ExpertChoice::BiasedGroups,
+    choice: ExpertChoice::GroupsByTwoBest,
     normalize_top: true,
 };
 

@@ -10,7 +10,7 @@ use super::ffn::feed_forward;
 use super::linear::{Input, Output, linear_states, vector};
 use super::router::{Choice, choose};
 use super::states::States;
-use crate::arch::{ExpertChoice, LayerRole, Role};
+use crate::arch::{LayerRole, Role};
 use crate::checkpoint::WeightStore;
 use crate::error::Result;
 
@@ -63,9 +63,9 @@ fn shared(store: &dyn WeightStore, layer: usize, x: &States, hidden: &mut States
 fn route(store: &dyn WeightStore, layer: usize, x: &States) -> Result<Vec<Vec<Choice>>> {
     let spec = store.spec();
     let logits_TE = linear_states(store, Role::Layer(layer, LayerRole::Router), x)?;
-    let bias_E = match spec.choice {
-        ExpertChoice::BiasedGroups => vector(store, Role::Layer(layer, LayerRole::RouterBias))?,
-        ExpertChoice::BestGroups | ExpertChoice::Greedy => Vec::new(),
+    let bias_E = match spec.router_bias {
+        true => vector(store, Role::Layer(layer, LayerRole::RouterBias))?,
+        false => Vec::new(),
     };
     let mut choices_T = Vec::with_capacity(x.rows());
     for tokens in logits_TE.blocks() {

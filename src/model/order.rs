@@ -1,7 +1,7 @@
 //! In which order a forward pass reads the weights, for sources whose files come and go.
 
 use super::{linear, mtp};
-use crate::arch::{ArchSpec, Attention, Divisors, ExpertChoice, Ffn, LayerRole, Role};
+use crate::arch::{ArchSpec, Attention, Divisors, Ffn, LayerRole, Role};
 use crate::checkpoint::WeightStore;
 
 /// The roles of all weights as they are read, those that take turns together; with the prediction layer if
@@ -105,7 +105,7 @@ fn attention(attention: &Attention, visit: &mut impl FnMut(&[LayerRole])) {
 
 fn mixture(spec: &ArchSpec, visit: &mut impl FnMut(&[LayerRole])) {
     visit(&[LayerRole::Router]);
-    if spec.choice == ExpertChoice::BiasedGroups {
+    if spec.router_bias {
         visit(&[LayerRole::RouterBias]);
     }
     for expert in 0..spec.experts {

@@ -1,8 +1,8 @@
 //! The routers of DeepSeek-V2 and V3 (arXiv 2405.04434 and 2412.19437): which experts a token goes to.
 //!
-//! Scores are sigmoids, or a softmax. V3 adds a correction bias, which counts for the choice, not for the
-//! weight: the groups with the largest sum of their two best biased scores stay, and among their experts
-//! the best are chosen. V2 has no bias and judges a group by its best score, or has no groups.
+//! Scores are sigmoids, or a softmax. A correction bias, where there is one, counts for the choice, not for the weight.
+//! V3 has one, and judges a group of experts by the sum of its two best biased scores; V2 has none, and judges a
+//! group by its best score, or has no groups. Among the experts of the best groups the best are chosen.
 //! Weights are the scores of the chosen, normalized to sum 1 where configured, times the routed scale.
 //! Between equals the lower number wins. Other families' routers are among these: a softmax over all experts, or
 //! sigmoids and a bias with one group.
@@ -18,20 +18,21 @@ pub struct Choice {
     pub weight: f32,
 }
 
-/// Chooses the experts of one token from its router logits; `bias` counts where the choice is a biased one.
+/// Chooses the experts of one token from its router logits; `bias` counts where the model has one.
 pub(super) fn choose(spec: &ArchSpec, logits: &[f32], bias: &[f32]) -> Vec<Choice> {
     let scores = scores(spec.scoring, logits);
-    let biased: Vec<f32> = match spec.choice {
-        ExpertChoice::BiasedGroups => scores.iter().zip(bias).map(|(score, bias)| score + bias).collect(),
-        ExpertChoice::BestGroups | ExpertChoice::Greedy => scores.clone(),
+    let biased: Vec<f32> = match spec.router_bias {
+        true => scores.iter().zip(bias).map(|(score, bias)| score + bias).collect(),
+        false => scores.clone(),
     };
     let group_len = spec.experts / spec.expert_groups;
     let group_scores: Vec<f32> = match spec.choice {
-        ExpertChoice::BiasedGroups => biased.chunks(group_len).map(best_two).collect(),
-        ExpertChoice::BestGroups => biased.chunks(group_len).map(best).collect(),
-        ExpertChoice::Greedy => vec![0.0; spec.expert_groups],
+        ExpertChoice::GroupsByTwoBest => biased.chunks(group_len).map(best_two).collect(),
+        ExpertChoice::GroupsByBest => biased.chunks(group_len).map(best).collect(),
+        ExpertChoice::Ungrouped => vec![0.0; spec.expert_groups],
     };
-    let top_groups = if spec.choice == ExpertChoice::Greedy { spec.expert_groups } else { spec.top_groups };
+    let top_groups =
+        if spec.choice == ExpertChoice::Ungrouped { spec.expert_groups } else { spec.top_groups };
     let groups = largest(&group_scores, 0..group_scores.len(), top_groups);
     let candidates = (0..spec.expert_groups)
         .filter(|g| groups.contains(g))
@@ -108,7 +109,8 @@ mod tests {
     fn a_softmax_router_takes_the_groups_with_the_best_expert() {
         let spec = ArchSpec {
             scoring: Scoring::Softmax,
-            choice: ExpertChoice::BestGroups,
+            choice: ExpertChoice::GroupsByBest,
+            router_bias: false,
             normalize_top: false,
             ..spec()
         };
@@ -118,9 +120,30 @@ mod tests {
         let sum: f32 = logits.iter().map(|logit: &f32| logit.exp()).sum();
         assert!((chosen[0].weight - 2.0 * 3f32.exp() / sum).abs() < 1e-6);
         // Without groups, the second best of all may be in any.
-        let spec = ArchSpec { choice: ExpertChoice::Greedy, experts_per_token: 4, ..spec };
+        let spec = ArchSpec { choice: ExpertChoice::Ungrouped, experts_per_token: 4, ..spec };
         let chosen = choose(&spec, &logits, &[]);
         assert_eq!(chosen.iter().map(|choice| choice.expert).collect::<Vec<_>>(), [0, 2, 5, 4]);
+    }
+
+    #[test]
+    fn the_bias_and_how_groups_are_judged_are_free_of_each_other() {
+        // Expert 0 is the best; of sigmoids, groups 1 and 2 have the largest sums. The bias lifts expert 7.
+        let logits = [3.0, -9.0, 2.0, 1.0, 1.5, 1.6, -9.0, -9.0];
+        let mut bias = [0.0; 8];
+        bias[7] = 1.9;
+        for (scoring, choice, without, with) in [
+            (Scoring::Sigmoid, ExpertChoice::GroupsByTwoBest, [2, 5], [7, 5]),
+            (Scoring::Sigmoid, ExpertChoice::GroupsByBest, [0, 2], [7, 0]),
+            (Scoring::Softmax, ExpertChoice::GroupsByTwoBest, [0, 2], [7, 0]),
+            (Scoring::Softmax, ExpertChoice::Ungrouped, [0, 2], [7, 0]),
+        ] {
+            for (router_bias, expected) in [(false, without), (true, with)] {
+                let spec = ArchSpec { scoring, choice, router_bias, ..spec() };
+                let chosen = choose(&spec, &logits, &bias);
+                let experts: Vec<usize> = chosen.iter().map(|choice| choice.expert).collect();
+                assert_eq!(experts, expected, "{scoring:?} {choice:?} {router_bias}");
+            }
+        }
     }
 
     #[test]

@@ -248,7 +248,7 @@ mod tests {
     fn without_a_gating_function_the_router_is_that_of_v2() {
         let spec = spec(&deepseek_v2()).unwrap();
         assert_eq!(spec.model_type, "deepseek_v2");
-        assert_eq!((spec.scoring, spec.choice), (Scoring::Softmax, ExpertChoice::BestGroups));
+        assert_eq!((spec.scoring, spec.choice), (Scoring::Softmax, ExpertChoice::GroupsByBest));
         assert_eq!(widths(&spec), (128, 64, 128));
         assert_eq!((spec.norm_eps, spec.routed_scale, spec.normalize_top), (1e-6, 16.0, false));
         let yarn = spec.rope.yarn().unwrap();
@@ -263,7 +263,7 @@ mod tests {
             metadata.remove(&format!("deepseek2.{key}"));
         }
         let spec = spec(&metadata).unwrap();
-        assert_eq!((spec.choice, spec.latent().unwrap().q_lora), (ExpertChoice::Greedy, None));
+        assert_eq!((spec.choice, spec.latent().unwrap().q_lora), (ExpertChoice::Ungrouped, None));
     }
 
     #[test]
@@ -285,7 +285,7 @@ mod tests {
         let mut metadata = deepseek_v2();
         metadata.set("deepseek2.expert_weights_norm", true);
         let spec = spec(&metadata).unwrap();
-        assert_eq!((spec.scoring, spec.choice), (Scoring::Softmax, ExpertChoice::BestGroups));
+        assert_eq!((spec.scoring, spec.choice), (Scoring::Softmax, ExpertChoice::GroupsByBest));
         assert_eq!((spec.normalize_top, spec.routed_scale), (true, 16.0));
     }
 

@@ -83,7 +83,8 @@ pub(super) fn spec(
         routed_scale: 1.0,
         normalize_top: false,
         scoring: Scoring::Softmax,
-        choice: ExpertChoice::Greedy,
+        choice: ExpertChoice::Ungrouped,
+        router_bias: false,
         heads: attention.heads.of(0).query,
         attention: Attention::Grouped(attention),
         rope,
@@ -150,7 +151,14 @@ fn width(keys: &Keys, key: &str, default: usize) -> Result<usize> {
 fn experts(family: &Family, keys: &Keys, spec: &mut ArchSpec) -> Result<()> {
     let count = |key: &str| -> Result<usize> { Ok(keys.count(key)?.unwrap_or(0) as usize) };
     spec.experts = match family.experts {
-        Experts::Never => return Ok(()),
+        Experts::Never => {
+            return match (count("expert_count")?, count("expert_used_count")?) {
+                (0, _) => Ok(()),
+                (found, _) => {
+                    Err(keys.unsupported("expert_count", &found.to_string(), "this family without experts"))
+                }
+            };
+        }
         Experts::Perhaps => count("expert_count")?,
         _ => keys.required_count("expert_count")?,
     };
@@ -175,8 +183,6 @@ fn experts(family: &Family, keys: &Keys, spec: &mut ArchSpec) -> Result<()> {
         return Err(keys.missing("expert_feed_forward_length"));
     }
     spec.normalize_top = matches!(family.experts, Experts::Perhaps | Experts::Normalized);
-    spec.expert_groups = count("expert_group_count")?.max(1);
-    spec.top_groups = count("expert_group_used_count")?.max(1);
     match family.experts {
         Experts::GatedShared => {
             spec.shared_experts = 1;
@@ -193,7 +199,8 @@ fn experts(family: &Family, keys: &Keys, spec: &mut ArchSpec) -> Result<()> {
             let scale = keys.number("expert_weights_scale")?;
             spec.routed_scale = scale.filter(|&scale| scale != 0.0).unwrap_or(1.0);
             spec.normalize_top = keys.flag("expert_weights_norm")?;
-            spec.choice = ExpertChoice::BiasedGroups;
+            spec.choice = ExpertChoice::GroupsByTwoBest;
+            spec.router_bias = true;
         }
         Experts::Never | Experts::Perhaps | Experts::Normalized => {}
     }
@@ -207,11 +214,28 @@ fn experts(family: &Family, keys: &Keys, spec: &mut ArchSpec) -> Result<()> {
             return Err(keys.unsupported("expert_gating_func", &other.to_string(), &hint));
         }
     };
-    let groups_fit = spec.experts.is_multiple_of(spec.expert_groups) && spec.top_groups <= spec.expert_groups;
-    if !groups_fit || spec.expert_groups > 1 && spec.choice != ExpertChoice::BiasedGroups {
-        let found = spec.expert_groups.to_string();
-        return Err(keys.unsupported("expert_group_count", &found, "one group of experts in this family"));
+    groups(keys, spec)
+}
+/// Groups of experts. In these families no model is known to have several; llama.cpp judges them as DeepSeek-V3 does.
+fn groups(keys: &Keys, spec: &mut ArchSpec) -> Result<()> {
+    let (key, key_of_used) = ("expert_group_count", "expert_group_used_count");
+    let count = |key: &str| -> Result<usize> { Ok(keys.count(key)?.unwrap_or(0).max(1) as usize) };
+    (spec.expert_groups, spec.top_groups) = (count(key)?, count(key_of_used)?);
+    if spec.expert_groups == 1 {
+        spec.top_groups = 1;
+        return Ok(());
     }
+    let len = spec.experts / spec.expert_groups;
+    if !spec.experts.is_multiple_of(spec.expert_groups) || len < 2 {
+        let expected = format!("a divisor of {} experts that leaves two to a group at least", spec.experts);
+        return Err(keys.invalid(key, &Value::from(spec.expert_groups as u32), &expected));
+    }
+    let fewest = spec.experts_per_token.div_ceil(len);
+    if !(fewest..=spec.expert_groups).contains(&spec.top_groups) {
+        let expected = format!("{fewest} to {} groups of {len} experts", spec.expert_groups);
+        return Err(keys.invalid(key_of_used, &Value::from(spec.top_groups as u32), &expected));
+    }
+    spec.choice = ExpertChoice::GroupsByTwoBest;
     Ok(())
 }
 

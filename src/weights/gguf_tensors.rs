@@ -7,9 +7,7 @@ use std::collections::HashSet;
 use super::gguf::short;
 use super::gguf_families::{Family, HeadNorms};
 use super::packed::Home;
-use crate::arch::{
-    ArchSpec, Attention, Divisors, Expected, ExpertChoice, Ffn, Grouped, Heads, LayerRole, Role,
-};
+use crate::arch::{ArchSpec, Attention, Divisors, Expected, Ffn, Grouped, Heads, LayerRole, Role};
 
 /// Queries, keys and values in one matrix, or their biases in one vector.
 const FUSED_QKV: &str = "attn_qkv";
@@ -133,7 +131,7 @@ impl List<'_> {
             return;
         }
         self.add("ffn_gate_inp.weight", vec![experts, hidden], LayerRole::Router);
-        if self.spec.choice == ExpertChoice::BiasedGroups {
+        if self.spec.router_bias {
             self.add("exp_probs_b.bias", vec![experts], LayerRole::RouterBias);
         }
         for expert in 0..experts {

@@ -185,7 +185,8 @@ fn glm_4_5_air_counts_its_prediction_layer_among_its_blocks() {
     let (spec, _) = read(&metadata, &["blk.46.nextn.eh_proj.weight"]).unwrap();
     assert_eq!((spec.layers, spec.mtp_layers, spec.dense_layers), (46, 1, 1));
     assert_eq!((spec.shared_intermediate, spec.rope.dim), (1408, 64));
-    assert_eq!((spec.scoring, spec.choice), (Scoring::Sigmoid, ExpertChoice::BiasedGroups));
+    assert_eq!((spec.scoring, spec.choice), (Scoring::Sigmoid, ExpertChoice::GroupsByTwoBest));
+    assert!(spec.router_bias);
     // Files without the layer exist.
     assert_eq!(read(&metadata, &[]).unwrap().0.mtp_layers, 0);
 }
