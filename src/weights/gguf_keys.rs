@@ -51,11 +51,6 @@ impl<'a> Keys<'a> {
         Self { metadata, file, architecture, asked: RefCell::default() }
     }
 
-    /// The file, for messages.
-    pub(super) fn file(&self) -> &str {
-        self.file
-    }
-
     /// The whole name of a key.
     pub(super) fn full(&self, key: &str) -> String {
         format!("{}.{key}", self.architecture)
@@ -112,14 +107,6 @@ impl<'a> Keys<'a> {
         Ok(Some((number as f32).to_string().parse().unwrap_or(number)))
     }
 
-    /// A number that must be there.
-    ///
-    /// # Errors
-    /// When it is not, and as [`Keys::number`].
-    pub(super) fn required_number(&self, key: &str) -> Result<f64> {
-        self.number(key)?.ok_or_else(|| self.missing(key))
-    }
-
     /// A number that must be positive and finite where it is given.
     ///
     /// # Errors
@@ -139,11 +126,6 @@ impl<'a> Keys<'a> {
     pub(super) fn flag(&self, key: &str) -> Result<bool> {
         let Some(value) = self.value(key) else { return Ok(false) };
         value.as_bool().ok_or_else(|| self.invalid(key, value, "true or false"))
-    }
-
-    /// A text.
-    pub(super) fn text(&self, key: &str) -> Option<&'a str> {
-        self.value(key).and_then(Value::as_str)
     }
 
     /// Refuses hyper-parameters that nobody asked for and that do change what a model computes: all but the few of every

@@ -46,11 +46,15 @@ pub(super) fn rotary(
         (false, true) => Divisors::ByContext { original_context: original_context(keys)? },
         (false, false) => Divisors::Absent,
     };
+    let scaling = scaling(keys)?;
+    if let Some(Scaling::Yarn(_)) = scaling {
+        check_factors(keys)?;
+    }
     let rope = Rotary {
         dim,
         pairing: family.pairing,
         theta: keys.positive("rope.freq_base")?.unwrap_or(10000.0),
-        scaling: scaling(keys)?,
+        scaling,
         amplitude: keys.positive("rope.scaling.attn_factor")?.unwrap_or(1.0),
         divisors,
     };
@@ -77,8 +81,11 @@ fn original_context(keys: &Keys) -> Result<u64> {
     }
 }
 
-/// `rope.scaling.*`.
-fn scaling(keys: &Keys) -> Result<Option<Scaling>> {
+/// `rope.scaling.*`; YaRN with `mscale` 0.
+///
+/// # Errors
+/// What is out of range, and what this version cannot evaluate.
+pub(super) fn scaling(keys: &Keys) -> Result<Option<Scaling>> {
     let older = keys.number("rope.scale_linear")?;
     let factor = keys.number("rope.scaling.factor")?.or(older);
     // llama.cpp takes 0 for absent.
@@ -103,8 +110,8 @@ fn scaling(keys: &Keys) -> Result<Option<Scaling>> {
     }
 }
 
-/// YaRN's factor on sine and cosine is `0.1 ln(factor) + 1`, times `rope.scaling.attn_factor`.
-fn yarn(keys: &Keys, factor: Option<f64>, original_context: u64) -> Result<Option<Scaling>> {
+/// YaRN's factor on sine and cosine is `0.1 ln(factor) + 1`, times `rope.scaling.attn_factor`; keys that say otherwise.
+fn check_factors(keys: &Keys) -> Result<()> {
     for (key, neutral) in [("yarn_ext_factor", 1.0), ("yarn_attn_factor", 1.0), ("yarn_log_multiplier", 0.0)]
     {
         let key = format!("rope.scaling.{key}");
@@ -112,6 +119,10 @@ fn yarn(keys: &Keys, factor: Option<f64>, original_context: u64) -> Result<Optio
             return Err(keys.unsupported(&key, &found.to_string(), &format!("{neutral} only")));
         }
     }
+    Ok(())
+}
+
+fn yarn(keys: &Keys, factor: Option<f64>, original_context: u64) -> Result<Option<Scaling>> {
     Ok(Some(Scaling::Yarn(Yarn {
         factor: factor.ok_or_else(|| keys.missing("rope.scaling.factor"))?,
         original_context,
