@@ -15,10 +15,12 @@ mod deepseek_v3;
 mod kimi_k2;
 
 pub use attention::{
-    Attention, Divisors, Grouped, Heads, Latent, Pairing, Rotary, Scaling, Sections, Sliding, Yarn,
+    Attention, Divisors, Grouped, Heads, Latent, Pairing, Rotary, Scaling, Sections, Sliding, Temperature,
+    Yarn,
 };
 pub use by_layer::ByLayer;
 pub use config::Config;
+pub(crate) use deepseek::expected as latent_tensors;
 
 /// A matrix of a SwiGLU feed-forward block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -166,6 +168,10 @@ pub enum Scoring {
     Sigmoid,
     /// Among all experts.
     Softmax,
+    /// They are scores as they are; the weights of the chosen experts are a softmax among these.
+    SoftmaxOfChosen,
+    /// Each on its own: `sqrt(ln(1 + exp(x)))`.
+    SqrtSoftplus,
 }
 
 /// Which experts can be chosen: how groups of them are judged.

@@ -10,11 +10,11 @@ use crate::tokenizer::{SPECIAL_TOKENS_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FIL
 
 mod gguf;
 mod gguf_aside;
-mod gguf_config;
 mod gguf_cuts;
 mod gguf_families;
 mod gguf_grouped;
 mod gguf_keys;
+mod gguf_latent;
 mod gguf_rotary;
 mod gguf_tensors;
 mod gguf_tokenizer;

@@ -311,7 +311,11 @@ fn what_is_not_understood_is_named_before_work() {
         ("llama", with("blk.0.attn_sinks.weight", vec![4]), &["blk.0.attn_sinks.weight", "unknown"]),
         ("qwen2", with("rope_freqs.weight", vec![8]), &["rope_freqs.weight", "unknown"]),
         ("llama", set("llama.rope.scaling.type", "ntk".into()), &["llama.rope.scaling.type \"ntk\"", "yarn"]),
-        ("qwen3", set("qwen3.rope.scaling.yarn_ext_factor", 0.5f32.into()), &["yarn_ext_factor 0.5"]),
+        (
+            "qwen3",
+            set("qwen3.rope.scaling.yarn_attn_factor", (-0.5f32).into()),
+            &["yarn_attn_factor", "positive"],
+        ),
         ("qwen3", without_key("qwen3.rope.scaling.factor"), &["qwen3.rope.scaling.factor", "missing"]),
         ("llama", set("llama.logit_scale", 2f32.into()), &["llama.logit_scale", "does not know"]),
         ("llama", set("llama.attention.causal", false.into()), &["llama.attention.causal false"]),

@@ -22,6 +22,7 @@
 //! - `checksums`: directories against the hub, records of downloads, caches and lists.
 //! - `perplexity`: the forward pass on the fixtures, against transformers and llama-perplexity.
 //! - `measured`: models measured straight from a hub.
+//! - `deepseek2`: GGUF files of every other kind of that architecture, against llama.cpp.
 //! - `deepseek_v2`: GGUF files of DeepSeek-V2, against transformers and llama.cpp.
 //! - `merged`: GGUF files with gate and up projection of the experts in one tensor.
 //! - `predictor`: GGUF files with a prediction layer, against the checkpoint that has it.
@@ -44,6 +45,8 @@ mod comparison;
 mod conversion;
 #[cfg(test)]
 mod crashes;
+#[cfg(test)]
+mod deepseek2;
 #[cfg(test)]
 mod deepseek_v2;
 #[cfg(test)]

@@ -4,7 +4,6 @@ use super::ByLayer;
 
 /// Attention of a model.
 #[derive(Debug, Clone, PartialEq)]
-#[expect(clippy::large_enum_variant, reason = "a model has one")]
 pub enum Attention {
     /// Keys and values expanded from a latent.
     Latent(Latent),
@@ -23,6 +22,25 @@ pub struct Latent {
     pub nope_dim: usize,
     /// Per-head value width.
     pub v_dim: usize,
+    /// What far positions do to queries.
+    pub temperature: Option<Temperature>,
+}
+
+/// Temperature of queries by position (Llama 4, Mistral Large 3): the factor `ln(floor(position / length) + 1) * scale + 1`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Temperature {
+    /// How much it grows.
+    pub scale: f64,
+    /// Positions of one step, more than 0.
+    pub length: u64,
+}
+
+impl Temperature {
+    /// Factor on the queries at `position`.
+    pub fn factor(&self, position: usize) -> f32 {
+        let steps = position as u64 / self.length;
+        ((steps as f64 + 1.0).ln() * self.scale + 1.0) as f32
+    }
 }
 
 /// Grouped-query attention (arXiv 2305.13245). Biases, and norms of heads, are there where a layer has their weights.
@@ -148,6 +166,22 @@ pub struct Yarn {
     pub mscale_all_dim: f64,
 }
 
+impl Yarn {
+    /// Factor on sine and cosine.
+    pub fn amplitude(&self) -> f64 {
+        if self.mscale != 0.0 && self.mscale_all_dim != 0.0 {
+            self.attention_scale(self.mscale) / self.attention_scale(self.mscale_all_dim)
+        } else {
+            self.attention_scale(1.0)
+        }
+    }
+
+    /// `0.1 mscale ln(factor) + 1`, or 1 where nothing is extended.
+    pub fn attention_scale(&self, mscale: f64) -> f64 {
+        if self.factor <= 1.0 { 1.0 } else { 0.1 * mscale * self.factor.ln() + 1.0 }
+    }
+}
+
 /// Divisors of single frequencies, stored with the weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Divisors {
@@ -160,4 +194,18 @@ pub enum Divisors {
         /// Context length of the original training.
         original_context: u64,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queries_of_the_first_positions_are_left_alone_and_later_ones_grow_in_steps() {
+        let temperature = Temperature { scale: 0.5, length: 8 };
+        let expected = |steps: f32| 1.0 + 0.5 * steps.ln();
+        for (position, steps) in [(0, 1.0), (7, 1.0), (8, 2.0), (15, 2.0), (16, 3.0), (511, 64.0)] {
+            assert!((temperature.factor(position) - expected(steps)).abs() < 1e-6, "{position}");
+        }
+    }
 }

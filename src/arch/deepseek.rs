@@ -63,6 +63,7 @@ pub(super) fn spec(config: &Config, family: &Family) -> Result<ArchSpec> {
             kv_lora: config.dimension("kv_lora_rank")?,
             nope_dim: config.dimension("qk_nope_head_dim")?,
             v_dim: config.dimension("v_head_dim")?,
+            temperature: None,
         }),
         rope: Rotary {
             dim: config.dimension("qk_rope_head_dim")?,
@@ -86,7 +87,7 @@ pub(super) fn spec(config: &Config, family: &Family) -> Result<ArchSpec> {
 }
 
 /// Every tensor that a checkpoint with these hyper-parameters holds.
-pub(super) fn expected(spec: &ArchSpec) -> Vec<Expected> {
+pub(crate) fn expected(spec: &ArchSpec) -> Vec<Expected> {
     // No spec of this file has another kind.
     let Attention::Latent(latent) = &spec.attention else { return Vec::new() };
     let mut tensors = Vec::new();

@@ -100,6 +100,10 @@ pub(super) fn attention(
                 for head in row.chunks_exact_mut(query_width) {
                     rope.rotate(position, &mut head[latent.nope_dim..]);
                 }
+                if let Some(temperature) = &latent.temperature {
+                    let factor = temperature.factor(position);
+                    row.iter_mut().for_each(|value| *value *= factor);
+                }
             });
             let key_WR = latents.key_TR.read(tokens)?;
             let group = Group {

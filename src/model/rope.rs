@@ -68,7 +68,7 @@ impl Rope {
     /// Tables for positions below `positions`.
     fn new(rotary: &Rotary, divisors: Option<&[f32]>, positions: usize) -> Self {
         let frequencies = frequencies(rotary, divisors);
-        let amplitude = (rotary.yarn().map_or(1.0, amplitude) * rotary.amplitude) as f32;
+        let amplitude = (rotary.yarn().map_or(1.0, Yarn::amplitude) * rotary.amplitude) as f32;
         let angle = |position: usize, frequency: f32| position as f32 * frequency;
         let row = |position| {
             let angles = frequencies.iter().map(move |&frequency| angle(position, frequency));
@@ -110,23 +110,10 @@ impl Rope {
 pub(super) fn score_scale(latent: &Latent, rotary: &Rotary) -> f32 {
     let scale = 1.0 / ((latent.nope_dim + rotary.dim) as f64).sqrt();
     let temperature = match rotary.yarn() {
-        Some(yarn) if yarn.mscale_all_dim != 0.0 => mscale(yarn.factor, yarn.mscale_all_dim),
+        Some(yarn) if yarn.mscale_all_dim != 0.0 => yarn.attention_scale(yarn.mscale_all_dim),
         _ => 1.0,
     };
     (scale * temperature * temperature) as f32
-}
-
-/// Factor on sine and cosine.
-fn amplitude(yarn: &Yarn) -> f64 {
-    if yarn.mscale != 0.0 && yarn.mscale_all_dim != 0.0 {
-        mscale(yarn.factor, yarn.mscale) / mscale(yarn.factor, yarn.mscale_all_dim)
-    } else {
-        mscale(yarn.factor, 1.0)
-    }
-}
-
-fn mscale(factor: f64, mscale: f64) -> f64 {
-    if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 }
 }
 
 /// Turn per position of every pair.
@@ -184,11 +171,11 @@ mod tests {
     #[test]
     fn the_published_model_blends_from_pair_10_to_23() {
         assert_eq!(blend_range(&yarn(), 64, 10000.0), (10.0, 23.0));
-        assert_eq!(amplitude(&yarn()), 1.0);
+        assert_eq!(yarn().amplitude(), 1.0);
         let older = Yarn { mscale: 0.707, mscale_all_dim: 0.707, ..yarn() };
-        assert_eq!(amplitude(&older), 1.0);
+        assert_eq!(older.amplitude(), 1.0);
         let without = Yarn { mscale_all_dim: 0.0, ..yarn() };
-        assert!((amplitude(&without) - 1.368_887_9).abs() < 1e-6);
+        assert!((without.amplitude() - 1.368_887_9).abs() < 1e-6);
     }
 
     fn rotary(dim: usize, pairing: Pairing) -> Rotary {

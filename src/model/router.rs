@@ -1,10 +1,11 @@
 //! The routers of DeepSeek-V2 and V3 (arXiv 2405.04434 and 2412.19437): which experts a token goes to.
 //!
-//! Scores are sigmoids, or a softmax. A correction bias, where there is one, counts for the choice, not for the weight.
+//! Scores are sigmoids, a softmax, square roots of softplus, or the logits themselves. A correction bias, where there is one, counts for the choice, not for the weight.
 //! V3 has one, and judges a group of experts by the sum of its two best biased scores; V2 has none, and judges a
 //! group by its best score, or has no groups. Among the experts of the best groups the best are chosen.
-//! Weights are the scores of the chosen, normalized to sum 1 where configured, times the routed scale.
-//! Between equals the lower number wins. Other families' routers are among these: a softmax over all experts, or
+//! Weights are the scores of the chosen (of logits, their softmax), normalized to sum 1 where configured, times the routed scale.
+//! llama.cpp normalizes by 2^-14 at least: that differs where all chosen scores are nearly 0, which sigmoids of logits below
+//! -10 would be. Between equals the lower number wins. Other families' routers are among these: a softmax over all experts, or
 //! sigmoids and a bias with one group.
 
 use crate::arch::{ArchSpec, ExpertChoice, Scoring};
@@ -38,22 +39,38 @@ pub(super) fn choose(spec: &ArchSpec, logits: &[f32], bias: &[f32]) -> Vec<Choic
         .filter(|g| groups.contains(g))
         .flat_map(|g| g * group_len..(g + 1) * group_len);
     let chosen = largest(&biased, candidates, spec.experts_per_token);
-    let sum: f32 = chosen.iter().map(|&expert| scores[expert]).sum();
-    let divisor = if spec.normalize_top { sum + 1e-20 } else { 1.0 };
-    let weight = |expert: usize| scores[expert] / divisor * spec.routed_scale as f32;
-    chosen.into_iter().map(|expert| Choice { expert, weight: weight(expert) }).collect()
+    let mut weights: Vec<f32> = chosen.iter().map(|&expert| scores[expert]).collect();
+    if spec.scoring == Scoring::SoftmaxOfChosen {
+        weights = softmax(&weights);
+    }
+    let divisor = if spec.normalize_top { weights.iter().sum::<f32>() + 1e-20 } else { 1.0 };
+    let scaled = |weight: f32| weight / divisor * spec.routed_scale as f32;
+    chosen
+        .into_iter()
+        .zip(weights)
+        .map(|(expert, weight)| Choice { expert, weight: scaled(weight) })
+        .collect()
 }
 
 fn scores(scoring: Scoring, logits: &[f32]) -> Vec<f32> {
     match scoring {
         Scoring::Sigmoid => logits.iter().map(|logit| 1.0 / (1.0 + (-logit).exp())).collect(),
-        Scoring::Softmax => {
-            let largest = best(logits);
-            let powers: Vec<f32> = logits.iter().map(|logit| (logit - largest).exp()).collect();
-            let sum: f32 = powers.iter().sum();
-            powers.into_iter().map(|power| power / sum).collect()
-        }
+        Scoring::Softmax => softmax(logits),
+        Scoring::SoftmaxOfChosen => logits.to_vec(),
+        Scoring::SqrtSoftplus => logits.iter().map(|&logit| softplus(logit).sqrt()).collect(),
     }
+}
+
+fn softmax(logits: &[f32]) -> Vec<f32> {
+    let largest = best(logits);
+    let powers: Vec<f32> = logits.iter().map(|logit| (logit - largest).exp()).collect();
+    let sum: f32 = powers.iter().sum();
+    powers.into_iter().map(|power| power / sum).collect()
+}
+
+/// `ln(1 + exp(x))`, so that no power overflows.
+fn softplus(x: f32) -> f32 {
+    x.max(0.0) + (-x.abs()).exp().ln_1p()
 }
 
 fn best(values: &[f32]) -> f32 {
@@ -144,6 +161,44 @@ mod tests {
                 assert_eq!(experts, expected, "{scoring:?} {choice:?} {router_bias}");
             }
         }
+    }
+
+    #[test]
+    fn a_softmax_of_the_chosen_is_among_them_alone_and_normalized_as_it_is() {
+        let logits = [3.0, -9.0, 2.0, 1.0, 1.5, 1.6, -9.0, -9.0];
+        let mut bias = [0.0; 8];
+        bias[7] = 20.0;
+        for normalize_top in [false, true] {
+            let spec = ArchSpec {
+                scoring: Scoring::SoftmaxOfChosen,
+                choice: ExpertChoice::Ungrouped,
+                normalize_top,
+                ..spec()
+            };
+            let chosen = choose(&spec, &logits, &bias);
+            assert_eq!((chosen[0].expert, chosen[1].expert), (7, 0));
+            let (a, b) = ((-9f32).exp(), 3f32.exp());
+            assert!((chosen[0].weight / (2.0 * a / (a + b)) - 1.0).abs() < 1e-5);
+            assert!((chosen[1].weight / (2.0 * b / (a + b)) - 1.0).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn square_roots_of_softplus() {
+        let logits = [3.0f32, -30.0, 100.0, 0.0, -9.0, -9.0, -9.0, -9.0];
+        let spec = ArchSpec {
+            scoring: Scoring::SqrtSoftplus,
+            choice: ExpertChoice::Ungrouped,
+            experts_per_token: 8,
+            normalize_top: false,
+            ..spec()
+        };
+        for Choice { expert, weight } in choose(&spec, &logits, &[0.0; 8]) {
+            let expected = 2.0 * f64::from(logits[expert]).exp().ln_1p().sqrt();
+            assert!((f64::from(weight) / expected - 1.0).abs() < 1e-6, "{expert}: {weight} {expected}");
+        }
+        let normalized = choose(&ArchSpec { normalize_top: true, ..spec }, &logits, &[0.0; 8]);
+        assert!((normalized.iter().map(|choice| choice.weight).sum::<f32>() - 2.0).abs() < 1e-6);
     }
 
     #[test]

@@ -7,14 +7,13 @@ use std::path::Path;
 
 use requant_formats::codec;
 use requant_formats::container::gguf::Metadata;
-use serde_json::Value as Json;
 
 use super::gguf_keys::Contents;
 use super::packed::{Home, PackedStore, Place, Stored};
-use super::{gguf_aside, gguf_config, gguf_families, gguf_grouped, gguf_keys, gguf_tensors};
-use crate::arch::{self, Config, Expected, Ffn, LayerRole, Role};
+use super::{gguf_aside, gguf_families, gguf_grouped, gguf_keys, gguf_latent, gguf_tensors};
+use crate::arch::{self, ArchSpec, Expected, Ffn, LayerRole, Role};
 use crate::checkpoint::{GgufModel, SourceTensor};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::source::Source;
 
 /// What follows the layer in the name of an unsplit `kv_b_proj`.
@@ -44,9 +43,9 @@ pub(super) fn open(path: &Path) -> Result<Gguf> {
     let architecture = gguf_keys::architecture(&metadata);
     let names: HashSet<&str> = stored.iter().map(|tensor| tensor.name.as_str()).collect();
     let contents = Contents { vocab: vocab(&stored), names: &names };
-    let store = if architecture == gguf_config::ARCHITECTURE {
-        let config = gguf_config::config(&metadata, &name, &contents)?;
-        latent(source, &config, &name, stored)?
+    let store = if architecture == gguf_latent::ARCHITECTURE {
+        let spec = gguf_latent::spec(&metadata, &name, &contents)?;
+        latent(source, spec, stored)?
     } else {
         let family = gguf_families::find(architecture, &name)?;
         let spec = gguf_grouped::spec(family, &metadata, &name, &contents)?;
@@ -64,12 +63,8 @@ fn vocab(stored: &[Stored]) -> usize {
 }
 
 /// A `deepseek2` model with these hyper-parameters.
-fn latent(source: Box<dyn Source>, config: &Json, name: &str, stored: Vec<Stored>) -> Result<PackedStore> {
-    let family = arch::find(config)?;
-    let spec = family.spec(&Config::new(config)).map_err(|error| {
-        Error::checkpoint(name, format!("its hyper-parameters, spelled as in config.json: {error}"))
-    })?;
-    let expected = family.expected(&spec);
+fn latent(source: Box<dyn Source>, spec: ArchSpec, stored: Vec<Stored>) -> Result<PackedStore> {
+    let expected = arch::latent_tensors(&spec);
     // Files from before May 2025 keep the projection whole.
     let is_unsplit = stored.iter().any(|tensor| tensor.name.ends_with(UNSPLIT));
     let is_merged = stored.iter().any(|tensor| tensor.name.ends_with(MERGED));

@@ -139,7 +139,7 @@ pub(super) fn find(architecture: &str, file: &str) -> Result<&'static Family> {
             what: format!("{file}: {ARCHITECTURE_KEY} {architecture:?}"),
             hint: format!(
                 "this version evaluates GGUF files of {}, {}",
-                super::gguf_config::ARCHITECTURE,
+                super::gguf_latent::ARCHITECTURE,
                 known.join(", ")
             ),
         }

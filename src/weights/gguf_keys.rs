@@ -23,6 +23,12 @@ const NEUTRAL: &[&str] = &[
     "tensor_data_layout",
     "pooling_type",
     "attention.layer_norm_epsilon",
+    // Of YaRN, where it is not used. Neither llama.cpp nor transformers has a meaning for the factor of extrapolation.
+    "rope.scaling.yarn_ext_factor",
+    "rope.scaling.yarn_attn_factor",
+    "rope.scaling.yarn_log_multiplier",
+    "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow",
     // Of heads beside that of the vocabulary: classes, embeddings.
     "classifier.output_labels",
     "classifier.pooling_type",
@@ -57,11 +63,6 @@ pub(super) fn architecture(metadata: &Metadata) -> &str {
 impl<'a> Keys<'a> {
     pub(super) fn new(metadata: &'a Metadata, file: &'a str, architecture: &'a str) -> Self {
         Self { metadata, file, architecture, asked: RefCell::default() }
-    }
-
-    /// The file, for messages.
-    pub(super) fn file(&self) -> &str {
-        self.file
     }
 
     /// The whole name of a key.
@@ -140,14 +141,6 @@ impl<'a> Keys<'a> {
         Ok(Some((number as f32).to_string().parse().unwrap_or(number)))
     }
 
-    /// A number that must be there.
-    ///
-    /// # Errors
-    /// When it is not, and as [`Keys::number`].
-    pub(super) fn required_number(&self, key: &str) -> Result<f64> {
-        self.number(key)?.ok_or_else(|| self.missing(key))
-    }
-
     /// A number that must be positive and finite where it is given.
     ///
     /// # Errors
@@ -167,11 +160,6 @@ impl<'a> Keys<'a> {
     pub(super) fn flag(&self, key: &str) -> Result<bool> {
         let Some(value) = self.value(key) else { return Ok(false) };
         value.as_bool().ok_or_else(|| self.invalid(key, value, "true or false"))
-    }
-
-    /// A text.
-    pub(super) fn text(&self, key: &str) -> Option<&'a str> {
-        self.value(key).and_then(Value::as_str)
     }
 
     /// Refuses hyper-parameters that nobody asked for and that do change what a model computes: all but the few of every

@@ -4,7 +4,8 @@
 //!
 //! - `phi3`: every layer has the sliding window of the file; llama.cpp leaves it out, and so differs in contexts
 //!   beyond it (2047 tokens of the models with 4096).
-//! - YaRN: `beta_fast` and `beta_slow` of the file count; llama.cpp has 32 and 1 for these families.
+//! - YaRN: `beta_fast`, `beta_slow`, `yarn_attn_factor` and `yarn_log_multiplier` (`mscale_all_dim` of Mistral's own
+//!   format) of the file count; llama.cpp has 32 and 1 for these families, and leaves the others out.
 //!
 //! Source: llama.cpp `src/llama-model.cpp` (`load_hparams`, `get_rope_factors`), `src/llama-context.cpp` (YaRN's factors),
 //! `src/models/*.cpp`.
@@ -44,12 +45,20 @@ pub(super) fn rotary(
         (false, true) => Divisors::ByContext { original_context: original_context(keys)? },
         (false, false) => Divisors::Absent,
     };
+    let mut scaling = scaling(keys)?;
+    let log = keys.number("rope.scaling.yarn_log_multiplier")?.unwrap_or(0.0);
+    if let Some(Scaling::Yarn(yarn)) = &mut scaling
+        && log != 0.0
+    {
+        (yarn.mscale, yarn.mscale_all_dim) = (1.0, log);
+    }
+    let stated = stated_amplitude(keys, &scaling)?;
     let rope = Rotary {
         dim,
         pairing: family.pairing,
         theta: keys.positive("rope.freq_base")?.unwrap_or(10000.0),
-        scaling: scaling(keys)?,
-        amplitude: keys.positive("rope.scaling.attn_factor")?.unwrap_or(1.0),
+        scaling,
+        amplitude: stated * keys.positive("rope.scaling.attn_factor")?.unwrap_or(1.0),
         divisors,
         sections: sections(family, keys)?,
     };
@@ -93,8 +102,11 @@ fn original_context(keys: &Keys) -> Result<u64> {
     }
 }
 
-/// `rope.scaling.*`.
-fn scaling(keys: &Keys) -> Result<Option<Scaling>> {
+/// `rope.scaling.*`; YaRN with `mscale` 0.
+///
+/// # Errors
+/// What is out of range, and what this version cannot evaluate.
+pub(super) fn scaling(keys: &Keys) -> Result<Option<Scaling>> {
     let older = keys.number("rope.scale_linear")?;
     let factor = keys.number("rope.scaling.factor")?.or(older);
     // llama.cpp takes 0 for absent.
@@ -119,15 +131,19 @@ fn scaling(keys: &Keys) -> Result<Option<Scaling>> {
     }
 }
 
-/// YaRN's factor on sine and cosine is `0.1 ln(factor) + 1`, times `rope.scaling.attn_factor`.
-fn yarn(keys: &Keys, factor: Option<f64>, original_context: u64) -> Result<Option<Scaling>> {
-    for (key, neutral) in [("yarn_ext_factor", 1.0), ("yarn_attn_factor", 1.0), ("yarn_log_multiplier", 0.0)]
-    {
-        let key = format!("rope.scaling.{key}");
-        if let Some(found) = keys.number(&key)?.filter(|&found| found != neutral) {
-            return Err(keys.unsupported(&key, &found.to_string(), &format!("{neutral} only")));
-        }
+/// Factor on the amplitude that follows from `scaling` where the file states another one for YaRN.
+///
+/// # Errors
+/// One that is not positive.
+pub(super) fn stated_amplitude(keys: &Keys, scaling: &Option<Scaling>) -> Result<f64> {
+    let stated = keys.positive("rope.scaling.yarn_attn_factor")?;
+    match (stated, scaling) {
+        (Some(stated), Some(Scaling::Yarn(yarn))) => Ok(stated / yarn.amplitude()),
+        _ => Ok(1.0),
     }
+}
+
+fn yarn(keys: &Keys, factor: Option<f64>, original_context: u64) -> Result<Option<Scaling>> {
     Ok(Some(Scaling::Yarn(Yarn {
         factor: factor.ok_or_else(|| keys.missing("rope.scaling.factor"))?,
         original_context,

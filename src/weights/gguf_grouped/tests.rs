@@ -191,6 +191,27 @@ fn glm_4_5_air_counts_its_prediction_layer_among_its_blocks() {
     assert_eq!(read(&metadata, &[]).unwrap().0.mtp_layers, 0);
 }
 
+/// Of transformers' `attention_factor`, and of the two scales whose ratio it is otherwise.
+#[test]
+fn yarn_has_the_amplitude_that_the_file_states() {
+    let mut metadata = llama();
+    metadata.set("llama.rope.scaling.type", "yarn");
+    metadata.set("llama.rope.scaling.factor", 8f32);
+    metadata.set("llama.rope.scaling.original_context_length", 8192u32);
+    let amplitude = |metadata: &Metadata| {
+        let rope = read(metadata, &[]).unwrap().0.rope;
+        rope.amplitude * rope.yarn().unwrap().amplitude()
+    };
+    let own = 0.1 * 8f64.ln() + 1.0;
+    assert!((amplitude(&metadata) - own).abs() < 1e-12);
+    metadata.set("llama.rope.scaling.yarn_log_multiplier", 1f32);
+    assert!((amplitude(&metadata) - 1.0).abs() < 1e-12);
+    metadata.set("llama.rope.scaling.yarn_log_multiplier", 0.5f32);
+    assert!((amplitude(&metadata) - own / (0.05 * 8f64.ln() + 1.0)).abs() < 1e-12);
+    metadata.set("llama.rope.scaling.yarn_attn_factor", 1.25f32);
+    assert!((amplitude(&metadata) - 1.25).abs() < 1e-12);
+}
+
 #[test]
 fn a_key_that_nobody_reads_is_not_passed_over() {
     let mut metadata = llama();
