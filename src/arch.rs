@@ -226,8 +226,6 @@ pub struct ArchSpec {
     pub choice: ExpertChoice,
     /// Whether scores get a correction bias, which counts for the choice and not for the weight.
     pub router_bias: bool,
-    /// Attention heads.
-    pub heads: usize,
     /// How tokens look at each other.
     pub attention: Attention,
     /// Rotary positions, of the layers without a sliding window if there are others.

@@ -14,6 +14,8 @@ pub enum Attention {
 /// Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Latent {
+    /// Heads of a layer.
+    pub heads: usize,
     /// Rank of the query projection, when it is factored.
     pub q_lora: Option<usize>,
     /// Rank of the key-value projection.

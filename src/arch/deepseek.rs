@@ -54,8 +54,8 @@ pub(super) fn spec(config: &Config, family: &Family) -> Result<ArchSpec> {
         choice,
         // `noaux_tc` is both.
         router_bias: choice == ExpertChoice::GroupsByTwoBest,
-        heads: config.dimension("num_attention_heads")?,
         attention: Attention::Latent(Latent {
+            heads: config.dimension("num_attention_heads")?,
             q_lora: match config.get("q_lora_rank") {
                 Some(_) => Some(config.dimension("q_lora_rank")?),
                 None => None,
@@ -203,7 +203,7 @@ fn check(config: &Config, spec: &ArchSpec) -> Result<()> {
 /// Suffix, shape and role of every tensor of one layer.
 fn layer_tensors(spec: &ArchSpec, latent: &Latent, layer: usize) -> Vec<(String, Vec<usize>, LayerRole)> {
     let hidden = spec.hidden;
-    let q_rows = spec.heads * (latent.nope_dim + spec.rope.dim);
+    let q_rows = latent.heads * (latent.nope_dim + spec.rope.dim);
     let mut list: Vec<(String, Vec<usize>, LayerRole)> = Vec::new();
     let mut add = |suffix: &str, shape: Vec<usize>, role| list.push((suffix.to_owned(), shape, role));
 
@@ -219,9 +219,9 @@ fn layer_tensors(spec: &ArchSpec, latent: &Latent, layer: usize) -> Vec<(String,
     let kv_a_rows = latent.kv_lora + spec.rope.dim;
     add("self_attn.kv_a_proj_with_mqa.weight", vec![kv_a_rows, hidden], LayerRole::KvA);
     add("self_attn.kv_a_layernorm.weight", vec![latent.kv_lora], LayerRole::KvANorm);
-    let kv_b_rows = spec.heads * (latent.nope_dim + latent.v_dim);
+    let kv_b_rows = latent.heads * (latent.nope_dim + latent.v_dim);
     add("self_attn.kv_b_proj.weight", vec![kv_b_rows, latent.kv_lora], LayerRole::KvB);
-    add("self_attn.o_proj.weight", vec![hidden, spec.heads * latent.v_dim], LayerRole::AttentionOutput);
+    add("self_attn.o_proj.weight", vec![hidden, latent.heads * latent.v_dim], LayerRole::AttentionOutput);
     add("post_attention_layernorm.weight", vec![hidden], LayerRole::FfnNorm);
 
     let ffn_shape = |ffn, width| match ffn {

@@ -69,9 +69,9 @@ pub(super) fn attention(
     let (query_weight, key_value_weight) =
         (store.weight(role(query_role))?, store.weight(role(LayerRole::KvB))?);
     let (query_width, value_width) = (latent.nope_dim + spec.rope.dim, latent.nope_dim + latent.v_dim);
-    let heads_of = |first: usize| first..spec.heads.min(first + GROUP_HEADS);
+    let heads_of = |first: usize| first..latent.heads.min(first + GROUP_HEADS);
     let rows = |heads: &Range<usize>, width: usize| heads.start * width..heads.end * width;
-    let groups: Vec<Vec<Slice>> = (0..spec.heads)
+    let groups: Vec<Vec<Slice>> = (0..latent.heads)
         .step_by(GROUP_HEADS)
         .map(|first| {
             let heads = heads_of(first);
@@ -81,7 +81,7 @@ pub(super) fn attention(
             ]
         })
         .collect();
-    let mut out = x.sibling(x.rows(), spec.heads * latent.v_dim)?;
+    let mut out = x.sibling(x.rows(), latent.heads * latent.v_dim)?;
     for_each_panel(&groups, |slices, tiles| {
         let [query_slice, key_value_slice] = slices else { return Ok(()) };
         let first = query_slice.rows.start / query_width;

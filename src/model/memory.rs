@@ -104,10 +104,10 @@ fn attention(spec: &ArchSpec) -> Needs {
     let hidden = spec.hidden;
     match &spec.attention {
         Attention::Latent(latent) => {
-            let heads = GROUP_HEADS.min(spec.heads);
+            let heads = GROUP_HEADS.min(latent.heads);
             let (rank, low) = (latent.q_lora.unwrap_or(0), latent.kv_lora + spec.rope.dim);
             let (query, key_value) = (latent.nope_dim + spec.rope.dim, latent.nope_dim + latent.v_dim);
-            let out = spec.heads * latent.v_dim;
+            let out = latent.heads * latent.v_dim;
             let query_cols = latent.q_lora.unwrap_or(hidden);
             let factored = latent.q_lora.map(|rank| (rank, hidden));
             Needs {

@@ -71,7 +71,7 @@ impl Target for GgufTarget {
             experts: spec.experts,
             tied_embeddings: spec.tied_embeddings,
             // Latent attention has one key and value for all heads.
-            shared_heads: spec.heads >= 4,
+            shared_heads: spec.latent()?.heads >= 4,
             is_70b: false,
         };
         let extents: Vec<Vec<u64>> = planned.iter().map(names::Planned::ne).collect();

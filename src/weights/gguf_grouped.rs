@@ -85,7 +85,6 @@ pub(super) fn spec(
         scoring: Scoring::Softmax,
         choice: ExpertChoice::Ungrouped,
         router_bias: false,
-        heads: attention.heads.of(0).query,
         attention: Attention::Grouped(attention),
         rope,
         vocab: contents.vocab,

@@ -79,8 +79,8 @@ pub(super) fn spec(metadata: &Metadata, file: &str, contents: &Contents) -> Resu
         scoring: Scoring::Softmax,
         choice: ExpertChoice::Ungrouped,
         router_bias: false,
-        heads: keys.required_count("attention.head_count")?,
         attention: Attention::Latent(Latent {
+            heads: keys.required_count("attention.head_count")?,
             q_lora: Some(count(&keys, "attention.q_lora_rank")?).filter(|&rank| rank > 0),
             kv_lora: keys.required_count("attention.kv_lora_rank")?,
             nope_dim,

@@ -164,8 +164,7 @@ impl PackedStore {
                     Rows::Section { tensor, first, len: cols }
                 }
                 Home::KeyValue(keys, values) => {
-                    let heads = store.spec.heads;
-                    let &Latent { kv_lora, nope_dim, v_dim, .. } = store.spec.latent()?;
+                    let &Latent { heads, kv_lora, nope_dim, v_dim, .. } = store.spec.latent()?;
                     let mut find = |name: &str, shape: [usize; 3]| -> Result<usize> {
                         let tensor = *names.get(name).ok_or_else(|| store.missing(name, &shape))?;
                         store.expect_shape(tensor, &shape)?;
@@ -302,9 +301,9 @@ impl WeightStore for PackedStore {
             Rows::Section { tensor, len, .. } => (tensor, 1, len, 1),
             Rows::KeyValue { keys, .. } => {
                 // A head's keys are stored transposed: any row takes all of them.
-                let &Latent { kv_lora, nope_dim, v_dim, .. } = self.spec.latent()?;
+                let &Latent { heads, kv_lora, nope_dim, v_dim, .. } = self.spec.latent()?;
                 let head_rows = nope_dim + v_dim;
-                (keys, self.spec.heads * head_rows, kv_lora, head_rows)
+                (keys, heads * head_rows, kv_lora, head_rows)
             }
         };
         let (name, file) = (self.tensors[tensor].name.clone(), self.file_name(tensor));

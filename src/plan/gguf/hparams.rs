@@ -33,7 +33,7 @@ pub(super) fn add(metadata: &mut Metadata, raw: &Value, spec: &ArchSpec) -> Resu
     keys.count("context_length", context, "max_position_embeddings")?;
     keys.count("embedding_length", spec.hidden as u64, "hidden_size")?;
     keys.count("feed_forward_length", *spec.dense_intermediate.of(0) as u64, "intermediate_size")?;
-    keys.count("attention.head_count", spec.heads as u64, "num_attention_heads")?;
+    keys.count("attention.head_count", latent.heads as u64, "num_attention_heads")?;
     keys.count("attention.head_count_kv", 1, "num_key_value_heads")?;
     let rope = config.section("rope_scaling").or_else(|| config.section("rope_parameters"));
     keys.rope_scaling(rope.as_ref())?;

@@ -162,8 +162,7 @@ fn experts(source: &Checkpoint, layer: usize, ffn: Ffn) -> Result<Planned> {
 /// `kv_b_proj`, `[heads * (nope + v), kv_lora]`, as llama.cpp's latent attention wants it: the key
 /// half of each head transposed, `[heads, kv_lora, nope]`, the value half `[heads, v, kv_lora]`.
 fn key_value(source: &Checkpoint, layer: usize) -> Result<[Planned; 2]> {
-    let heads = source.spec().heads;
-    let &Latent { nope_dim, v_dim, kv_lora, .. } = source.spec().latent()?;
+    let &Latent { heads, nope_dim, v_dim, kv_lora, .. } = source.spec().latent()?;
     let position = find(source, Role::Layer(layer, LayerRole::KvB))?;
     let first_row = |head: usize| head * (nope_dim + v_dim);
     let piece = |start: usize, len: usize, transposed| Piece {

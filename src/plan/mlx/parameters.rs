@@ -82,7 +82,7 @@ impl List<'_> {
         let kv_b = self.find(Role::Layer(layer, LayerRole::KvB))?;
         let head_rows = latent.nope_dim + latent.v_dim;
         let per_head = |rows: Range<usize>, transposed| -> Vec<Piece> {
-            (0..spec.heads)
+            (0..latent.heads)
                 .map(|head| head * head_rows)
                 .map(|first| Piece {
                     source: kv_b,
@@ -94,8 +94,8 @@ impl List<'_> {
         };
         let keys = per_head(0..latent.nope_dim, true);
         let values = per_head(latent.nope_dim..head_rows, false);
-        let keys_shape = vec![spec.heads, latent.kv_lora, latent.nope_dim];
-        let values_shape = vec![spec.heads, latent.v_dim, latent.kv_lora];
+        let keys_shape = vec![latent.heads, latent.kv_lora, latent.nope_dim];
+        let values_shape = vec![latent.heads, latent.v_dim, latent.kv_lora];
         self.push(in_layer(layer, "self_attn.embed_q.weight"), keys_shape, keys, true);
         self.push(in_layer(layer, "self_attn.unembed_out.weight"), values_shape, values, true);
         self.layer_linear(layer, "self_attn.o_proj.weight", LayerRole::AttentionOutput)

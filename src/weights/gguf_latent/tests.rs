@@ -118,7 +118,8 @@ fn deepseek_v2_and_lite() {
         (spec.shared_intermediate, spec.dense_layers, spec.dense_intermediate.most()),
         (3072, 1, 12288)
     );
-    let expected = Latent { q_lora: Some(1536), kv_lora: 512, nope_dim: 128, v_dim: 128, temperature: None };
+    let expected =
+        Latent { heads: 128, q_lora: Some(1536), kv_lora: 512, nope_dim: 128, v_dim: 128, temperature: None };
     assert_eq!((latent(&spec), spec.rope.dim, spec.rope.amplitude), (expected, 64, 1.0));
     let &Yarn { factor, original_context, beta_fast, beta_slow, mscale, mscale_all_dim } =
         spec.rope.yarn().unwrap();
