@@ -145,8 +145,12 @@ fn rotary(keys: &Keys) -> Result<(Rotary, usize)> {
         return Err(keys.unsupported(key, &found.to_string(), "1 only, no model of this family has another"));
     }
     // The division in f32 undoes the converter's multiplication.
-    let all_dim = keys.number("rope.scaling.yarn_log_multiplier")?.map_or(0.0, |log| log as f32 / 0.1f32);
+    let log_key = "rope.scaling.yarn_log_multiplier";
+    let all_dim = keys.number(log_key)?.map_or(0.0, |log| log as f32 / 0.1f32);
     let mut scaling = scaling(keys)?;
+    if matches!(scaling, Some(Scaling::Linear(_))) && all_dim != 0.0 {
+        return Err(keys.unsupported(log_key, "with linear scaling", "it with YaRN"));
+    }
     let mut amplitude = 1.0;
     if let Some(Scaling::Yarn(yarn)) = &mut scaling {
         (yarn.mscale, yarn.mscale_all_dim) = (all_dim.into(), all_dim.into());

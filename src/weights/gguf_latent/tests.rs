@@ -326,6 +326,8 @@ fn routers_by_gating_bias_and_groups() {
 fn scaling_that_is_not_yarn() {
     let mut metadata = deepseek_v2();
     metadata.remove("deepseek2.rope.scaling.type");
+    assert!(read(&metadata, &[]).unwrap_err().to_string().contains("yarn_log_multiplier with linear"));
+    metadata.remove("deepseek2.rope.scaling.yarn_log_multiplier");
     let scaling = |metadata: &Metadata| read(metadata, &[]).unwrap().rope.scaling;
     assert_eq!(scaling(&metadata), Some(Scaling::Linear(40.0)));
     metadata.set("deepseek2.rope.scaling.type", "linear");
