@@ -195,7 +195,9 @@ fn experts(keys: &Keys, contents: &Contents, spec: &mut ArchSpec) -> Result<()> 
     let scale = keys.number("expert_weights_scale")?;
     let normalize_top = keys.flag("expert_weights_norm")?;
     let scoring = scoring(keys, spec)?;
-    if experts == 0 {
+    if dense < spec.layers {
+        keys.required_count("expert_count")?;
+    } else if experts == 0 {
         // The file may say the rest nevertheless.
         return Ok(());
     }
