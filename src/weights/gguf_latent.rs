@@ -136,8 +136,12 @@ fn rotary(keys: &Keys) -> Result<(Rotary, usize)> {
         return Err(keys.unsupported(key, &found.to_string(), "1 only, no model of this family has another"));
     }
     // The division in f32 undoes the converter's multiplication.
-    let all_dim = keys.number("rope.scaling.yarn_log_multiplier")?.map_or(0.0, |log| log as f32 / 0.1f32);
+    let log_key = "rope.scaling.yarn_log_multiplier";
+    let all_dim = keys.number(log_key)?.map_or(0.0, |log| log as f32 / 0.1f32);
     let mut scaling = scaling(keys)?;
+    if matches!(scaling, Some(Scaling::Linear(_))) && all_dim != 0.0 {
+        return Err(keys.unsupported(log_key, "with linear scaling", "it with YaRN"));
+    }
     if let Some(Scaling::Yarn(yarn)) = &mut scaling {
         (yarn.mscale, yarn.mscale_all_dim) = (all_dim.into(), all_dim.into());
     }
@@ -180,7 +184,9 @@ fn experts(keys: &Keys, contents: &Contents, spec: &mut ArchSpec) -> Result<()> 
     let scale = keys.number("expert_weights_scale")?;
     let normalize_top = keys.flag("expert_weights_norm")?;
     let scoring = scoring(keys, spec)?;
-    if experts == 0 {
+    if dense < spec.layers {
+        keys.required_count("expert_count")?;
+    } else if experts == 0 {
         // The file may say the rest nevertheless.
         return Ok(());
     }

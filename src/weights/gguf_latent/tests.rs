@@ -269,10 +269,14 @@ fn youtu_llm_has_no_experts() {
         attention(16, 1536, 192, 128),
         vec![("expert_feed_forward_length", 6144), ("expert_shared_count", 0)],
     ];
-    let spec = read(&metadata(&counts.concat(), &[EPS, ("rope.freq_base", 1.6e6)]), &[]).unwrap();
+    let mut metadata = metadata(&counts.concat(), &[EPS, ("rope.freq_base", 1.6e6)]);
+    let spec = read(&metadata, &[]).unwrap();
     assert_eq!((spec.experts, spec.dense_layers, spec.dense_intermediate.most()), (0, 32, 6144));
     assert_eq!((spec.expert_intermediate, spec.shared_experts), (0, 0));
     assert!(spec.tied_embeddings && !(0..32).any(|layer| spec.is_moe(layer)));
+    // What is not dense needs them.
+    metadata.set("deepseek2.leading_dense_block_count", 31u32);
+    assert!(read(&metadata, &[]).unwrap_err().to_string().contains("expert_count"));
 }
 
 /// Softmax weights that are normalized, YaRN, and a temperature.
@@ -330,6 +334,8 @@ fn routers_by_gating_bias_and_groups() {
 fn scaling_that_is_not_yarn() {
     let mut metadata = deepseek_v2();
     metadata.remove("deepseek2.rope.scaling.type");
+    assert!(read(&metadata, &[]).unwrap_err().to_string().contains("yarn_log_multiplier with linear"));
+    metadata.remove("deepseek2.rope.scaling.yarn_log_multiplier");
     let scaling = |metadata: &Metadata| read(metadata, &[]).unwrap().rope.scaling;
     assert_eq!(scaling(&metadata), Some(Scaling::Linear(40.0)));
     metadata.set("deepseek2.rope.scaling.type", "linear");
@@ -396,6 +402,7 @@ fn what_is_not_ours_is_named() {
         ("expert_group_used_count", Value::from(9u32), "expert_group_used_count"),
         ("expert_used_count", Value::from(161u32), "expert_used_count"),
         ("expert_used_count", Value::from(0u32), "expert_used_count"),
+        ("expert_count", Value::from(0u32), "expert_count"),
         ("expert_count", Value::from(1025u32), "expert_used_count"),
         ("expert_feed_forward_length", Value::from(0u32), "expert_feed_forward_length"),
         ("feed_forward_length", Value::from(0u32), "feed_forward_length"),
