@@ -201,15 +201,15 @@ pub struct ArchSpec {
     /// Width of a dense feed-forward block.
     pub dense_intermediate: ByLayer<usize>,
     /// Width of one expert.
-    pub expert_intermediate: usize,
+    pub expert_intermediate: ByLayer<usize>,
     /// Routed experts.
     pub experts: usize,
     /// Experts chosen per token.
-    pub experts_per_token: usize,
+    pub experts_per_token: ByLayer<usize>,
     /// Shared experts.
     pub shared_experts: usize,
     /// Width of all of them side by side.
-    pub shared_intermediate: usize,
+    pub shared_intermediate: ByLayer<usize>,
     /// Whether a sigmoid of its own weighs what the shared experts say.
     pub shared_gate: bool,
     /// Groups the experts are divided into.

@@ -152,6 +152,27 @@ fn a_temperature_changes_what_is_behind_its_first_step() {
     assert_eq!(changed("attention.temperature_length", Some(512)), without);
 }
 
+/// A layer without the tensor is one with a bias of zeros.
+#[test]
+fn layers_may_lack_the_bias_of_their_router() {
+    let directory = tempfile::tempdir().unwrap();
+    let (_, golden) = models().into_iter().find(|(name, _)| name == "sigmoid-bias").unwrap();
+    let with = |change: &dyn Fn(&mut Vec<Json>)| {
+        let mut golden = golden.clone();
+        let tensors = golden["tensors"].as_array_mut().unwrap();
+        let is_bias = |tensor: &Json| tensor[0].as_str().unwrap().ends_with(".exp_probs_b.bias");
+        assert!(tensors.iter().filter(|tensor| is_bias(tensor)).count() > 1);
+        let last = tensors.iter().rposition(is_bias).unwrap();
+        tensors.swap(0, last);
+        change(tensors);
+        measure(&written(directory.path(), "changed", &golden), &golden).perplexity
+    };
+    let without = with(&|tensors| drop(tensors.remove(0)));
+    let zeros = with(&|tensors| (tensors[0][2], tensors[0][3]) = (0.0.into(), 0.0.into()));
+    assert_eq!(without, zeros);
+    assert_ne!(without, with(&|_| {}));
+}
+
 /// Conversions read such files, and what they write is read: F32 as it was, Q8_0 close to it.
 #[test]
 fn conversions_of_them_can_be_measured() {

@@ -55,7 +55,7 @@ fn prediction_layer(store: &dyn WeightStore) -> Vec<(String, Vec<usize>, Vec<f32
         ("nextn.shared_head_norm.weight", vec![hidden], own(LayerRole::MtpHeadNorm)),
         ("nextn.shared_head_head.weight", vec![hidden, spec.vocab], own(LayerRole::MtpHead)),
     ];
-    let width = spec.expert_intermediate;
+    let width = *spec.expert_intermediate.of(layer);
     for (ffn, name, shared) in [
         (Ffn::Gate, "ffn_gate_exps.weight", "ffn_gate_shexp.weight"),
         (Ffn::Up, "ffn_up_exps.weight", "ffn_up_shexp.weight"),
@@ -64,7 +64,7 @@ fn prediction_layer(store: &dyn WeightStore) -> Vec<(String, Vec<usize>, Vec<f32
         let shape = |width: usize| if ffn == Ffn::Down { vec![width, hidden] } else { vec![hidden, width] };
         let all = (0..spec.experts).flat_map(|expert| own(LayerRole::Expert(expert, ffn))).collect();
         tensors.push((name, [shape(width), vec![spec.experts]].concat(), all));
-        tensors.push((shared, shape(spec.shared_intermediate), own(LayerRole::Shared(ffn))));
+        tensors.push((shared, shape(*spec.shared_intermediate.of(layer)), own(LayerRole::Shared(ffn))));
     }
     let named = |(name, shape, values)| (format!("blk.{layer}.{name}"), shape, values);
     tensors.into_iter().map(named).collect()

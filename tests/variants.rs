@@ -93,15 +93,18 @@ fn head_bias(_: &mut Metadata, contents: &mut Contents) {
     push(contents, "output.bias", values);
 }
 
-/// Rows and columns of 16 bits that stay, of the tensor of this name: a matrix, or a vector, which is a column.
+/// Rows and columns that stay of the tensor of this name: a vector, which is a column, a matrix of 16 bits, or every one of
+/// a stack.
 fn keep(contents: &mut Contents, name: &str, row: impl Fn(usize) -> bool, column: impl Fn(usize) -> bool) {
     let (spec, bytes) = contents.iter_mut().find(|(spec, _)| spec.name == name).unwrap();
-    let (cols, size) = if spec.shape.len() == 2 { (spec.shape[0] as usize, 2) } else { (1, 4) };
-    let kept = bytes.chunks(size).enumerate().filter(|(at, _)| row(at / cols) && column(at % cols));
+    let at = usize::from(spec.shape.len() > 1);
+    let (cols, size) = if at == 1 { (spec.shape[0] as usize, 2) } else { (1, 4) };
+    let rows = spec.shape[at] as usize;
+    let stays = |element: usize| row(element / cols % rows) && column(element % cols);
+    let kept = bytes.chunks(size).enumerate().filter(|&(element, _)| stays(element));
     *bytes = kept.flat_map(|(_, value)| value.to_vec()).collect();
-    let rows = (0..*spec.shape.last().unwrap() as usize).filter(|&at| row(at)).count() as u64;
-    *spec.shape.last_mut().unwrap() = rows;
-    if spec.shape.len() == 2 {
+    spec.shape[at] = (0..rows).filter(|&at| row(at)).count() as u64;
+    if at == 1 {
         spec.shape[0] = (0..cols).filter(|&at| column(at)).count() as u64;
     }
 }
@@ -191,17 +194,18 @@ fn what_is_converted_is_evaluated() {
 #[test]
 fn layers_and_heads_may_have_sizes_of_their_own() {
     let directory = tempfile::tempdir().unwrap();
-    let counts = |counts: [u32; 3]| Value::Array(Array::U32(counts.to_vec()));
+    let counts = |counts: &[u32]| Value::Array(Array::U32(counts.to_vec()));
     let all = |_: usize| true;
     // Rows and columns of the first 2 of 4 query heads, and of the first of 2 of keys and values.
     let (two, one) = (|at: usize| at < 48, |at: usize| at < 24);
     let narrow = |at: usize| at % 24 < 16;
-    let cases: [(&str, Change, Change); 3] = [
+    let cases: [(&str, &str, Change, Change); 4] = [
         (
             "heads",
+            "llama",
             Box::new(move |metadata, contents| {
-                metadata.set("llama.attention.head_count", counts([4, 4, 2]));
-                metadata.set("llama.attention.head_count_kv", counts([2, 2, 1]));
+                metadata.set("llama.attention.head_count", counts(&[4, 4, 2]));
+                metadata.set("llama.attention.head_count_kv", counts(&[2, 2, 1]));
                 metadata.set("llama.attention.key_length", 24u32);
                 for kind in ["weight", "bias"] {
                     keep(contents, &format!("blk.2.attn_q.{kind}"), two, all);
@@ -214,8 +218,9 @@ fn layers_and_heads_may_have_sizes_of_their_own() {
         ),
         (
             "feed-forward",
+            "llama",
             Box::new(move |metadata, contents| {
-                metadata.set("llama.feed_forward_length", counts([64, 24, 64]));
+                metadata.set("llama.feed_forward_length", counts(&[64, 24, 64]));
                 keep(contents, "blk.1.ffn_gate.weight", one, all);
                 keep(contents, "blk.1.ffn_up.weight", one, all);
                 keep(contents, "blk.1.ffn_down.weight", all, one);
@@ -224,6 +229,7 @@ fn layers_and_heads_may_have_sizes_of_their_own() {
         ),
         (
             "values",
+            "llama",
             Box::new(move |metadata, contents| {
                 metadata.set("llama.attention.value_length", 16u32);
                 for layer in 0..3 {
@@ -238,13 +244,24 @@ fn layers_and_heads_may_have_sizes_of_their_own() {
                 }
             }),
         ),
+        (
+            "experts",
+            "qwen3moe",
+            Box::new(move |metadata, contents| {
+                metadata.set("qwen3moe.expert_feed_forward_length", counts(&[32, 24]));
+                keep(contents, "blk.1.ffn_gate_exps.weight", one, all);
+                keep(contents, "blk.1.ffn_up_exps.weight", one, all);
+                keep(contents, "blk.1.ffn_down_exps.weight", all, one);
+            }),
+            Box::new(move |_, contents| silence(contents, "blk.1.ffn_down_exps.weight", one)),
+        ),
     ];
-    let whole = logits(&Model::open(&path("llama")).unwrap(), "llama");
-    for (name, smaller, silent) in cases {
-        let path = rewritten(directory.path(), "llama", smaller);
-        let found = logits(&Model::open(&path).unwrap(), "llama");
-        let path = rewritten(directory.path(), "llama", silent);
-        let expected = logits(&Model::open(&path).unwrap(), "llama");
+    for (name, base, smaller, silent) in cases {
+        let whole = logits(&Model::open(&path(base)).unwrap(), base);
+        let smaller = rewritten(directory.path(), base, smaller);
+        let found = logits(&Model::open(&smaller).unwrap(), base);
+        let silent = rewritten(directory.path(), base, silent);
+        let expected = logits(&Model::open(&silent).unwrap(), base);
         assert_eq!(found, expected, "{name}");
         assert_ne!(found, whole, "{name}");
     }

@@ -14,10 +14,18 @@ impl<T> ByLayer<T> {
         Self { first: value, others: Vec::new() }
     }
 
-    /// One for each, if there are any.
-    pub fn each(values: impl IntoIterator<Item = T>) -> Option<Self> {
+    /// One for each, if there are any; that of all if they are the same.
+    pub fn each(values: impl IntoIterator<Item = T>) -> Option<Self>
+    where
+        T: PartialEq,
+    {
         let mut values = values.into_iter();
-        values.next().map(|first| Self { first, others: values.collect() })
+        let first = values.next()?;
+        let mut others: Vec<T> = values.collect();
+        if others.iter().all(|other| *other == first) {
+            others.clear();
+        }
+        Some(Self { first, others })
     }
 
     /// That of layer `layer`.
@@ -40,6 +48,17 @@ impl ByLayer<usize> {
     pub fn most(&self) -> usize {
         self.iter().copied().fold(self.first, usize::max)
     }
+
+    /// The smallest.
+    pub fn least(&self) -> usize {
+        self.iter().copied().fold(self.first, usize::min)
+    }
+
+    /// `of` of every value.
+    #[must_use]
+    pub fn map(&self, of: impl Fn(usize) -> usize) -> Self {
+        Self { first: of(self.first), others: self.others.iter().map(|&value| of(value)).collect() }
+    }
 }
 
 #[cfg(test)]
@@ -52,7 +71,9 @@ mod tests {
         assert_eq!([0, 1, 99].map(|layer| *all.of(layer)), [7; 3]);
         let each = ByLayer::each([4, 9, 2]).unwrap();
         assert_eq!([0, 1, 2, 3].map(|layer| *each.of(layer)), [4, 9, 2, 2]);
-        assert_eq!((all.most(), each.most(), each.iter().count()), (7, 9, 3));
+        assert_eq!((all.most(), each.most(), each.least(), each.iter().count()), (7, 9, 2, 3));
+        assert_eq!(ByLayer::each([7, 7, 7]), Some(all));
+        assert_eq!(each.map(|value| 2 * value), ByLayer::each([8, 18, 4]).unwrap());
         assert_eq!(ByLayer::<usize>::each([]), None);
     }
 }

@@ -40,11 +40,11 @@ pub(super) fn spec(config: &Config, family: &Family) -> Result<ArchSpec> {
         mtp_layers: config.count_or("num_nextn_predict_layers", 0)? as usize,
         dense_layers: config.count_or("first_k_dense_replace", 0)? as usize,
         dense_intermediate: ByLayer::all(config.dimension("intermediate_size")?),
-        expert_intermediate,
+        expert_intermediate: ByLayer::all(expert_intermediate),
         experts: config.dimension("n_routed_experts")?,
-        experts_per_token: config.dimension("num_experts_per_tok")?,
+        experts_per_token: ByLayer::all(config.dimension("num_experts_per_tok")?),
         shared_experts,
-        shared_intermediate: shared_experts * expert_intermediate,
+        shared_intermediate: ByLayer::all(shared_experts * expert_intermediate),
         shared_gate: false,
         expert_groups: config.count_or("n_group", 1)? as usize,
         top_groups: config.count_or("topk_group", 1)? as usize,
@@ -181,8 +181,8 @@ fn check(config: &Config, spec: &ArchSpec) -> Result<()> {
         let found = config.get("moe_layer_freq").map_or_else(String::new, ToString::to_string);
         return Err(config.invalid("moe_layer_freq", &found, "1"));
     }
-    if spec.experts_per_token > spec.experts {
-        let found = spec.experts_per_token.to_string();
+    if spec.experts_per_token.most() > spec.experts {
+        let found = spec.experts_per_token.most().to_string();
         return Err(config.invalid("num_experts_per_tok", &found, &format!("at most {}", spec.experts)));
     }
     if spec.expert_groups == 0 || !spec.experts.is_multiple_of(spec.expert_groups) {
@@ -236,11 +236,15 @@ fn layer_tensors(spec: &ArchSpec, latent: &Latent, layer: usize) -> Vec<(String,
         for expert in 0..spec.experts {
             for ffn in Ffn::ALL {
                 let suffix = format!("mlp.experts.{expert}.{}.weight", ffn.hf_name());
-                add(&suffix, ffn_shape(ffn, spec.expert_intermediate), LayerRole::Expert(expert, ffn));
+                add(
+                    &suffix,
+                    ffn_shape(ffn, *spec.expert_intermediate.of(layer)),
+                    LayerRole::Expert(expert, ffn),
+                );
             }
         }
         if spec.shared_experts > 0 {
-            let width = spec.shared_intermediate;
+            let width = *spec.shared_intermediate.of(layer);
             for ffn in Ffn::ALL {
                 let suffix = format!("mlp.shared_experts.{}.weight", ffn.hf_name());
                 add(&suffix, ffn_shape(ffn, width), LayerRole::Shared(ffn));

@@ -28,7 +28,7 @@ impl Architecture for DeepseekV2 {
     fn spec(&self, config: &Config) -> Result<ArchSpec> {
         let mut spec = deepseek::spec(config, &FAMILY)?;
         // With one expert there is nothing to normalize, and MoEGate scales.
-        spec.normalize_top &= spec.experts_per_token > 1;
+        spec.normalize_top &= spec.experts_per_token.most() > 1;
         if spec.normalize_top {
             spec.routed_scale = 1.0;
         }

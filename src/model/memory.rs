@@ -4,7 +4,7 @@ use super::attention_gqa;
 use super::attention_mla::{GROUP_HEADS, QUERY_BLOCK};
 use super::panel::{TILE_WEIGHTS, tile_rows, tiles_per_panel};
 use super::states::{BLOCK_ROWS, Storage};
-use crate::arch::{ArchSpec, Attention, Heads};
+use crate::arch::{ArchSpec, Attention, ByLayer, Heads};
 
 /// The program, a tokenizer, the allocator.
 const BASE_BYTES: u64 = 96 << 20;
@@ -36,7 +36,7 @@ pub fn peak_ram_bytes(spec: &ArchSpec, load: &Workload, storage: &Storage) -> u6
     let threads = rayon::current_num_threads();
     // Choices of every token, and at worst all of them go to one expert.
     let choices =
-        if spec.experts > 0 { tokens * (models * (4 * spec.experts_per_token + 16) + 16) } else { 0 };
+        if spec.experts > 0 { tokens * (models * (4 * spec.experts_per_token.most() + 16) + 16) } else { 0 };
     let states = match storage {
         Storage::Memory => states(spec, load),
         Storage::Scratch(_) => 0,
@@ -59,7 +59,7 @@ fn states(spec: &ArchSpec, load: &Workload) -> usize {
     let hidden = spec.hidden;
     let attention = attention(spec);
     let dense = if spec.dense_layers > 0 { spec.dense_intermediate.most() } else { 0 };
-    let experts = spec.experts + spec.expert_intermediate.max(spec.shared_intermediate + 1);
+    let experts = spec.experts + spec.expert_intermediate.most().max(spec.shared_intermediate.most() + 1);
     // What a block says, and its norm, where that is not added as it is.
     let normed = if spec.post_norms { 2 * hidden } else { 0 };
     // The states of every model, and the input of a block.
@@ -75,7 +75,8 @@ fn states(spec: &ArchSpec, load: &Workload) -> usize {
 /// Rows and columns of the matrices that are multiplied tile by tile.
 fn matrices(spec: &ArchSpec) -> Vec<(usize, usize)> {
     let hidden = spec.hidden;
-    let blocks = [spec.dense_intermediate.most(), spec.expert_intermediate, spec.shared_intermediate];
+    let blocks =
+        [&spec.dense_intermediate, &spec.expert_intermediate, &spec.shared_intermediate].map(ByLayer::most);
     let ffn =
         blocks.into_iter().filter(|&width| width > 0).flat_map(|width| [(width, hidden), (hidden, width)]);
     let mut matrices: Vec<(usize, usize)> = ffn.collect();

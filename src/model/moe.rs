@@ -7,7 +7,7 @@
 use rayon::prelude::*;
 
 use super::ffn::feed_forward;
-use super::linear::{Input, Output, linear_states, vector};
+use super::linear::{Input, Output, linear_states, optional_vector};
 use super::router::{Choice, choose};
 use super::states::States;
 use crate::arch::{LayerRole, Role};
@@ -63,15 +63,13 @@ fn shared(store: &dyn WeightStore, layer: usize, x: &States, hidden: &mut States
 fn route(store: &dyn WeightStore, layer: usize, x: &States) -> Result<Vec<Vec<Choice>>> {
     let spec = store.spec();
     let logits_TE = linear_states(store, Role::Layer(layer, LayerRole::Router), x)?;
-    let bias_E = match spec.router_bias {
-        true => vector(store, Role::Layer(layer, LayerRole::RouterBias))?,
-        false => Vec::new(),
-    };
+    let bias_E = optional_vector(store, Role::Layer(layer, LayerRole::RouterBias))?;
     let mut choices_T = Vec::with_capacity(x.rows());
     for tokens in logits_TE.blocks() {
         let logits_BE = logits_TE.read(tokens)?;
-        choices_T
-            .par_extend(logits_BE.par_chunks(spec.experts).map(|logits_E| choose(spec, logits_E, &bias_E)));
+        choices_T.par_extend(
+            logits_BE.par_chunks(spec.experts).map(|logits_E| choose(spec, layer, logits_E, &bias_E)),
+        );
     }
     Ok(choices_T)
 }

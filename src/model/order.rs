@@ -75,8 +75,14 @@ fn layer(store: &dyn WeightStore, number: usize, visits: &mut Vec<Vec<Role>>) {
 
 /// Whether a layer may lack it.
 fn is_optional(role: Role) -> bool {
-    use LayerRole::{AttentionOutputBias, DenseBias, KBias, KNorm, QBias, QNorm, VBias};
-    matches!(role, Role::Layer(_, QBias | QNorm | KBias | KNorm | VBias | AttentionOutputBias | DenseBias(_)))
+    use LayerRole::{AttentionOutputBias, DenseBias, KBias, KNorm, QBias, QNorm, RouterBias, VBias};
+    matches!(
+        role,
+        Role::Layer(
+            _,
+            QBias | QNorm | KBias | KNorm | VBias | AttentionOutputBias | DenseBias(_) | RouterBias
+        )
+    )
 }
 
 fn attention(attention: &Attention, visit: &mut impl FnMut(&[LayerRole])) {
@@ -105,9 +111,7 @@ fn attention(attention: &Attention, visit: &mut impl FnMut(&[LayerRole])) {
 
 fn mixture(spec: &ArchSpec, visit: &mut impl FnMut(&[LayerRole])) {
     visit(&[LayerRole::Router]);
-    if spec.router_bias {
-        visit(&[LayerRole::RouterBias]);
-    }
+    visit(&[LayerRole::RouterBias]);
     for expert in 0..spec.experts {
         feed_forward(|ffn| LayerRole::Expert(expert, ffn), visit);
     }

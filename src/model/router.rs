@@ -19,12 +19,12 @@ pub struct Choice {
     pub weight: f32,
 }
 
-/// Chooses the experts of one token from its router logits; `bias` counts where the model has one.
-pub(super) fn choose(spec: &ArchSpec, logits: &[f32], bias: &[f32]) -> Vec<Choice> {
+/// Chooses the experts of one token in layer `layer` from its router logits; `bias` is empty where it has none.
+pub(super) fn choose(spec: &ArchSpec, layer: usize, logits: &[f32], bias: &[f32]) -> Vec<Choice> {
     let scores = scores(spec.scoring, logits);
-    let biased: Vec<f32> = match spec.router_bias {
-        true => scores.iter().zip(bias).map(|(score, bias)| score + bias).collect(),
-        false => scores.clone(),
+    let biased: Vec<f32> = match bias {
+        [] => scores.clone(),
+        bias => scores.iter().zip(bias).map(|(score, bias)| score + bias).collect(),
     };
     let group_len = spec.experts / spec.expert_groups;
     let group_scores: Vec<f32> = match spec.choice {
@@ -38,7 +38,7 @@ pub(super) fn choose(spec: &ArchSpec, logits: &[f32], bias: &[f32]) -> Vec<Choic
     let candidates = (0..spec.expert_groups)
         .filter(|g| groups.contains(g))
         .flat_map(|g| g * group_len..(g + 1) * group_len);
-    let chosen = largest(&biased, candidates, spec.experts_per_token);
+    let chosen = largest(&biased, candidates, *spec.experts_per_token.of(layer));
     let mut weights: Vec<f32> = chosen.iter().map(|&expert| scores[expert]).collect();
     if spec.scoring == Scoring::SoftmaxOfChosen {
         weights = softmax(&weights);
@@ -93,6 +93,7 @@ fn largest(values: &[f32], candidates: impl Iterator<Item = usize>, count: usize
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arch::ByLayer;
 
     /// Eight experts in four groups of two, two groups and two experts chosen.
     fn spec() -> ArchSpec {
@@ -109,7 +110,7 @@ mod tests {
     fn a_strong_expert_in_a_weak_group_is_not_chosen() {
         // Expert 0 is the best of all, but groups 1 and 2 have the larger sums.
         let logits = [3.0, -9.0, 2.0, 1.0, 1.5, 1.6, -9.0, -9.0];
-        let chosen = choose(&spec(), &logits, &[0.0; 8]);
+        let chosen = choose(&spec(), 0, &logits, &[0.0; 8]);
         assert_eq!(chosen.iter().map(|choice| choice.expert).collect::<Vec<_>>(), [2, 5]);
         assert!((chosen[0].weight + chosen[1].weight - 2.0).abs() < 1e-6);
     }
@@ -118,7 +119,7 @@ mod tests {
     fn the_bias_counts_for_the_choice_but_not_for_the_weight() {
         let mut bias = [0.0; 8];
         (bias[6], bias[7]) = (5.0, 4.0);
-        let chosen = choose(&spec(), &[0.0; 8], &bias);
+        let chosen = choose(&spec(), 0, &[0.0; 8], &bias);
         assert_eq!(chosen, [Choice { expert: 6, weight: 1.0 }, Choice { expert: 7, weight: 1.0 }]);
     }
 
@@ -127,18 +128,17 @@ mod tests {
         let spec = ArchSpec {
             scoring: Scoring::Softmax,
             choice: ExpertChoice::GroupsByBest,
-            router_bias: false,
             normalize_top: false,
             ..spec()
         };
         let logits = [3.0, -9.0, 2.0, 1.0, 1.5, 1.6, -9.0, -9.0];
-        let chosen = choose(&spec, &logits, &[]);
+        let chosen = choose(&spec, 0, &logits, &[]);
         assert_eq!(chosen.iter().map(|choice| choice.expert).collect::<Vec<_>>(), [0, 2]);
         let sum: f32 = logits.iter().map(|logit: &f32| logit.exp()).sum();
         assert!((chosen[0].weight - 2.0 * 3f32.exp() / sum).abs() < 1e-6);
         // Without groups, the second best of all may be in any.
-        let spec = ArchSpec { choice: ExpertChoice::Ungrouped, experts_per_token: 4, ..spec };
-        let chosen = choose(&spec, &logits, &[]);
+        let spec = ArchSpec { choice: ExpertChoice::Ungrouped, experts_per_token: ByLayer::all(4), ..spec };
+        let chosen = choose(&spec, 0, &logits, &[]);
         assert_eq!(chosen.iter().map(|choice| choice.expert).collect::<Vec<_>>(), [0, 2, 5, 4]);
     }
 
@@ -154,11 +154,11 @@ mod tests {
             (Scoring::Softmax, ExpertChoice::GroupsByTwoBest, [0, 2], [7, 0]),
             (Scoring::Softmax, ExpertChoice::Ungrouped, [0, 2], [7, 0]),
         ] {
-            for (router_bias, expected) in [(false, without), (true, with)] {
-                let spec = ArchSpec { scoring, choice, router_bias, ..spec() };
-                let chosen = choose(&spec, &logits, &bias);
+            for (bias, expected) in [(&[] as &[f32], without), (&bias, with)] {
+                let spec = ArchSpec { scoring, choice, ..spec() };
+                let chosen = choose(&spec, 0, &logits, bias);
                 let experts: Vec<usize> = chosen.iter().map(|choice| choice.expert).collect();
-                assert_eq!(experts, expected, "{scoring:?} {choice:?} {router_bias}");
+                assert_eq!(experts, expected, "{scoring:?} {choice:?} {bias:?}");
             }
         }
     }
@@ -175,7 +175,7 @@ mod tests {
                 normalize_top,
                 ..spec()
             };
-            let chosen = choose(&spec, &logits, &bias);
+            let chosen = choose(&spec, 0, &logits, &bias);
             assert_eq!((chosen[0].expert, chosen[1].expert), (7, 0));
             let (a, b) = ((-9f32).exp(), 3f32.exp());
             assert!((chosen[0].weight / (2.0 * a / (a + b)) - 1.0).abs() < 1e-5);
@@ -189,21 +189,28 @@ mod tests {
         let spec = ArchSpec {
             scoring: Scoring::SqrtSoftplus,
             choice: ExpertChoice::Ungrouped,
-            experts_per_token: 8,
+            experts_per_token: ByLayer::all(8),
             normalize_top: false,
             ..spec()
         };
-        for Choice { expert, weight } in choose(&spec, &logits, &[0.0; 8]) {
+        for Choice { expert, weight } in choose(&spec, 0, &logits, &[0.0; 8]) {
             let expected = 2.0 * f64::from(logits[expert]).exp().ln_1p().sqrt();
             assert!((f64::from(weight) / expected - 1.0).abs() < 1e-6, "{expert}: {weight} {expected}");
         }
-        let normalized = choose(&ArchSpec { normalize_top: true, ..spec }, &logits, &[0.0; 8]);
+        let normalized = choose(&ArchSpec { normalize_top: true, ..spec }, 0, &logits, &[0.0; 8]);
         assert!((normalized.iter().map(|choice| choice.weight).sum::<f32>() - 2.0).abs() < 1e-6);
     }
 
     #[test]
+    fn a_layer_may_have_a_number_of_its_own() {
+        let spec = ArchSpec { experts_per_token: ByLayer::each([2, 1]).unwrap(), ..spec() };
+        let count = |layer| choose(&spec, layer, &[0.0; 8], &[0.0; 8]).len();
+        assert_eq!([0, 1, 2].map(count), [2, 1, 1]);
+    }
+
+    #[test]
     fn between_equals_the_lower_number_wins() {
-        let chosen = choose(&spec(), &[0.0; 8], &[0.0; 8]);
+        let chosen = choose(&spec(), 0, &[0.0; 8], &[0.0; 8]);
         assert_eq!(chosen.iter().map(|choice| choice.expert).collect::<Vec<_>>(), [0, 1]);
     }
 }

@@ -64,7 +64,12 @@ fn vocab(stored: &[Stored]) -> usize {
 
 /// A `deepseek2` model with these hyper-parameters.
 fn latent(source: Box<dyn Source>, spec: ArchSpec, stored: Vec<Stored>) -> Result<PackedStore> {
-    let expected = arch::latent_tensors(&spec);
+    let mut expected = arch::latent_tensors(&spec);
+    // Layer by layer, there or not.
+    expected
+        .iter_mut()
+        .filter(|tensor| matches!(tensor.role, Role::Layer(_, LayerRole::RouterBias)))
+        .for_each(|tensor| tensor.required = false);
     // Files from before May 2025 keep the projection whole.
     let is_unsplit = stored.iter().any(|tensor| tensor.name.ends_with(UNSPLIT));
     let is_merged = stored.iter().any(|tensor| tensor.name.ends_with(MERGED));

@@ -72,11 +72,11 @@ pub(super) fn spec(
         },
         dense_layers: layers,
         dense_intermediate: keys.counts("feed_forward_length", blocks)?.unwrap_or(ByLayer::all(0)),
-        expert_intermediate: 0,
+        expert_intermediate: ByLayer::all(0),
         experts: 0,
-        experts_per_token: 0,
+        experts_per_token: ByLayer::all(0),
         shared_experts: 0,
-        shared_intermediate: 0,
+        shared_intermediate: ByLayer::all(0),
         shared_gate: false,
         expert_groups: 1,
         top_groups: 1,
@@ -161,40 +161,41 @@ fn experts(family: &Family, keys: &Keys, spec: &mut ArchSpec) -> Result<()> {
         Experts::Perhaps => count("expert_count")?,
         _ => keys.required_count("expert_count")?,
     };
-    spec.experts_per_token = count("expert_used_count")?;
+    let layers = spec.layers;
+    let per_token = keys.counts("expert_used_count", layers)?.unwrap_or(ByLayer::all(0));
     if spec.experts == 0 {
         return Ok(());
     }
-    if !(1..=spec.experts.min(MAX_EXPERTS)).contains(&spec.experts_per_token) || spec.experts > MAX_EXPERTS {
-        let found = Value::from(spec.experts_per_token as u32);
+    if per_token.least() == 0 || per_token.most() > spec.experts || spec.experts > MAX_EXPERTS {
+        let found = Value::from(per_token.most() as u32);
         let expected = format!("1 to {} experts, of {MAX_EXPERTS} at most", spec.experts);
         return Err(keys.invalid("expert_used_count", &found, &expected));
     }
     spec.dense_layers = 0;
-    spec.expert_intermediate = match family.experts {
-        Experts::Perhaps => *spec.dense_intermediate.of(0),
-        _ => match count("expert_feed_forward_length")? {
-            0 => *spec.dense_intermediate.of(0) / spec.experts_per_token,
-            width => width,
-        },
+    let dense = &spec.dense_intermediate;
+    let own = match family.experts {
+        Experts::Perhaps => Some(dense.clone()),
+        _ => keys.counts("expert_feed_forward_length", layers)?.filter(|widths| widths.most() > 0),
     };
-    if spec.expert_intermediate == 0 {
-        return Err(keys.missing("expert_feed_forward_length"));
-    }
+    // As wide together as a dense block.
+    let shares = || ByLayer::each((0..layers).map(|layer| dense.of(layer) / per_token.of(layer)));
+    let widths = own.or_else(shares).filter(|widths| widths.least() > 0);
+    spec.expert_intermediate = widths.ok_or_else(|| keys.missing("expert_feed_forward_length"))?;
+    spec.experts_per_token = per_token;
     spec.normalize_top = matches!(family.experts, Experts::Perhaps | Experts::Normalized);
     match family.experts {
         Experts::GatedShared => {
             spec.shared_experts = 1;
             spec.shared_gate = true;
             spec.shared_intermediate = match count("expert_shared_feed_forward_length")? {
-                0 => *spec.dense_intermediate.of(0),
-                width => width,
+                0 => spec.dense_intermediate.clone(),
+                width => ByLayer::all(width),
             };
         }
         Experts::Biased => {
             spec.dense_layers = count("leading_dense_block_count")?;
             spec.shared_experts = count("expert_shared_count")?;
-            spec.shared_intermediate = spec.shared_experts * spec.expert_intermediate;
+            spec.shared_intermediate = spec.expert_intermediate.map(|width| spec.shared_experts * width);
             let scale = keys.number("expert_weights_scale")?;
             spec.routed_scale = scale.filter(|&scale| scale != 0.0).unwrap_or(1.0);
             spec.normalize_top = keys.flag("expert_weights_norm")?;
@@ -229,7 +230,7 @@ fn groups(keys: &Keys, spec: &mut ArchSpec) -> Result<()> {
         let expected = format!("a divisor of {} experts that leaves two to a group at least", spec.experts);
         return Err(keys.invalid(key, &Value::from(spec.expert_groups as u32), &expected));
     }
-    let fewest = spec.experts_per_token.div_ceil(len);
+    let fewest = spec.experts_per_token.most().div_ceil(len);
     if !(fewest..=spec.expert_groups).contains(&spec.top_groups) {
         let expected = format!("{fewest} to {} groups of {len} experts", spec.expert_groups);
         return Err(keys.invalid(key_of_used, &Value::from(spec.top_groups as u32), &expected));

@@ -66,11 +66,11 @@ pub(super) fn spec(metadata: &Metadata, file: &str, contents: &Contents) -> Resu
         mtp_layers: if has_predictor { predictors } else { 0 },
         dense_layers: layers,
         dense_intermediate: keys.counts("feed_forward_length", blocks)?.unwrap_or(ByLayer::all(0)),
-        expert_intermediate: 0,
+        expert_intermediate: ByLayer::all(0),
         experts: 0,
-        experts_per_token: 0,
+        experts_per_token: ByLayer::all(0),
         shared_experts: 0,
-        shared_intermediate: 0,
+        shared_intermediate: ByLayer::all(0),
         shared_gate: false,
         expert_groups: 1,
         top_groups: 1,
@@ -169,18 +169,19 @@ fn temperature(keys: &Keys) -> Result<Option<Temperature>> {
 
 /// Experts, in the layers behind the leading dense ones.
 fn experts(keys: &Keys, contents: &Contents, spec: &mut ArchSpec) -> Result<()> {
-    let [experts, per_token, width, shared, dense, groups, top_groups] = [
+    let [experts, shared, dense, groups, top_groups] = [
         "expert_count",
-        "expert_used_count",
-        "expert_feed_forward_length",
         "expert_shared_count",
         "leading_dense_block_count",
         "expert_group_count",
         "expert_group_used_count",
     ]
     .map(|key| count(keys, key));
-    let (experts, per_token, width, shared) = (experts?, per_token?, width?, shared?);
-    let (dense, groups, top_groups) = (dense?, groups?.max(1), top_groups?.max(1));
+    let (experts, shared, dense) = (experts?, shared?, dense?);
+    let (groups, top_groups) = (groups?.max(1), top_groups?.max(1));
+    let by_layer = |key| -> Result<_> { Ok(keys.counts(key, spec.layers)?.unwrap_or(ByLayer::all(0))) };
+    let per_token = by_layer("expert_used_count")?;
+    let widths = by_layer("expert_feed_forward_length")?;
     let scale = keys.number("expert_weights_scale")?;
     let normalize_top = keys.flag("expert_weights_norm")?;
     let scoring = scoring(keys, spec)?;
@@ -190,11 +191,11 @@ fn experts(keys: &Keys, contents: &Contents, spec: &mut ArchSpec) -> Result<()> 
         // The file may say the rest nevertheless.
         return Ok(());
     }
-    if !(1..=experts.min(MAX_EXPERTS)).contains(&per_token) || experts > MAX_EXPERTS {
+    if per_token.least() == 0 || per_token.most() > experts || experts > MAX_EXPERTS {
         let expected = format!("1 to {experts} experts, of {MAX_EXPERTS} at most");
-        return Err(keys.invalid("expert_used_count", &Value::from(per_token as u32), &expected));
+        return Err(keys.invalid("expert_used_count", &Value::from(per_token.most() as u32), &expected));
     }
-    if width == 0 {
+    if widths.least() == 0 {
         return Err(keys.missing("expert_feed_forward_length"));
     }
     if !experts.is_multiple_of(groups) {
@@ -208,9 +209,9 @@ fn experts(keys: &Keys, contents: &Contents, spec: &mut ArchSpec) -> Result<()> 
     spec.dense_layers = dense;
     spec.experts = experts;
     spec.experts_per_token = per_token;
-    spec.expert_intermediate = width;
     spec.shared_experts = shared;
-    spec.shared_intermediate = shared * width;
+    spec.shared_intermediate = widths.map(|width| shared * width);
+    spec.expert_intermediate = widths;
     spec.expert_groups = groups;
     spec.top_groups = top_groups;
     // llama.cpp takes 0 for absent.

@@ -137,13 +137,21 @@ impl List<'_> {
         for expert in 0..experts {
             for ffn in Ffn::ALL {
                 let suffix = format!("ffn_{}_exps.weight", short(ffn));
-                self.add(&suffix, shape(ffn, self.spec.expert_intermediate), LayerRole::Expert(expert, ffn));
+                self.add(
+                    &suffix,
+                    shape(ffn, *self.spec.expert_intermediate.of(self.layer)),
+                    LayerRole::Expert(expert, ffn),
+                );
             }
         }
         if self.spec.shared_experts > 0 {
             for ffn in Ffn::ALL {
                 let suffix = format!("ffn_{}_shexp.weight", short(ffn));
-                self.add(&suffix, shape(ffn, self.spec.shared_intermediate), LayerRole::Shared(ffn));
+                self.add(
+                    &suffix,
+                    shape(ffn, *self.spec.shared_intermediate.of(self.layer)),
+                    LayerRole::Shared(ffn),
+                );
             }
         }
         if self.spec.shared_gate {

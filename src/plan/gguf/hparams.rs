@@ -44,7 +44,7 @@ pub(super) fn add(metadata: &mut Metadata, raw: &Value, spec: &ArchSpec) -> Resu
     keys.float("rope.freq_base", theta);
     keys.float("attention.layer_norm_rms_epsilon", config.number_or("rms_norm_eps", 1e-6)?);
     keys.count("expert_count", spec.experts as u64, "n_routed_experts")?;
-    keys.count("expert_used_count", spec.experts_per_token as u64, "num_experts_per_tok")?;
+    keys.count("expert_used_count", *spec.experts_per_token.of(0) as u64, "num_experts_per_tok")?;
     // Transformers has defaults for absent keys, but none for a null.
     if !is_null("n_group") {
         keys.count("expert_group_count", config.count_or("n_group", 8)?, "n_group")?;
@@ -64,7 +64,11 @@ pub(super) fn add(metadata: &mut Metadata, raw: &Value, spec: &ArchSpec) -> Resu
     keys.count("attention.kv_lora_rank", latent.kv_lora as u64, "kv_lora_rank")?;
     keys.count("attention.key_length_mla", (latent.nope_dim + spec.rope.dim) as u64, "qk_nope_head_dim")?;
     keys.count("attention.value_length_mla", latent.v_dim as u64, "v_head_dim")?;
-    keys.count("expert_feed_forward_length", spec.expert_intermediate as u64, "moe_intermediate_size")?;
+    keys.count(
+        "expert_feed_forward_length",
+        *spec.expert_intermediate.of(0) as u64,
+        "moe_intermediate_size",
+    )?;
     keys.count("expert_shared_count", spec.shared_experts as u64, "n_shared_experts")?;
     if !is_null("routed_scaling_factor") {
         keys.float("expert_weights_scale", config.number_or("routed_scaling_factor", 2.5)?);

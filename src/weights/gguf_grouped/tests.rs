@@ -70,7 +70,10 @@ fn mixtral_8x7b() {
     metadata.set("llama.expert_count", 8u32);
     metadata.set("llama.expert_used_count", 2u32);
     let (spec, _) = read(&metadata, &[]).unwrap();
-    assert_eq!((spec.experts, spec.experts_per_token, spec.expert_intermediate), (8, 2, 14336));
+    assert_eq!(
+        (spec.experts, &spec.experts_per_token, &spec.expert_intermediate),
+        (8, &ByLayer::all(2), &ByLayer::all(14336))
+    );
     assert_eq!((spec.dense_layers, spec.dense_intermediate.most(), spec.normalize_top), (0, 0, true));
     assert!(spec.is_moe(0) && spec.scoring == Scoring::Softmax);
 }
@@ -184,7 +187,7 @@ fn glm_4_5_air_counts_its_prediction_layer_among_its_blocks() {
     metadata.set("glm4moe.expert_weights_norm", true);
     let (spec, _) = read(&metadata, &["blk.46.nextn.eh_proj.weight"]).unwrap();
     assert_eq!((spec.layers, spec.mtp_layers, spec.dense_layers), (46, 1, 1));
-    assert_eq!((spec.shared_intermediate, spec.rope.dim), (1408, 64));
+    assert_eq!((&spec.shared_intermediate, spec.rope.dim), (&ByLayer::all(1408), 64));
     assert_eq!((spec.scoring, spec.choice), (Scoring::Sigmoid, ExpertChoice::GroupsByTwoBest));
     assert!(spec.router_bias);
     // Files without the layer exist.

@@ -115,7 +115,7 @@ fn deepseek_v2_and_lite() {
     assert_eq!(routing(&spec), (Scoring::Softmax, ExpertChoice::GroupsByBest, false, false, 16.0));
     assert_eq!((spec.expert_groups, spec.top_groups, spec.norm_eps), (8, 3, 1e-6));
     assert_eq!(
-        (spec.shared_intermediate, spec.dense_layers, spec.dense_intermediate.most()),
+        (spec.shared_intermediate.most(), spec.dense_layers, spec.dense_intermediate.most()),
         (3072, 1, 12288)
     );
     let expected =
@@ -272,7 +272,7 @@ fn youtu_llm_has_no_experts() {
     let mut metadata = metadata(&counts.concat(), &[EPS, ("rope.freq_base", 1.6e6)]);
     let spec = read(&metadata, &[]).unwrap();
     assert_eq!((spec.experts, spec.dense_layers, spec.dense_intermediate.most()), (0, 32, 6144));
-    assert_eq!((spec.expert_intermediate, spec.shared_experts), (0, 0));
+    assert_eq!((spec.expert_intermediate.most(), spec.shared_experts), (0, 0));
     assert!(spec.tied_embeddings && !(0..32).any(|layer| spec.is_moe(layer)));
     // What is not dense needs them.
     metadata.set("deepseek2.leading_dense_block_count", 31u32);
