@@ -37,6 +37,7 @@ pub(super) const CHAMELEON: &[&str] =
     &["<sentinel:[0-9]+>", "IMGIMG[A-I]{1,4}Z", "[\t\n]|    |  ", r"\p{N}", r"[\p{P}!-/:-@\[-`{-~]", WORDS];
 pub(super) const BLOOM: &[&str] = &[PHRASE];
 pub(super) const VIKING: &[&str] = &[PHRASE, r"\p{N}"];
+/// The time for a number grows with the square of its length.
 pub(super) const SUPERBPE: &[&str] = &[r"\p{N}+", "(?=(?:[0-9]{3})+(?![0-9]))"];
 pub(super) const LINE: &[&str] = &[LINES];
 pub(super) const WHITESPACE: &[&str] = &[r"\S+"];
