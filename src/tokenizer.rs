@@ -57,6 +57,17 @@ impl Tokenizer {
         Ok(Self { inner, definition, config })
     }
 
+    /// Whether tokens that have a meaning to the model only are found in text too; a new tokenizer finds them, as
+    /// transformers' do.
+    pub fn set_parses_special(&mut self, parses: bool) {
+        self.inner.set_encode_special_tokens(!parses);
+    }
+
+    /// What [`Tokenizer::set_parses_special`] said.
+    pub fn parses_special(&self) -> bool {
+        !self.inner.get_encode_special_tokens()
+    }
+
     /// What tokenizer.json says, in parts.
     pub fn definition(&self) -> &Definition {
         &self.definition

@@ -233,9 +233,13 @@ fn tokens(matches: &ArgMatches, model: &Model, original: Option<&Model>) -> Resu
     };
     let text = std::fs::read_to_string(text_path).map_err(Error::io(text_path, "read"))?;
     let bos = matches.get_one::<Bos>("bos").copied().unwrap_or_default();
-    let tokens = Tokens::encode(&model.tokenizer()?, &text, bos)?;
+    let tokenizer = model.tokenizer()?;
+    let tokens = Tokens::encode(&tokenizer, &text, bos)?;
     if let Some(original) = original {
-        check_same(&tokens, &Tokens::encode(&original.tokenizer()?, &text, bos)?)?;
+        // A GGUF file's takes special tokens for text, others do not: that is no difference of the two models.
+        let mut other = original.tokenizer()?;
+        other.set_parses_special(tokenizer.parses_special());
+        check_same(&tokens, &Tokens::encode(&other, &text, bos)?)?;
     }
     if let Some(file) = file {
         std::fs::write(file, tokens.to_json()).map_err(Error::io(file, "write"))?;

@@ -48,6 +48,8 @@ pub(super) fn arguments() -> [Arg; 3] {
 pub(super) struct Validation {
     text: PathBuf,
     tokens: Tokens,
+    /// As the source's tokenizer does; the result's may not by itself.
+    parses_special: bool,
     windows: Windows,
     max_kld: Option<f64>,
     memory_bytes: Option<u64>,
@@ -66,7 +68,8 @@ impl Validation {
         }
         let text = std::fs::read_to_string(path).map_err(Error::io(path, "read"))?;
         let original = Original::of(source)?;
-        let tokens = Tokens::encode(&original.tokenizer()?, &text, Bos::Auto)?;
+        let tokenizer = original.tokenizer()?;
+        let tokens = Tokens::encode(&tokenizer, &text, Bos::Auto)?;
         let context = matches.get_one::<u32>("validate-context").map_or(512, |&context| context as usize);
         let windows = Windows::cut(&tokens, context, None)?;
         let memory_bytes = matches.get_one::<u64>("memory").copied();
@@ -79,7 +82,8 @@ impl Validation {
             scratch: None,
         };
         perplexity::check_room(&request, Vec::new(), super::threads(matches), true)?;
-        Ok(Some(Self { text: path.clone(), tokens, windows, max_kld, memory_bytes }))
+        let parses_special = tokenizer.parses_special();
+        Ok(Some(Self { text: path.clone(), tokens, parses_special, windows, max_kld, memory_bytes }))
     }
 
     /// Measures the result at `output` and writes what was found into its manifest.
@@ -97,7 +101,9 @@ impl Validation {
         let result = Model::open(&first_file(output, &outcome.manifest))?;
         let bos = if self.tokens.bos.is_some() { Bos::Always } else { Bos::Never };
         let text = std::fs::read_to_string(&self.text).map_err(Error::io(&self.text, "read"))?;
-        perplexity::check_same(&Tokens::encode(&result.tokenizer()?, &text, bos)?, &self.tokens)?;
+        let mut tokenizer = result.tokenizer()?;
+        tokenizer.set_parses_special(self.parses_special);
+        perplexity::check_same(&Tokens::encode(&tokenizer, &text, bos)?, &self.tokens)?;
         let request = evaluate::Request {
             model: result.store(),
             original: Some(source.store()),

@@ -1,26 +1,23 @@
 //! The tokenizer of a GGUF: tokenizer.json put together again from `tokenizer.ggml.*`.
 //!
-//! Byte-level BPE (`gpt2`): a GGUF does not hold the patterns that cut text before merging, only their name. SentencePiece
-//! (`llama`): it has scores instead of merges, and a token merges where its parts are tokens, those of the best score
-//! first, as transformers builds its own. Control and user-defined tokens become added tokens, unused rows nothing.
+//! Byte-pair vocabularies (`gpt2`): a GGUF does not hold the patterns that cut text before merging, only their name.
+//! SentencePiece (`llama`): it has scores instead of merges, and a token merges where its parts are tokens, those of the
+//! best score first, as transformers builds its own. Control and user-defined tokens become added tokens; the former are
+//! text like any other, as llama-perplexity has it, until [`Tokenizer::set_parses_special`] says otherwise. EOS at the end
+//! of a text is left out: llama-perplexity refuses files that ask for it.
 //!
-//! Source: llama.cpp `src/llama-vocab.cpp` (defaults, `llm_tokenizer_spm`), `gguf-py/gguf/constants.py` (token types);
-//! transformers `tokenization_utils_sentencepiece.py` (`generate_merges`).
+//! Source: llama.cpp `src/llama-vocab.cpp` (defaults, `llm_tokenizer_bpe`, `llm_tokenizer_spm`),
+//! `gguf-py/gguf/constants.py` (token types); transformers `tokenization_utils_sentencepiece.py` (`generate_merges`).
 
 use std::collections::HashMap;
 
 use requant_formats::container::gguf::{Array, Metadata, Value};
 use serde_json::{Map, json};
 
-use super::gguf_cuts;
+use super::gguf_cuts::{self, Bos, Units};
+use super::gguf_special::{Mark, Marks, NORMAL, UNKNOWN, UNUSED, USER_DEFINED};
 use crate::error::{Error, Result};
 use crate::tokenizer::Tokenizer;
-
-const NORMAL: i32 = 1;
-const UNKNOWN: i32 = 2;
-const CONTROL: i32 = 3;
-const USER_DEFINED: i32 = 4;
-const UNUSED: i32 = 5;
 
 /// What stands for a space in SentencePiece's tokens.
 const SPACE: &str = "\u{2581}";
@@ -47,8 +44,13 @@ struct Kind {
     /// The model's parameters; vocabulary and merges come on top.
     model: serde_json::Value,
     merges: serde_json::Value,
-    /// Where the file does not say.
-    adds_bos: bool,
+    bos: Bos,
+    /// Where the file does not name it.
+    default_bos: Option<u64>,
+    /// Line ends that are tokens are never cut.
+    keeps_line_ends: bool,
+    /// Rows that no text should have can come out of merges all the same.
+    has_unused: bool,
 }
 
 /// Rebuilds the tokenizer of `file`.
@@ -63,7 +65,7 @@ pub(super) fn rebuild(metadata: &Metadata, file: &str) -> Result<Tokenizer> {
         types.filter(|types| types.len() == tokens.len()).ok_or_else(|| keys.missing("token_type"))?;
     let stored = Stored { tokens, types };
     let kind = match keys.text("model")? {
-        "gpt2" => byte_level(&keys)?,
+        "gpt2" => byte_pairs(&keys)?,
         "llama" => sentence_piece(&keys, &stored)?,
         other => {
             return Err(Error::Unsupported {
@@ -74,15 +76,16 @@ pub(super) fn rebuild(metadata: &Metadata, file: &str) -> Result<Tokenizer> {
             });
         }
     };
-    let (vocabulary, added) = stored.vocabulary();
-    let special = |key: &str| {
-        let id = keys.value(&format!("{key}_token_id")).and_then(Value::as_u64);
-        id.and_then(|id| Some((id, tokens.get(usize::try_from(id).ok()?)?)))
-    };
-    let adds_bos = keys.value("add_bos_token").and_then(Value::as_bool).unwrap_or(kind.adds_bos);
-    let post_processor = match special("bos").filter(|_| adds_bos) {
-        None => kind.post_processor,
+    let (vocabulary, added) = stored.vocabulary(&Marks::new(metadata, tokens), &kind);
+    let named = |id: u64| Some((id, tokens.get(usize::try_from(id).ok()?)?));
+    let special = |key: &str| keys.value(&format!("{key}_token_id")).and_then(Value::as_u64).and_then(named);
+    let said = keys.value("add_bos_token").and_then(Value::as_bool);
+    let adds_bos = kind.bos == Bos::Always || said.unwrap_or(kind.bos == Bos::On);
+    let bos = special("bos").or_else(|| kind.default_bos.filter(|_| adds_bos).and_then(named));
+    let post_processor = match bos.filter(|_| adds_bos) {
         Some((id, token)) => begins_with(id, token),
+        None if adds_bos => return Err(keys.missing("bos_token_id")),
+        None => kind.post_processor,
     };
     let mut model = kind.model;
     model["vocab"] = vocabulary.into();
@@ -92,10 +95,13 @@ pub(super) fn rebuild(metadata: &Metadata, file: &str) -> Result<Tokenizer> {
         "normalizer": kind.normalizer, "pre_tokenizer": kind.pre_tokenizer, "post_processor": post_processor,
         "decoder": kind.decoder, "model": model,
     });
-    let named = |key: &str| special(key).map(|(_, token)| token.clone());
-    let config = json!({"bos_token": named("bos"), "eos_token": named("eos")});
-    Tokenizer::new(tokenizer.to_string().as_bytes(), Some(config.to_string().as_bytes()), None)
-        .map_err(|error| Error::checkpoint(file, format!("tokenizer.ggml.*: {error}")))
+    let text = |token: Option<(u64, &String)>| token.map(|(_, token)| token.clone());
+    let config = json!({"bos_token": text(bos), "eos_token": text(special("eos"))});
+    let mut tokenizer =
+        Tokenizer::new(tokenizer.to_string().as_bytes(), Some(config.to_string().as_bytes()), None)
+            .map_err(|error| Error::checkpoint(file, format!("tokenizer.ggml.*: {error}")))?;
+    tokenizer.set_parses_special(false);
+    Ok(tokenizer)
 }
 
 impl<'a> Keys<'a> {
@@ -120,18 +126,27 @@ impl<'a> Keys<'a> {
 
 impl Stored<'_> {
     /// Ids by token, and the added ones.
-    fn vocabulary(&self) -> (Map<String, serde_json::Value>, Vec<serde_json::Value>) {
+    fn vocabulary(
+        &self,
+        marks: &Marks,
+        kind: &Kind,
+    ) -> (Map<String, serde_json::Value>, Vec<serde_json::Value>) {
         let mut vocabulary = Map::new();
         let mut added = Vec::new();
-        for (id, (token, &kind)) in self.tokens.iter().zip(self.types).enumerate() {
-            if kind == UNUSED {
+        let mut add = |id: usize, token: &str, mark: Mark| {
+            added.push(json!({
+                "id": id, "content": token, "single_word": false, "lstrip": mark.strips_left,
+                "rstrip": mark.strips_right, "normalized": false, "special": mark.is_control,
+            }));
+        };
+        for (id, (token, &token_type)) in self.tokens.iter().zip(self.types).enumerate() {
+            if token_type == UNUSED && !kind.has_unused || token.is_empty() {
                 continue;
             }
-            if kind == CONTROL || kind == USER_DEFINED {
-                added.push(json!({
-                    "id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
-                    "normalized": false, "special": kind == CONTROL,
-                }));
+            if let Some(mark) = marks.of(token, token_type) {
+                add(id, token, mark);
+            } else if kind.keeps_line_ends && token.bytes().all(|byte| byte == b'\n') {
+                add(id, token, Mark::default());
             }
             vocabulary.insert(token.clone(), id.into());
         }
@@ -150,10 +165,10 @@ fn begins_with(id: u64, token: &str) -> serde_json::Value {
     })
 }
 
-/// Byte-level BPE.
-fn byte_level(keys: &Keys) -> Result<Kind> {
+/// BPE with merges, on text that is cut before.
+fn byte_pairs(keys: &Keys) -> Result<Kind> {
     // llama.cpp takes "default" where a file, an old one, does not say.
-    let pre = keys.value("pre").and_then(Value::as_str).unwrap_or("default");
+    let pre = keys.value("pre").and_then(Value::as_str).filter(|pre| !pre.is_empty()).unwrap_or("default");
     let cut = gguf_cuts::find(pre).ok_or_else(|| Error::Unsupported {
         what: format!("{}: tokenizer.ggml.pre {pre:?}", keys.file),
         hint: format!(
@@ -161,23 +176,62 @@ fn byte_level(keys: &Keys) -> Result<Kind> {
             gguf_cuts::names().collect::<Vec<_>>().join(", ")
         ),
     })?;
+    let merges = match keys.strings("merges") {
+        Some(merges) => merges,
+        None if pre == "kimi-k2" => &[],
+        None => return Err(keys.missing("merges")),
+    };
+    // As llama.cpp: the first part has a character at least.
+    let pair = |merge: &String| {
+        let at = merge.char_indices().skip(1).find(|(_, char)| *char == ' ').map(|(at, _)| at)?;
+        Some(json!([merge[..at], merge[at + 1..]]))
+    };
     let split = |pattern: &&str| json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false});
     let bytes =
         json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
-    let cuts: Vec<serde_json::Value> = cut.patterns.iter().map(split).chain([bytes.clone()]).collect();
+    let is_bytes = cut.units == Units::Bytes;
+    let cuts: Vec<serde_json::Value> =
+        cut.patterns.iter().map(split).chain(is_bytes.then(|| bytes.clone())).collect();
+    let shows_spaces = matches!(cut.units, Units::VisibleSpaces | Units::VisibleSpacesAndLineEnds);
     Ok(Kind {
-        normalizer: json!(null),
+        normalizer: if shows_spaces { visible_spaces() } else { json!(null) },
         pre_tokenizer: json!({"type": "Sequence", "pretokenizers": cuts}),
-        decoder: json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true}),
-        post_processor: bytes,
+        decoder: match cut.units {
+            Units::Bytes => {
+                json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true})
+            }
+            Units::Characters => fused(&[]),
+            Units::VisibleSpaces | Units::VisibleSpacesAndLineEnds => fused(&[spaces()]),
+        },
+        post_processor: if is_bytes { bytes } else { json!(null) },
         model: json!({
             "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
+            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": !is_bytes,
             "ignore_merges": cut.ignores_merges,
         }),
-        merges: keys.strings("merges").unwrap_or(&[]).into(),
-        adds_bos: cut.adds_bos,
+        merges: merges.iter().filter_map(pair).collect(),
+        bos: cut.bos,
+        default_bos: cut.default_bos,
+        keeps_line_ends: cut.units == Units::VisibleSpacesAndLineEnds,
+        has_unused: true,
     })
+}
+
+/// Spaces as tokens have them.
+fn visible_spaces() -> serde_json::Value {
+    json!({"type": "Replace", "pattern": {"String": " "}, "content": SPACE})
+}
+
+/// The way back.
+fn spaces() -> serde_json::Value {
+    json!({"type": "Replace", "pattern": {"String": SPACE}, "content": " "})
+}
+
+/// Decoders, then tokens of bytes as text.
+fn fused(first: &[serde_json::Value]) -> serde_json::Value {
+    let last = [json!({"type": "ByteFallback"}), json!({"type": "Fuse"})];
+    let decoders = [first, &last[..]].concat();
+    json!({"type": "Sequence", "decoders": decoders})
 }
 
 /// SentencePiece's BPE: text as it is, spaces made visible, one before it unless the file says otherwise, and bytes for
@@ -187,18 +241,14 @@ fn sentence_piece(keys: &Keys, stored: &Stored) -> Result<Kind> {
         Some(Array::F32(scores)) if scores.len() == stored.tokens.len() => scores,
         _ => return Err(keys.missing("scores")),
     };
-    let replace = json!({"type": "Replace", "pattern": {"String": " "}, "content": SPACE});
     let has_prefix = keys.value("add_space_prefix").and_then(Value::as_bool).unwrap_or(true);
     let prepend = has_prefix.then(|| json!({"type": "Prepend", "prepend": SPACE}));
-    let normalizers: Vec<serde_json::Value> = prepend.into_iter().chain([replace]).collect();
+    let normalizers: Vec<serde_json::Value> = prepend.into_iter().chain([visible_spaces()]).collect();
     let unknown = stored.types.iter().position(|&kind| kind == UNKNOWN);
     Ok(Kind {
         normalizer: json!({"type": "Sequence", "normalizers": normalizers}),
         pre_tokenizer: json!(null),
-        decoder: json!({"type": "Sequence", "decoders": [
-            {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
-            {"type": "ByteFallback"}, {"type": "Fuse"},
-        ]}),
+        decoder: fused(&[spaces()]),
         post_processor: json!(null),
         model: json!({
             "type": "BPE", "dropout": null, "unk_token": unknown.map(|id| &stored.tokens[id]),
@@ -206,7 +256,10 @@ fn sentence_piece(keys: &Keys, stored: &Stored) -> Result<Kind> {
             "byte_fallback": true, "ignore_merges": false,
         }),
         merges: merges(stored, scores).into(),
-        adds_bos: true,
+        bos: Bos::On,
+        default_bos: Some(1),
+        keeps_line_ends: false,
+        has_unused: false,
     })
 }
 
@@ -225,3 +278,6 @@ fn merges(stored: &Stored, scores: &[f32]) -> Vec<serde_json::Value> {
     let text = |id: usize| stored.tokens[id].as_str();
     found.into_iter().map(|(_, left, right)| json!([text(left), text(right)])).collect()
 }
+
+#[cfg(test)]
+mod tests;
