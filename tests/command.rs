@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
-use crate::conversion::{model, names};
+use crate::conversion::{convert, model, names};
 
 fn requant(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_requant")).args(arguments).output().unwrap()
@@ -275,8 +275,41 @@ fn a_validated_conversion_keeps_what_was_found_and_fails_above_its_limit() {
     assert!(found.is_none() && !directory.path().join("none.gguf").exists());
 }
 
+/// The same vocabulary under another name for how text is cut: what is compared is the weights, on the same tokens.
 #[test]
-fn two_tokenizers_that_cut_the_text_otherwise_are_refused() {
+fn a_text_that_the_original_cuts_otherwise_is_measured_and_said_to_be() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("m.gguf");
+    convert(&model(), "q8_0", 2, &file).unwrap();
+    let heldout = crate::conversion::fixtures().join("text/heldout.txt");
+    let source = model();
+    let measured = |more: &[&str]| {
+        let command = ["perplexity", path(&file), "--against", path(&source), "--text", path(&heldout), "-q"];
+        let output = requant(&[&command[..], more].concat());
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    let json = |text: String| -> Value { serde_json::from_str(&text).unwrap() };
+    let alike = json(measured(&["--json"]));
+    assert!(alike["against"]["cut_otherwise"].is_null());
+    assert!(!measured(&[]).contains("otherwise"));
+    let mut bytes = std::fs::read(&file).unwrap();
+    let (from, to) = (b"deepseek-v3", b"modern-bert");
+    let at = bytes.windows(from.len()).position(|window| window == from).unwrap();
+    bytes[at..at + to.len()].copy_from_slice(to);
+    std::fs::write(&file, bytes).unwrap();
+    let otherwise = json(measured(&["--json"]));
+    let first = otherwise["against"]["cut_otherwise"].as_u64().unwrap();
+    assert!(first > 0 && first < otherwise["tokens"].as_u64().unwrap());
+    let divergence = |value: &Value| value["against"]["mean_kld"].as_f64().unwrap();
+    // Of that size still: the windows are other ones, and few tokens make most of it.
+    let ratio = divergence(&otherwise) / divergence(&alike);
+    assert!((0.5..2.0).contains(&ratio), "{ratio} {otherwise}");
+    assert!(measured(&[]).contains(&format!("cuts the text otherwise from token {first} on")));
+}
+
+#[test]
+fn two_vocabularies_that_differ_are_refused() {
     let directory = tempfile::tempdir().unwrap();
     let other = directory.path().join("other");
     std::fs::create_dir(&other).unwrap();

@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::evaluate::{self, Bos, Report, Tokens, Windows};
 use crate::model::{Choice, Observer, has_second_next};
 use crate::pipeline::{Need, check_space};
+use crate::tokenizer::Tokenizer;
 use crate::weights::Model;
 
 pub(super) mod table;
@@ -85,7 +86,7 @@ impl Subcommand for Perplexity {
         let started = Instant::now();
         let (measured, against) = open(matches)?;
         let (model, original) = (&measured.model, against.as_ref().map(|against| &against.model));
-        let text = tokens(matches, model, original)?;
+        let (text, cut_otherwise) = tokens(matches, model, original)?;
         let context = matches.get_one::<u32>("context").map_or(512, |&context| context as usize);
         let stride = matches.get_one::<u32>("stride").map(|&stride| stride as usize);
         let windows = Windows::cut(&text, context, stride)?;
@@ -119,7 +120,7 @@ impl Subcommand for Perplexity {
                 value["mtp"] = table::prediction_json(prediction);
             }
             if let Some(against) = &report.against {
-                value["against"] = table::against_json(against);
+                value["against"] = table::against_json(against, cut_otherwise);
             }
             super::print_json(&value);
             return Ok(());
@@ -135,7 +136,7 @@ impl Subcommand for Perplexity {
             table::print_prediction(prediction);
         }
         if let Some(against) = &report.against {
-            table::print_against(against);
+            table::print_against(against, cut_otherwise);
         }
         Ok(())
     }
@@ -218,54 +219,65 @@ fn path(name: &'static str) -> Arg {
     Arg::new(name).long(name).value_name("FILE").value_parser(clap::value_parser!(PathBuf))
 }
 
-/// The text's tokens: those given, or the model's, which must be the original's too.
-fn tokens(matches: &ArgMatches, model: &Model, original: Option<&Model>) -> Result<Tokens> {
+/// The text's tokens: those given, or the model's; and the first of them that the original's tokenizer cuts otherwise.
+fn tokens(matches: &ArgMatches, model: &Model, original: Option<&Model>) -> Result<(Tokens, Option<usize>)> {
     let file = matches.get_one::<PathBuf>("tokens");
     let Some(text_path) = matches.get_one::<PathBuf>("text") else {
         let Some(file) = file else {
             return Err(Error::Request("nothing to measure on: give --text or --tokens".into()));
         };
         let json = std::fs::read(file).map_err(Error::io(file, "read"))?;
-        if let Some(original) = original {
-            check_same_vocabulary(model, original)?;
+        // What both have a tokenizer for must be the same.
+        if let (Ok(model), Some(Ok(original))) = (model.tokenizer(), original.map(Model::tokenizer)) {
+            check_same_vocabulary(&model, &original)?;
         }
-        return Tokens::from_json(&json, &file.display().to_string());
+        return Ok((Tokens::from_json(&json, &file.display().to_string())?, None));
     };
     let text = std::fs::read_to_string(text_path).map_err(Error::io(text_path, "read"))?;
     let bos = matches.get_one::<Bos>("bos").copied().unwrap_or_default();
     let tokenizer = model.tokenizer()?;
     let tokens = Tokens::encode(&tokenizer, &text, bos)?;
-    if let Some(original) = original {
-        // A GGUF file's takes special tokens for text, others do not: that is no difference of the two models.
-        let mut other = original.tokenizer()?;
-        other.set_parses_special(tokenizer.parses_special());
-        check_same(&tokens, &Tokens::encode(&other, &text, bos)?)?;
-    }
+    let cut_otherwise = match original {
+        None => None,
+        Some(original) => {
+            // A GGUF file's takes special tokens for text, others do not: that is no difference of the two models.
+            let mut other = original.tokenizer()?;
+            other.set_parses_special(tokenizer.parses_special());
+            let tokens_of_other = Tokens::encode(&other, &text, bos)?;
+            first_cut_otherwise((&tokenizer, &tokens), (&other, &tokens_of_other))?
+        }
+    };
     if let Some(file) = file {
         std::fs::write(file, tokens.to_json()).map_err(Error::io(file, "write"))?;
     }
-    Ok(tokens)
+    Ok((tokens, cut_otherwise))
 }
 
-/// Two vocabularies that cut the text otherwise cannot be compared token by token.
-pub(super) fn check_same(model: &Tokens, original: &Tokens) -> Result<()> {
-    if model == original {
-        return Ok(());
+/// Which token of the text is the first that the two tokenizers cut otherwise, if any is. That is no matter of weights:
+/// both models are measured on the same tokens.
+///
+/// # Errors
+/// Vocabularies or beginnings of windows that differ: models of these cannot be compared token by token.
+pub(super) fn first_cut_otherwise(
+    (tokenizer, tokens): (&Tokenizer, &Tokens),
+    (original, other): (&Tokenizer, &Tokens),
+) -> Result<Option<usize>> {
+    if tokens == other {
+        return Ok(None);
     }
-    let at = model.ids.iter().zip(&original.ids).take_while(|(a, b)| a == b).count();
-    Err(Error::Request(format!(
-        "the two models' vocabularies do not match: token {at} of the text is {:?} for the model, {:?} for the \
-         original ({} and {} tokens in all)",
-        model.ids.get(at),
-        original.ids.get(at),
-        model.ids.len(),
-        original.ids.len()
-    )))
+    check_same_vocabulary(tokenizer, original)?;
+    if tokens.bos != other.bos {
+        return Err(Error::Request(format!(
+            "windows of the model begin with BOS {:?}, those of the original with {:?}; --bos always or never makes \
+             them alike",
+            tokens.bos, other.bos
+        )));
+    }
+    Ok(Some(tokens.ids.iter().zip(&other.ids).take_while(|(a, b)| a == b).count()))
 }
 
-/// Without a text to cut, token by token: what both models have a tokenizer for must be the same.
-fn check_same_vocabulary(model: &Model, original: &Model) -> Result<()> {
-    let (Ok(model), Ok(original)) = (model.tokenizer(), original.tokenizer()) else { return Ok(()) };
+/// Ids stand for the same tokens, as far as both models have them.
+fn check_same_vocabulary(model: &Tokenizer, original: &Tokenizer) -> Result<()> {
     let by_id: HashMap<u32, String> =
         original.vocabulary().into_iter().map(|(token, id)| (id, token)).collect();
     let differs = model.vocabulary().into_iter().filter_map(|(token, id)| {

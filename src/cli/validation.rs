@@ -103,7 +103,9 @@ impl Validation {
         let text = std::fs::read_to_string(&self.text).map_err(Error::io(&self.text, "read"))?;
         let mut tokenizer = result.tokenizer()?;
         tokenizer.set_parses_special(self.parses_special);
-        perplexity::check_same(&Tokens::encode(&tokenizer, &text, bos)?, &self.tokens)?;
+        let of_result = Tokens::encode(&tokenizer, &text, bos)?;
+        let original = (&source.tokenizer()?, &self.tokens);
+        let cut_otherwise = perplexity::first_cut_otherwise((&tokenizer, &of_result), original)?;
         let request = evaluate::Request {
             model: result.store(),
             original: Some(source.store()),
@@ -132,7 +134,7 @@ impl Validation {
             "windows": self.windows.len(),
             "perplexity": report.perplexity.perplexity,
             "perplexity_error": report.perplexity.error,
-            "against": table::against_json(&against),
+            "against": table::against_json(&against, cut_otherwise),
             "max_kld": self.max_kld,
             "passed": passed,
         });
@@ -145,13 +147,16 @@ impl Validation {
                 output.display()
             ))
         });
-        let human = format!(
+        let mut human = format!(
             "validation: perplexity {:.4}, of the source {:.4}, mean KL divergence {mean_kld:.6}, same likeliest \
              token {:.2} %",
             report.perplexity.perplexity,
             against.perplexity.perplexity,
             100.0 * against.divergence.top1_agreement.value
         );
+        if let Some(token) = cut_otherwise {
+            human += &format!("\n{}", table::on_other_cuts(token));
+        }
         Ok(Found { value, human, failure })
     }
 }

@@ -9,8 +9,9 @@ const WORST_EXPERTS: usize = 3;
 /// Fewest tokens for an expert to be listed.
 const MIN_TOKENS: u64 = 20;
 
-/// Keys of `against`; agreement is a fraction.
-pub(in crate::cli) fn against_json(against: &Against) -> Value {
+/// Keys of `against`; agreement is a fraction, and `cut_otherwise` the first token that the original's tokenizer would not
+/// have cut so.
+pub(in crate::cli) fn against_json(against: &Against, cut_otherwise: Option<usize>) -> Value {
     let divergence = &against.divergence;
     let mut value = json!({
         "perplexity": against.perplexity.perplexity,
@@ -33,6 +34,7 @@ pub(in crate::cli) fn against_json(against: &Against) -> Value {
         "perplexity_difference": divergence.difference.value,
         "perplexity_difference_error": divergence.difference.error,
         "layers": against.layers,
+        "cut_otherwise": cut_otherwise,
     });
     if let Some(prediction) = &against.prediction {
         let mut mtp = prediction_json(&prediction.original);
@@ -42,6 +44,13 @@ pub(in crate::cli) fn against_json(against: &Against) -> Value {
         value["mtp"] = mtp;
     }
     value
+}
+
+/// What a measurement is worth whose text the two tokenizers cut otherwise from this token on.
+pub(in crate::cli) fn on_other_cuts(token: usize) -> String {
+    format!(
+        "the original's tokenizer cuts the text otherwise from token {token} on; both models were given the same tokens"
+    )
 }
 
 /// Keys of `mtp`.
@@ -64,8 +73,11 @@ pub(super) fn print_prediction(prediction: &Prediction) {
     );
 }
 
-pub(in crate::cli) fn print_against(against: &Against) {
+pub(in crate::cli) fn print_against(against: &Against, cut_otherwise: Option<usize>) {
     let divergence = &against.divergence;
+    if let Some(token) = cut_otherwise {
+        println!("{}", on_other_cuts(token));
+    }
     let line = |name: &str, estimate: Estimate, scale: f64, unit: &str| {
         let Estimate { value, error } = estimate;
         println!("{name:<28} {:>12.6} +/- {:.6}{unit}", scale * value, scale * error);
