@@ -101,7 +101,9 @@ pub fn measure(request: &Request, observer: &mut dyn Observer) -> Result<Report>
 
 fn measure_one(request: &Request, storage: &Storage, observer: &mut dyn Observer) -> Result<Report> {
     let Request { model, windows, .. } = *request;
-    let hidden = model::forward(model, &windows.tokens, windows.context, storage, observer)?;
+    // The prediction module starts from every token.
+    let wanted = if model::has_second_next(model) { None } else { Some(windows.scored()) };
+    let hidden = model::forward_for(model, &windows.tokens, wanted, windows.context, storage, observer)?;
     let Scores { losses, tops } = perplexity::score(model, &hidden, windows)?;
     let prediction = prediction::measure(model, &hidden, windows, &tops)?;
     Ok(Report { perplexity: Perplexity::from_losses(losses), prediction, against: None, scratch_bytes: 0 })

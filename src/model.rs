@@ -37,7 +37,7 @@ pub use order::order_of_need;
 pub use router::Choice;
 pub use states::{States, Storage};
 
-use linear::{Input, Output};
+use linear::Rows;
 use matmul::Into;
 
 /// Receives what a forward pass has done so far, and what it saw.
@@ -101,8 +101,16 @@ impl<'a> Walk<'a> {
     /// # Panics
     /// After the last layer.
     pub fn step(&mut self) -> Result<Option<Vec<Vec<Choice>>>> {
+        self.step_for(None)
+    }
+
+    /// The same for some tokens only, if they are given.
+    fn step_for(&mut self, wanted: Option<&[usize]>) -> Result<Option<Vec<Vec<Choice>>>> {
         assert!(self.layer < self.store.spec().layers, "a step beyond the last layer");
-        let choices = layer(self.store, self.layer, self.context, &self.ropes, &mut self.states)?;
+        let picks: Option<Vec<(usize, f32)>> =
+            wanted.map(|wanted| wanted.iter().map(|&token| (token, 1.0)).collect());
+        let wanted = Rows::of(picks.as_deref());
+        let choices = layer(self.store, self.layer, self.context, &self.ropes, wanted, &mut self.states)?;
         self.layer += 1;
         Ok(choices)
     }
@@ -129,41 +137,67 @@ pub fn forward(
     storage: &Storage,
     observer: &mut dyn Observer,
 ) -> Result<Hidden> {
+    forward_for(store, tokens, None, context, storage, observer)
+}
+
+/// Runs all layers on `tokens`, the last one for `wanted` (positions, ascending) only, if they are given: the states of
+/// other tokens mean nothing then.
+///
+/// # Errors
+/// As [`forward`].
+pub fn forward_for(
+    store: &dyn WeightStore,
+    tokens: &[u32],
+    wanted: Option<&[usize]>,
+    context: usize,
+    storage: &Storage,
+    observer: &mut dyn Observer,
+) -> Result<Hidden> {
     let layers = store.spec().layers;
     let mut walk = Walk::new(store, tokens, context, storage)?;
     for layer in 0..layers {
-        let choices_T = walk.step()?;
+        let wanted = if layer + 1 == layers { wanted } else { None };
+        let choices_T = walk.step_for(wanted)?;
         observer.layer(layer, layers, choices_T.as_deref());
     }
     Ok(walk.finish())
 }
 
-/// One layer: attention, then a dense block or a mixture of experts.
+/// One layer: attention, then a dense block or a mixture of experts. What only rows that are not wanted need is left out.
 fn layer(
     store: &dyn WeightStore,
     layer: usize,
     context: usize,
     ropes: &rope::Ropes,
+    wanted: Rows,
     hidden: &mut States,
 ) -> Result<Option<Vec<Vec<Choice>>>> {
     let spec = store.spec();
     let x = normed(store, layer, LayerRole::AttentionNorm, hidden)?;
-    add(store, layer, LayerRole::AttentionPostNorm, hidden, |sum| match &spec.attention {
+    let heads = match &spec.attention {
         Attention::Latent(latent) => {
-            attention_mla::attention(store, latent, layer, context, ropes.of(false), &x, sum)
+            attention_mla::attention(store, latent, layer, context, ropes.of(false), &x)
         }
         Attention::Grouped(grouped) => {
             let rope = ropes.of(grouped.window(layer).is_some());
-            attention_gqa::attention(store, grouped, layer, context, rope, &x, sum)
+            attention_gqa::attention(store, grouped, layer, context, rope, &x)
         }
+    }?;
+    drop(x);
+    add(store, layer, LayerRole::AttentionPostNorm, hidden, |sum| {
+        let role = |own| Role::Layer(layer, own);
+        let (input, output) = (wanted.of_input(&heads), wanted.of_output(sum));
+        linear::linear(store, role(LayerRole::AttentionOutput), input, output)?;
+        linear::add_bias(store, role(LayerRole::AttentionOutputBias), sum)
     })?;
+    drop(heads);
     let x = normed(store, layer, LayerRole::FfnNorm, hidden)?;
     add(store, layer, LayerRole::FfnPostNorm, hidden, |sum| {
         if spec.is_moe(layer) {
-            return moe::mixture(store, layer, &x, sum).map(Some);
+            return moe::mixture(store, layer, &x, wanted, sum).map(Some);
         }
         let role = |ffn| Role::Layer(layer, LayerRole::Dense(ffn));
-        ffn::feed_forward(store, role, Input::All(&x), Output::Add(sum))?;
+        ffn::feed_forward(store, role, wanted.of_input(&x), wanted.of_output(sum))?;
         linear::add_bias(store, Role::Layer(layer, LayerRole::DenseBias(Ffn::Down)), sum)?;
         Ok(None)
     })

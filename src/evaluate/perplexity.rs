@@ -160,7 +160,8 @@ pub fn perplexity(
     windows: &Windows,
     observer: &mut dyn Observer,
 ) -> Result<Perplexity> {
-    let hidden = model::forward(store, &windows.tokens, windows.context, &Storage::Memory, observer)?;
+    let (tokens, wanted) = (&windows.tokens, Some(windows.scored()));
+    let hidden = model::forward_for(store, tokens, wanted, windows.context, &Storage::Memory, observer)?;
     Ok(Perplexity::from_losses(score(store, &hidden, windows)?.losses))
 }
 

@@ -16,7 +16,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::exponential;
-use super::linear::{Input, Output, add_bias, add_to_row, check_finite, linear, optional_vector};
+use super::linear::{add_to_row, check_finite, optional_vector};
 use super::matmul::{Into, View, product, product_transposed, wide_product_transposed};
 use super::norm::norm_head;
 use super::panel::{Slice, for_each_panel};
@@ -61,7 +61,7 @@ struct Pass<'a> {
     value: Vec<f32>,
 }
 
-/// Adds the attention of layer `layer` on `x` to `hidden`.
+/// What the heads of layer `layer` say on `x`, side by side, for the output projection.
 ///
 /// # Errors
 /// When a weight cannot be read or a product is not finite.
@@ -72,8 +72,7 @@ pub(super) fn attention(
     context: usize,
     rope: &Rope,
     x: &States,
-    hidden: &mut States,
-) -> Result<()> {
+) -> Result<States> {
     let spec = store.spec();
     let role = |role| Role::Layer(layer, role);
     let Grouped { key_dim, value_dim, .. } = *grouped;
@@ -134,8 +133,7 @@ pub(super) fn attention(
             Ok(())
         })
     })?;
-    linear(store, role(LayerRole::AttentionOutput), Input::All(&out), Output::Add(hidden))?;
-    add_bias(store, role(LayerRole::AttentionOutputBias), hidden)
+    Ok(out)
 }
 
 /// Of queries, keys, values.

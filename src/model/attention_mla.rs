@@ -11,7 +11,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::exponential;
-use super::linear::{Input, Output, check_finite, linear, linear_states, vector};
+use super::linear::{check_finite, linear_states, vector};
 use super::matmul::{Into, View, product, product_transposed, wide_product_transposed};
 use super::norm::rms_norm;
 use super::panel::{Slice, for_each_panel};
@@ -48,7 +48,7 @@ struct Group<'a> {
     key_WR: &'a [f32],
 }
 
-/// Adds the attention of layer `layer` on `x` to `hidden`.
+/// What the heads of layer `layer` say on `x`, side by side, for the output projection.
 ///
 /// # Errors
 /// When a weight cannot be read or a product is not finite.
@@ -59,8 +59,7 @@ pub(super) fn attention(
     context: usize,
     rope: &Rope,
     x: &States,
-    hidden: &mut States,
-) -> Result<()> {
+) -> Result<States> {
     let spec = store.spec();
     let role = |role| Role::Layer(layer, role);
     let latents = latents(store, latent, layer, context, rope, x)?;
@@ -121,7 +120,7 @@ pub(super) fn attention(
             Ok(())
         })
     })?;
-    linear(store, role(LayerRole::AttentionOutput), Input::All(&out), Output::Add(hidden))
+    Ok(out)
 }
 
 /// The low-rank parts, normed, and the turned key.

@@ -59,6 +59,53 @@ pub(super) enum Output<'a> {
     AddPicked(&'a mut States, &'a Picks),
 }
 
+/// Rows of states that a block is computed for.
+#[derive(Clone, Copy)]
+pub(super) enum Rows<'a> {
+    /// Every one.
+    All,
+    /// Some, with factor 1.
+    Picked(&'a Picks),
+}
+
+impl<'a> Rows<'a> {
+    /// Those of `picks`, or all.
+    pub(super) fn of(picks: Option<&'a Picks>) -> Self {
+        picks.map_or(Self::All, Self::Picked)
+    }
+
+    /// These rows of `x`.
+    pub(super) fn of_input(self, x: &'a States) -> Input<'a> {
+        match self {
+            Self::All => Input::All(x),
+            Self::Picked(picks) => Input::Picked(x, picks),
+        }
+    }
+
+    /// Additions to these rows of `y`.
+    pub(super) fn of_output<'b>(self, y: &'b mut States) -> Output<'b>
+    where
+        'a: 'b,
+    {
+        match self {
+            Self::All => Output::Add(y),
+            Self::Picked(picks) => Output::AddPicked(y, picks),
+        }
+    }
+
+    /// Those of `picks`, which ascend, that are among them.
+    pub(super) fn among(self, picks: Vec<(usize, f32)>) -> Vec<(usize, f32)> {
+        match self {
+            Self::All => picks,
+            Self::Picked(wanted) => {
+                let is_wanted =
+                    |&(row, _): &(usize, f32)| wanted.binary_search_by_key(&row, |&(row, _)| row).is_ok();
+                picks.into_iter().filter(is_wanted).collect()
+            }
+        }
+    }
+}
+
 /// `x w^T` for the weight with this role.
 ///
 /// # Errors

@@ -7,14 +7,14 @@
 use rayon::prelude::*;
 
 use super::ffn::feed_forward;
-use super::linear::{Input, Output, linear_states, optional_vector};
+use super::linear::{Input, Output, Rows, linear_states, optional_vector};
 use super::router::{Choice, choose};
 use super::states::States;
 use crate::arch::{LayerRole, Role};
 use crate::checkpoint::WeightStore;
 use crate::error::Result;
 
-/// Adds the experts of layer `layer` on `x` to `hidden`; returns what the router chose.
+/// Adds the experts of layer `layer` on `x` to the rows of `hidden` that are wanted; returns what the router chose for all.
 ///
 /// # Errors
 /// When a weight cannot be read or a product is not finite.
@@ -22,6 +22,7 @@ pub(super) fn mixture(
     store: &dyn WeightStore,
     layer: usize,
     x: &States,
+    wanted: Rows,
     hidden: &mut States,
 ) -> Result<Vec<Vec<Choice>>> {
     let spec = store.spec();
@@ -34,6 +35,7 @@ pub(super) fn mixture(
             .filter(|(_, choice)| choice.expert == expert)
             .map(|(token, choice)| (token, choice.weight))
             .collect();
+        let picks = wanted.among(picks);
         if picks.is_empty() {
             continue;
         }
@@ -41,22 +43,29 @@ pub(super) fn mixture(
         feed_forward(store, role, Input::Picked(x, &picks), Output::AddPicked(hidden, &picks))?;
     }
     if spec.shared_experts > 0 {
-        shared(store, layer, x, hidden)?;
+        shared(store, layer, x, wanted, hidden)?;
     }
     Ok(choices_T)
 }
 
 /// Adds the shared experts, weighed by a sigmoid of their own where the model has one.
-fn shared(store: &dyn WeightStore, layer: usize, x: &States, hidden: &mut States) -> Result<()> {
+fn shared(
+    store: &dyn WeightStore,
+    layer: usize,
+    x: &States,
+    wanted: Rows,
+    hidden: &mut States,
+) -> Result<()> {
     let role = |ffn| Role::Layer(layer, LayerRole::Shared(ffn));
     if !store.spec().shared_gate {
-        return feed_forward(store, role, Input::All(x), Output::Add(hidden));
+        return feed_forward(store, role, wanted.of_input(x), wanted.of_output(hidden));
     }
     let gate_T = linear_states(store, Role::Layer(layer, LayerRole::SharedGate), x)?;
     let gate_T = gate_T.read(0..x.rows())?;
     let picks: Vec<(usize, f32)> =
         gate_T.iter().map(|gate| 1.0 / (1.0 + (-gate).exp())).enumerate().collect();
-    feed_forward(store, role, Input::All(x), Output::AddPicked(hidden, &picks))
+    let picks = wanted.among(picks);
+    feed_forward(store, role, Input::Picked(x, &picks), Output::AddPicked(hidden, &picks))
 }
 
 /// The router's choices for every token.

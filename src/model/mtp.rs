@@ -6,7 +6,7 @@
 //!
 //! Legend: D hidden.
 
-use super::linear::{has, linear_states, vector};
+use super::linear::{Rows, has, linear_states, vector};
 use super::matmul::Into;
 use super::norm::norm_row;
 use super::states::BLOCK_ROWS;
@@ -60,7 +60,7 @@ pub fn second_next(store: &dyn WeightStore, main: &Hidden, tokens: &[u32], conte
     let mut states = linear_states(store, role(LayerRole::MtpProjection), &joined)?;
     drop(joined);
     let ropes = rope::Ropes::new(store, context, context)?;
-    layer(store, number, context - 1, &ropes, &mut states)?;
+    layer(store, number, context - 1, &ropes, Rows::All, &mut states)?;
     let head = own_or(store, LayerRole::MtpHead, Role::Output);
     let norm = own_or(store, LayerRole::MtpHeadNorm, Role::OutputNorm);
     Ok(Hidden { states, norm, head })
