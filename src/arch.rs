@@ -247,6 +247,40 @@ pub struct ArchSpec {
 }
 
 impl ArchSpec {
+    /// A model without experts and what else few models have; feed-forward blocks have no width yet, norms no epsilon.
+    pub(crate) fn plain(model_type: &str, layers: usize, attention: Attention, rope: Rotary) -> Self {
+        Self {
+            model_type: model_type.to_owned(),
+            hidden: 0,
+            layers,
+            mtp_layers: 0,
+            dense_layers: layers,
+            dense_intermediate: ByLayer::all(0),
+            expert_intermediate: ByLayer::all(0),
+            experts: 0,
+            experts_per_token: ByLayer::all(0),
+            shared_experts: 0,
+            shared_intermediate: ByLayer::all(0),
+            shared_gate: false,
+            expert_groups: 1,
+            top_groups: 1,
+            routed_scale: 1.0,
+            normalize_top: false,
+            scoring: Scoring::Softmax,
+            choice: ExpertChoice::Ungrouped,
+            router_bias: false,
+            attention,
+            rope,
+            vocab: 0,
+            norm_eps: 0.0,
+            tied_embeddings: false,
+            activation: Activation::Silu,
+            post_norms: false,
+            embedding_scale: 1.0,
+            logit_cap: None,
+        }
+    }
+
     /// Whether layer `layer` has a mixture of experts rather than a dense block.
     pub fn is_moe(&self, layer: usize) -> bool {
         self.experts > 0 && layer >= self.dense_layers

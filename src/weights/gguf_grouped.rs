@@ -61,32 +61,14 @@ pub(super) fn spec(
         heads,
     };
     let mut spec = ArchSpec {
-        model_type: family.architecture.to_owned(),
         hidden,
-        layers,
         // A file may have been made without the layers that its metadata counts.
         mtp_layers: if contents.names.iter().any(|name| name.ends_with(".nextn.eh_proj.weight")) {
             mtp
         } else {
             0
         },
-        dense_layers: layers,
         dense_intermediate: keys.counts("feed_forward_length", blocks)?.unwrap_or(ByLayer::all(0)),
-        expert_intermediate: ByLayer::all(0),
-        experts: 0,
-        experts_per_token: ByLayer::all(0),
-        shared_experts: 0,
-        shared_intermediate: ByLayer::all(0),
-        shared_gate: false,
-        expert_groups: 1,
-        top_groups: 1,
-        routed_scale: 1.0,
-        normalize_top: false,
-        scoring: Scoring::Softmax,
-        choice: ExpertChoice::Ungrouped,
-        router_bias: false,
-        attention: Attention::Grouped(attention),
-        rope,
         vocab: contents.vocab,
         norm_eps: keys.positive(EPSILON)?.ok_or_else(|| keys.missing(EPSILON))?,
         tied_embeddings: !contents.names.contains("output.weight"),
@@ -97,6 +79,7 @@ pub(super) fn spec(
             (Some(_), caps) => keys.positive("final_logit_softcapping")?.or(caps.map(|caps| caps.1)),
             (None, _) => None,
         },
+        ..ArchSpec::plain(family.architecture, layers, Attention::Grouped(attention), rope)
     };
     experts(family, &keys, &mut spec)?;
     if spec.dense_layers == 0 {

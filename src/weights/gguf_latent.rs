@@ -26,8 +26,8 @@ use requant_formats::container::gguf::{Metadata, Value};
 use super::gguf_keys::{Contents, Keys};
 use super::gguf_rotary::{scaling, stated_amplitude};
 use crate::arch::{
-    Activation, ArchSpec, Attention, ByLayer, Divisors, ExpertChoice, Latent, Pairing, Rotary, Scaling,
-    Scoring, Temperature,
+    ArchSpec, Attention, ByLayer, Divisors, ExpertChoice, Latent, Pairing, Rotary, Scaling, Scoring,
+    Temperature,
 };
 use crate::error::Result;
 
@@ -59,42 +59,22 @@ pub(super) fn spec(metadata: &Metadata, file: &str, contents: &Contents) -> Resu
     })?;
     let has_predictor = contents.names.contains(format!("blk.{layers}.nextn.eh_proj.weight").as_str());
     let (rope, nope_dim) = rotary(&keys)?;
+    let attention = Attention::Latent(Latent {
+        heads: keys.required_count("attention.head_count")?,
+        q_lora: Some(count(&keys, "attention.q_lora_rank")?).filter(|&rank| rank > 0),
+        kv_lora: keys.required_count("attention.kv_lora_rank")?,
+        nope_dim,
+        v_dim: head_length(&keys, "value_length")?,
+        temperature: temperature(&keys)?,
+    });
     let mut spec = ArchSpec {
-        model_type: ARCHITECTURE.to_owned(),
         hidden: keys.required_count("embedding_length")?,
-        layers,
         mtp_layers: if has_predictor { predictors } else { 0 },
-        dense_layers: layers,
         dense_intermediate: keys.counts("feed_forward_length", blocks)?.unwrap_or(ByLayer::all(0)),
-        expert_intermediate: ByLayer::all(0),
-        experts: 0,
-        experts_per_token: ByLayer::all(0),
-        shared_experts: 0,
-        shared_intermediate: ByLayer::all(0),
-        shared_gate: false,
-        expert_groups: 1,
-        top_groups: 1,
-        routed_scale: 1.0,
-        normalize_top: false,
-        scoring: Scoring::Softmax,
-        choice: ExpertChoice::Ungrouped,
-        router_bias: false,
-        attention: Attention::Latent(Latent {
-            heads: keys.required_count("attention.head_count")?,
-            q_lora: Some(count(&keys, "attention.q_lora_rank")?).filter(|&rank| rank > 0),
-            kv_lora: keys.required_count("attention.kv_lora_rank")?,
-            nope_dim,
-            v_dim: head_length(&keys, "value_length")?,
-            temperature: temperature(&keys)?,
-        }),
-        rope,
         vocab: contents.vocab,
         norm_eps: keys.positive(EPSILON)?.ok_or_else(|| keys.missing(EPSILON))?,
         tied_embeddings: !contents.names.contains("output.weight"),
-        activation: Activation::Silu,
-        post_norms: false,
-        embedding_scale: 1.0,
-        logit_cap: None,
+        ..ArchSpec::plain(ARCHITECTURE, layers, attention, rope)
     };
     experts(&keys, contents, &mut spec)?;
     if spec.dense_layers == 0 {
