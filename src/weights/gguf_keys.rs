@@ -60,6 +60,17 @@ pub(super) fn architecture(metadata: &Metadata) -> &str {
     metadata.get(ARCHITECTURE_KEY).and_then(Value::as_str).unwrap_or("(none)")
 }
 
+/// A count, or an array of counts; `None` for anything else.
+pub(super) fn counts_of(value: &Value) -> Option<Vec<usize>> {
+    let counts: Vec<Option<u64>> = match value {
+        Value::Array(Array::U32(counts)) => counts.iter().map(|&count| Some(count.into())).collect(),
+        Value::Array(Array::I32(counts)) => counts.iter().map(|&count| count.try_into().ok()).collect(),
+        other => vec![other.as_u64()],
+    };
+    let count = |count: Option<u64>| count.filter(|&count| count <= MAX_COUNT).map(|count| count as usize);
+    counts.into_iter().map(count).collect()
+}
+
 impl<'a> Keys<'a> {
     pub(super) fn new(metadata: &'a Metadata, file: &'a str, architecture: &'a str) -> Self {
         Self { metadata, file, architecture, asked: RefCell::default() }
@@ -100,23 +111,11 @@ impl<'a> Keys<'a> {
     /// Something else.
     pub(super) fn counts(&self, key: &str, layers: usize) -> Result<Option<ByLayer<usize>>> {
         let Some(value) = self.value(key) else { return Ok(None) };
-        let (counts, is_array): (Vec<Option<u64>>, bool) = match value {
-            Value::Array(Array::U32(counts)) => {
-                (counts.iter().map(|&count| Some(count.into())).collect(), true)
-            }
-            Value::Array(Array::I32(counts)) => {
-                (counts.iter().map(|&count| count.try_into().ok()).collect(), true)
-            }
-            other => (vec![other.as_u64()], false),
-        };
-        if is_array && counts.len() < layers {
+        let counts = counts_of(value).ok_or_else(|| self.invalid(key, value, "a count"))?;
+        if matches!(value, Value::Array(_)) && counts.len() < layers {
             return Err(self.invalid(key, value, &format!("a count, or {layers}, one for each layer")));
         }
-        let count =
-            |count: Option<u64>| count.filter(|&count| count <= MAX_COUNT).map(|count| count as usize);
-        let counts: Option<Vec<usize>> = counts.into_iter().map(count).collect();
-        let counts = counts.and_then(ByLayer::each);
-        counts.map(Some).ok_or_else(|| self.invalid(key, value, "a count"))
+        ByLayer::each(counts).map(Some).ok_or_else(|| self.invalid(key, value, "a count"))
     }
 
     /// A count that must be there and not zero.

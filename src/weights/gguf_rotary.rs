@@ -15,12 +15,9 @@ use std::collections::HashSet;
 use requant_formats::container::gguf::{Array, Value};
 
 use super::gguf_families::{Family, Windows};
-use super::gguf_keys::Keys;
+use super::gguf_keys::{Keys, counts_of};
 use crate::arch::{Divisors, Rotary, Scaling, Sections, Sliding, Yarn};
 use crate::error::Result;
-
-/// Most pairs of a section; far above any real head.
-const MAX_SECTION: usize = 1 << 16;
 
 /// Rotary positions, and those of layers with a sliding window; `names` are those of the file's tensors.
 ///
@@ -80,13 +77,8 @@ pub(super) fn rotary(
 fn sections(family: &Family, keys: &Keys) -> Result<Option<Sections>> {
     let key = "rope.dimension_sections";
     let Some(value) = keys.value(key) else { return Ok(None) };
-    let counts: Option<Vec<usize>> = match value {
-        Value::Array(Array::I32(counts)) => counts.iter().map(|&count| count.try_into().ok()).collect(),
-        Value::Array(Array::U32(counts)) => counts.iter().map(|&count| count.try_into().ok()).collect(),
-        _ => None,
-    };
-    let counts =
-        counts.filter(|counts| counts.len() <= 4 && counts.iter().all(|&count| count <= MAX_SECTION));
+    let is_few = |counts: &Vec<usize>| matches!(value, Value::Array(_)) && counts.len() <= 4;
+    let counts = counts_of(value).filter(is_few);
     let counts = counts.ok_or_else(|| keys.invalid(key, value, "counts of pairs, four at most"))?;
     let count = |at: usize| counts.get(at).copied().unwrap_or(0);
     let are_used = family.has_sections && count(0) > 0 && count(1) > 0;
