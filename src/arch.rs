@@ -5,6 +5,7 @@
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::small::shown;
 
 mod attention;
 mod by_layer;
@@ -13,6 +14,13 @@ mod deepseek;
 mod deepseek_v2;
 mod deepseek_v3;
 mod kimi_k2;
+
+/// Most layers of a model, predicting ones included.
+const MAX_LAYERS: usize = 10_000;
+/// Most routed experts of a layer.
+const MAX_EXPERTS: usize = 65_536;
+/// Most routed experts of all layers together; Kimi-K2 has 23,040.
+const MAX_ALL_EXPERTS: usize = 1 << 18;
 
 pub use attention::{
     Attention, Divisors, Grouped, Heads, Latent, Pairing, Rotary, Scaling, Sections, Sliding, Temperature,
@@ -281,6 +289,24 @@ impl ArchSpec {
         }
     }
 
+    /// Refuses a model whose list of tensors would take gigabytes: ten times the largest that exists has fewer.
+    ///
+    /// # Errors
+    /// Too many layers, experts, or experts in all layers; `file` is for the message.
+    pub(crate) fn check_size(&self, file: &str) -> Result<()> {
+        let layers = self.layers.saturating_add(self.mtp_layers);
+        let all_experts = layers.saturating_mul(self.experts);
+        if layers <= MAX_LAYERS && self.experts <= MAX_EXPERTS && all_experts <= MAX_ALL_EXPERTS {
+            return Ok(());
+        }
+        let message = format!(
+            "found {layers} layers with {} experts each, expected at most {MAX_LAYERS} layers, {MAX_EXPERTS} experts in \
+             a layer and {MAX_ALL_EXPERTS} in all",
+            self.experts
+        );
+        Err(Error::checkpoint(file, message))
+    }
+
     /// Whether layer `layer` has a mixture of experts rather than a dense block.
     pub fn is_moe(&self, layer: usize) -> bool {
         self.experts > 0 && layer >= self.dense_layers
@@ -325,7 +351,7 @@ pub const ARCHES: &[&dyn Architecture] =
 pub fn find(config: &Value) -> Result<&'static dyn Architecture> {
     let model_type = config.get("model_type").and_then(Value::as_str).unwrap_or("(none)");
     ARCHES.iter().copied().find(|arch| arch.model_type() == model_type).ok_or_else(|| Error::Unsupported {
-        what: format!("config.json: model_type {model_type:?}"),
+        what: format!("config.json: model_type {}", shown(model_type)),
         hint: format!(
             "this version reads {}",
             ARCHES.iter().map(|arch| arch.model_type()).collect::<Vec<_>>().join(", ")

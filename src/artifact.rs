@@ -10,6 +10,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::small;
 use crate::source::{self, LocalDirectory, Source, SourceFile, SourceReader};
 
 mod group;
@@ -98,11 +99,8 @@ impl Artifact {
                 format!("{}: no .safetensors file in it: {}", source.location(), source::what_it_is(source));
             return Err(Error::Request(message));
         }
-        let config = source.read_small(CONFIG)?.map(|bytes| {
-            serde_json::from_slice::<Value>(&bytes).map_err(|error| {
-                Error::checkpoint(place(source, CONFIG), format!("is not valid JSON: {error}"))
-            })
-        });
+        let config =
+            source.read_small(CONFIG)?.map(|bytes| small::json::<Value>(&place(source, CONFIG), &bytes));
         open_safetensors(source, &shards, config.transpose()?)
     }
 

@@ -7,12 +7,14 @@ use std::path::Path;
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
+use crate::inside;
 use crate::pipeline::{Check, Progress};
 use crate::source::hub::{Recorded, files_below, is_bookkeeping};
 use crate::source::{ContentDigest, RemoteFile, file_digest_with};
 
 mod sums;
 
+pub(crate) use sums::parse_sums;
 pub use sums::{looks_like_sums, read_sums};
 
 /// What a file must be.
@@ -65,6 +67,9 @@ pub fn unlisted(root: &Path, expected: &[Expected]) -> Result<Vec<String>> {
 
 /// What is wrong with one file.
 fn problem(path: &Path, expected: &Expected, progress: &dyn Progress) -> Option<String> {
+    if !inside::is_below(&expected.name) {
+        return Some("not checked: it lies outside of the directory that the list is for".to_owned());
+    }
     let digest = match &expected.digest {
         Ok(digest) => digest,
         Err(text) => return Some(format!("cannot be checked: {text:?} is recorded, which is no digest")),

@@ -4,7 +4,7 @@
 //!
 //! | floor | rooms |
 //! |---|---|
-//! | S0 | [`error`], `frontier`, `lock` |
+//! | S0 | [`error`], [`small`], `inside`, `frontier`, `lock` |
 //! | S1 | [`source`], [`arch`], [`tokenizer`] |
 //! | S2 | [`checkpoint`] |
 //! | S3 | [`plan`], [`weights`] |
@@ -22,11 +22,15 @@ pub mod error;
 pub mod evaluate;
 pub mod fetch;
 mod frontier;
+#[doc(hidden)]
+pub mod fuzzing;
+mod inside;
 mod lock;
 pub mod model;
 pub mod pipeline;
 pub mod plan;
 
+pub mod small;
 pub mod source;
 pub mod tokenizer;
 pub mod weights;

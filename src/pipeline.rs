@@ -32,6 +32,7 @@ mod writeback;
 
 pub use errors::{ErrorReport, TensorError};
 pub use execute::peak_ram_bytes;
+pub(crate) use journal::resumed_jobs;
 pub use journal::{Pinned, RequestRecord};
 pub use manifest::{FileRecord, Manifest, SourceRecord, TensorRecord, manifest_path};
 pub use space::{Need, OR_FORCE, allocated_bytes, check_space};

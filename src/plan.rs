@@ -30,6 +30,7 @@ mod schedule;
 mod summary;
 
 pub use budget::{Budget, Choices};
+pub(crate) use gguf::general_metadata;
 pub use jobs::{Job, jobs, output_rows, whole_bands};
 pub use original::Original;
 pub use rules::{Choice, Pattern, Rule, Rules, numbered};

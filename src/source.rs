@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
+use crate::small;
 
 mod digest;
 mod download;
@@ -80,10 +81,12 @@ pub trait Source: Send + Sync {
     /// The whole of a small file such as `config.json`; `None` when there is no such file.
     ///
     /// # Errors
-    /// As [`Source::read_at`].
+    /// As [`Source::read_at`], and when it is longer than such files are ([`crate::small::cap_of`]).
     fn read_small(&self, name: &str) -> Result<Option<Vec<u8>>> {
         let Some(id) = self.find(name) else { return Ok(None) };
-        let mut bytes = vec![0; self.files()[id].len_bytes as usize];
+        let len_bytes = self.files()[id].len_bytes;
+        small::cap_of(name).check(name, len_bytes)?;
+        let mut bytes = vec![0; len_bytes as usize];
         self.read_at(id, 0, &mut bytes)?;
         Ok(Some(bytes))
     }

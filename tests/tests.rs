@@ -3,6 +3,7 @@
 //! - `maker`: makes small checkpoints of any kind, whole or broken. No tests.
 //! - `conversion`: converts through the library. No tests.
 //! - `hostile`: one broken checkpoint per error of the catalogue.
+//! - `hostile_files`: files made to do harm: endless, explosive, with absurd numbers, with names that lead elsewhere.
 //! - `gguf`: the fixture converted to GGUF, against llama.cpp's files.
 //! - `requantize`: GGUF files converted to other types, against llama-quantize's files.
 //! - `mlx`: the fixture converted to MLX, against mlx-lm's files.
@@ -63,6 +64,8 @@ mod gguf;
 mod grouped_query;
 #[cfg(test)]
 mod hostile;
+#[cfg(test)]
+mod hostile_files;
 #[cfg(test)]
 mod maker;
 #[cfg(test)]

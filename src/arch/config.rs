@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::small::brief;
 
 /// Largest count or dimension accepted from config.json; far above any real model, low
 /// enough that products of two fit in 64 bits.
@@ -85,6 +86,7 @@ impl<'a> Config<'a> {
 
     /// The error for a key with an unusable value.
     pub fn invalid(&self, key: &str, found: &str, expected: &str) -> Error {
+        let found = brief(found);
         Error::checkpoint(
             "config.json",
             format!("key {}: found {found}, expected {expected}", self.full(key)),

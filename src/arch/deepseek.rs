@@ -193,11 +193,10 @@ fn check(config: &Config, spec: &ArchSpec) -> Result<()> {
         let found = spec.top_groups.to_string();
         return Err(config.invalid("topk_group", &found, &format!("1 to {}", spec.expert_groups)));
     }
-    if spec.layers > 10_000 || spec.experts > 65_536 || spec.mtp_layers > 100 {
-        let found = format!("{} layers, {} experts", spec.layers, spec.experts);
-        return Err(config.invalid("num_hidden_layers", &found, "a model that exists"));
+    if spec.mtp_layers > 100 {
+        return Err(config.invalid("num_nextn_predict_layers", &spec.mtp_layers.to_string(), "100 at most"));
     }
-    Ok(())
+    spec.check_size("config.json: num_hidden_layers, n_routed_experts")
 }
 
 /// Suffix, shape and role of every tensor of one layer.

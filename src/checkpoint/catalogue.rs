@@ -11,6 +11,7 @@ use super::quantization::{self, Quantization};
 use super::{BlockScale, Catalogue, Checkpoint, Encoding, ScaleFormat, SourceTensor, packed};
 use crate::arch::{self, Config, Expected};
 use crate::error::{Error, Result};
+use crate::small;
 use crate::source::{self, Source, SourceReader};
 
 const CONFIG: &str = "config.json";
@@ -53,13 +54,12 @@ pub(crate) fn required_json(source: &dyn Source, name: &str) -> Result<Value> {
         let message = format!("not found in {}: {}", source.location(), source::what_it_is(source));
         return Err(Error::checkpoint(name, message));
     };
-    serde_json::from_slice(&bytes)
-        .map_err(|error| Error::checkpoint(name, format!("is not valid JSON: {error}")))
+    small::json(name, &bytes)
 }
 
 /// The tensors of every shard, in the order of files and offsets, checked against the index.
 pub(crate) fn read_headers(source: &dyn Source) -> Result<Vec<SourceTensor>> {
-    let index = if source.find(INDEX).is_some() { Some(read_index(source)?) } else { None };
+    let index = source.read_small(INDEX)?.map(|bytes| read_index(source, &bytes)).transpose()?;
     let shards = match &index {
         Some(index) => index.shards.clone(),
         None => vec![single_shard(source)?],
@@ -165,8 +165,8 @@ impl Index {
     }
 }
 
-fn read_index(source: &dyn Source) -> Result<Index> {
-    let value = required_json(source, INDEX)?;
+fn read_index(source: &dyn Source, bytes: &[u8]) -> Result<Index> {
+    let value: Value = small::json(INDEX, bytes)?;
     let Some(map) = value.get("weight_map").and_then(Value::as_object) else {
         return Err(Error::checkpoint(INDEX, "key weight_map is missing or not an object"));
     };

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::arch::Config;
 use crate::error::{Error, Result};
+use crate::small::shown;
 
 mod awq;
 mod compressed_tensors;
@@ -107,7 +108,7 @@ pub(super) fn parse(config: &Value) -> Result<Option<Quantization>> {
     let Some(method) = METHODS.iter().find(|method| method.name() == name) else {
         let known: Vec<String> = METHODS.iter().map(|method| format!("{:?}", method.name())).collect();
         return Err(Error::Unsupported {
-            what: format!("config.json: quantization_config.quant_method {name:?}"),
+            what: format!("config.json: quantization_config.quant_method {}", shown(name)),
             hint: format!("sources may be {}, or unquantized BF16, F16, F32", known.join(", ")),
         });
     };

@@ -12,10 +12,9 @@ use std::path::Path;
 
 use super::Expected;
 use crate::error::{Error, Result};
+use crate::small;
 use crate::source::ContentDigest;
 
-/// Longest list.
-const MAX_LIST_BYTES: u64 = 64 << 20;
 /// Bytes that are looked at to tell a list from something else.
 const HEAD_BYTES: u64 = 8 << 10;
 
@@ -24,14 +23,12 @@ const HEAD_BYTES: u64 = 8 << 10;
 /// # Errors
 /// When it cannot be read, is too long or empty, or a line is none of the forms; names the line.
 pub fn read_sums(path: &Path) -> Result<Vec<Expected>> {
-    let fail = |message: String| Error::Request(format!("{}: {message}", path.display()));
-    let len_bytes = path.metadata().map_err(Error::io(path, "open"))?.len();
-    if len_bytes > MAX_LIST_BYTES {
-        return Err(fail(format!(
-            "{len_bytes} bytes is too long for a list of checksums (at most {MAX_LIST_BYTES})"
-        )));
-    }
-    let bytes = std::fs::read(path).map_err(Error::io(path, "read"))?;
+    parse_sums(&path.display().to_string(), &small::read(path, small::SUMS)?)
+}
+
+/// As [`read_sums`], of a list that was read from `place`.
+pub(crate) fn parse_sums(place: &str, bytes: &[u8]) -> Result<Vec<Expected>> {
+    let fail = |message: String| Error::Request(format!("{place}: {message}"));
     let mut expected = Vec::new();
     for (index, line) in bytes.split(|&byte| byte == b'\n').enumerate() {
         if is_empty(line) {
@@ -59,9 +56,9 @@ pub fn looks_like_sums(path: &Path) -> bool {
         return true;
     }
     let mut head = Vec::new();
-    let read = std::fs::File::open(path).and_then(|file| file.take(HEAD_BYTES).read_to_end(&mut head));
+    let read = small::open(path).map(|file| file.take(HEAD_BYTES).read_to_end(&mut head));
     let mut lines = head.split(|&byte| byte == b'\n');
-    read.is_ok() && lines.find(|line| !is_empty(line)).is_some_and(|line| parse(line).is_some())
+    matches!(read, Ok(Ok(_))) && lines.find(|line| !is_empty(line)).is_some_and(|line| parse(line).is_some())
 }
 
 fn is_empty(line: &[u8]) -> bool {

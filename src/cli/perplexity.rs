@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::evaluate::{self, Bos, Report, Tokens, Windows};
 use crate::model::{Choice, Observer, has_second_next};
 use crate::pipeline::{Need, check_space};
+use crate::small;
 use crate::tokenizer::Tokenizer;
 use crate::weights::Model;
 
@@ -226,14 +227,14 @@ fn tokens(matches: &ArgMatches, model: &Model, original: Option<&Model>) -> Resu
         let Some(file) = file else {
             return Err(Error::Request("nothing to measure on: give --text or --tokens".into()));
         };
-        let json = std::fs::read(file).map_err(Error::io(file, "read"))?;
+        let json = small::read(file, small::TEXT)?;
         // What both have a tokenizer for must be the same.
         if let (Ok(model), Some(Ok(original))) = (model.tokenizer(), original.map(Model::tokenizer)) {
             check_same_vocabulary(&model, &original)?;
         }
         return Ok((Tokens::from_json(&json, &file.display().to_string())?, None));
     };
-    let text = std::fs::read_to_string(text_path).map_err(Error::io(text_path, "read"))?;
+    let text = small::read_text(text_path, small::TEXT)?;
     let bos = matches.get_one::<Bos>("bos").copied().unwrap_or_default();
     let tokenizer = model.tokenizer()?;
     let tokens = Tokens::encode(&tokenizer, &text, bos)?;

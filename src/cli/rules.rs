@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::size;
 use crate::error::{Error, Result};
 use crate::plan::{Blueprint, Budget, OutputTensor, Rule, Rules};
+use crate::small;
 
 /// The arguments.
 pub(super) fn arguments() -> Vec<Arg> {
@@ -87,7 +88,7 @@ pub(super) fn save(matches: &ArgMatches, recipe: Option<&str>) -> Result<()> {
             "there are no rules to write: add --target-size, --target-bpw, --tensor-type or --recipe";
         return Err(Error::Request(format!("--save-recipe {}: {message}", path.display())));
     };
-    if std::fs::read(path).is_ok_and(|there| there == recipe.as_bytes()) {
+    if small::read(path, small::RECIPE).is_ok_and(|there| there == recipe.as_bytes()) {
         return Ok(());
     }
     let mut file = std::fs::File::create_new(path).map_err(Error::io(path, "create"))?;
@@ -95,10 +96,7 @@ pub(super) fn save(matches: &ArgMatches, recipe: Option<&str>) -> Result<()> {
 }
 
 fn read(path: &Path) -> Result<Rules> {
-    let bytes = std::fs::read(path).map_err(Error::io(path, "read"))?;
-    let text = String::from_utf8(bytes)
-        .map_err(|error| Error::Request(format!("{}: not UTF-8 text: {error}", path.display())))?;
-    Rules::from_toml(path, &text)
+    Rules::from_toml(path, &small::read_text(path, small::RECIPE)?)
 }
 
 /// For each rule what it has given: `{rule, target, type, tensors: [{name, type}]}`.

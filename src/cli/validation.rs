@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::evaluate::{self, Bos, Tokens, Windows};
 use crate::model::has_second_next;
 use crate::pipeline::{Manifest, Outcome};
+use crate::small;
 use crate::tokenizer::Tokenizer;
 use crate::weights::{self, Model};
 
@@ -66,7 +67,7 @@ impl Validation {
         if max_kld.is_some_and(|limit| limit.is_nan() || limit < 0.0) {
             return Err(Error::Request("--max-kld: expected a number from 0 on".into()));
         }
-        let text = std::fs::read_to_string(path).map_err(Error::io(path, "read"))?;
+        let text = small::read_text(path, small::TEXT)?;
         let original = Original::of(source)?;
         let tokenizer = original.tokenizer()?;
         let tokens = Tokens::encode(&tokenizer, &text, Bos::Auto)?;
@@ -100,7 +101,7 @@ impl Validation {
     ) -> Result<Found> {
         let result = Model::open(&first_file(output, &outcome.manifest))?;
         let bos = if self.tokens.bos.is_some() { Bos::Always } else { Bos::Never };
-        let text = std::fs::read_to_string(&self.text).map_err(Error::io(&self.text, "read"))?;
+        let text = small::read_text(&self.text, small::TEXT)?;
         let mut tokenizer = result.tokenizer()?;
         tokenizer.set_parses_special(self.parses_special);
         let of_result = Tokens::encode(&tokenizer, &text, bos)?;

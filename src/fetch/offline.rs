@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use crate::error::{Error, Result};
+use crate::small;
 use crate::source::hub::{files_below, linked};
 use crate::source::{ContentDigest, RemoteFile};
 
@@ -45,9 +46,8 @@ fn shards(snapshot: &Path) -> Result<BTreeSet<String>> {
     if !path.exists() {
         return Ok(BTreeSet::new());
     }
-    let bytes = std::fs::read(&path).map_err(Error::io(&path, "read"))?;
-    let index: serde_json::Value = serde_json::from_slice(&bytes)
-        .map_err(|error| Error::checkpoint(path.display().to_string(), format!("not JSON: {error}")))?;
+    let bytes = small::read(&path, small::cap_of(INDEX))?;
+    let index: serde_json::Value = small::json(&path.display().to_string(), &bytes)?;
     let names = index["weight_map"].as_object().into_iter().flat_map(|map| map.values());
     Ok(names.filter_map(|name| name.as_str().map(str::to_owned)).collect())
 }

@@ -23,6 +23,7 @@ use super::errors::Sums;
 use crate::checkpoint::Catalogue;
 use crate::error::{Error, Result};
 use crate::plan::Blueprint;
+use crate::small;
 
 /// What a result is made from. A journal only goes on with the same request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -165,7 +166,7 @@ pub(super) struct Progress {
 impl Journal {
     /// The request of the journal at `path`, if there is a readable one.
     pub(super) fn peek(path: &Path) -> Option<RequestRecord> {
-        let bytes = std::fs::read(path).ok()?;
+        let bytes = small::read(path, small::JOURNAL).ok()?;
         parse_request(&bytes).map(|(request, _)| request)
     }
 
@@ -179,10 +180,12 @@ impl Journal {
         output: &Path,
         request: &RequestRecord,
     ) -> Result<Option<(Self, Progress)>> {
-        let bytes = match std::fs::read(path) {
+        let bytes = match small::read(path, small::JOURNAL) {
             Ok(bytes) => bytes,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(Error::io(path, "read")(error)),
+            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
         };
         let Some((earlier, start)) = parse_request(&bytes) else { return Ok(None) };
         if let Some(difference) = request.difference(&earlier) {
@@ -250,6 +253,18 @@ impl Journal {
     pub(super) fn seal(&mut self) -> Result<()> {
         self.append(&[Done { job: self.jobs, sums: Sums::default() }])
     }
+}
+
+/// How many jobs are done of a run whose journal is at `path`, whatever its request.
+///
+/// # Errors
+/// As [`Journal::resume`].
+pub(crate) fn resumed_jobs(path: &Path) -> Result<usize> {
+    /// As many as the largest model has.
+    const MAX_JOBS: usize = 1 << 20;
+    let Some(request) = Journal::peek(path).filter(|request| request.jobs <= MAX_JOBS) else { return Ok(0) };
+    let resumed = Journal::resume(path, path, &request)?;
+    Ok(resumed.map_or(0, |(_, progress)| progress.done.iter().filter(|done| **done).count()))
 }
 
 fn record_len(has_sums: bool) -> usize {

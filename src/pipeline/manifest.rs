@@ -1,6 +1,6 @@
 //! The manifest: what a result was made from, by what, and the digest of everything in it.
 
-use std::fs::File;
+use std::collections::HashMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,9 @@ use super::digest::Digests;
 use super::errors::ErrorReport;
 use crate::checkpoint::Catalogue;
 use crate::error::{Error, Result};
+use crate::inside;
 use crate::plan::Blueprint;
+use crate::small::{self, shown};
 
 /// Version of the layout below; raised when a reader would misunderstand.
 const MANIFEST_VERSION: u32 = 1;
@@ -186,17 +188,66 @@ impl Manifest {
     /// # Errors
     /// When it cannot be read, is not a manifest, or is of a later layout.
     pub fn read(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(Error::io(path, "open"))?;
-        let manifest: Self = serde_json::from_reader(std::io::BufReader::new(file)).map_err(|error| {
-            Error::checkpoint(path.display().to_string(), format!("not a manifest: {error}"))
+        Self::parse(&path.display().to_string(), &small::read(path, small::MANIFEST)?)
+    }
+
+    /// As [`Manifest::read`], of a manifest that was read from `place`.
+    pub(crate) fn parse(place: &str, bytes: &[u8]) -> Result<Self> {
+        small::check_json(place, bytes)?;
+        let manifest: Self = serde_json::from_slice(bytes).map_err(|error| {
+            Error::checkpoint(place, format!("not a manifest: {}", small::brief(&error.to_string())))
         })?;
         if manifest.manifest_version != MANIFEST_VERSION {
             let message = format!(
                 "manifest_version: found {}, this requant reads {MANIFEST_VERSION}",
                 manifest.manifest_version
             );
-            return Err(Error::checkpoint(path.display().to_string(), message));
+            return Err(Error::checkpoint(place, message));
         }
+        manifest.check().map_err(|message| Error::checkpoint(place, message))?;
         Ok(manifest)
     }
+
+    /// What no run of this program writes: whoever follows the manifest would read other files than those of the
+    /// result, or one of them again and again.
+    fn check(&self) -> std::result::Result<(), String> {
+        // Bytes of each file, and of its tensors.
+        let mut lengths: HashMap<&str, (u64, u64)> = HashMap::new();
+        let mut total = 0u64;
+        for file in &self.files {
+            let named = |what: &str| format!("file {}: {what}", shown(&file.name));
+            if !inside::is_below(&file.name) {
+                return Err(named("expected a name below the directory of the result"));
+            }
+            if !is_sha256(&file.sha256) {
+                return Err(named("sha256 is no 64 hex digits"));
+            }
+            total = total.checked_add(file.bytes).ok_or_else(|| named("files have more than 2^64 bytes"))?;
+            if lengths.insert(&file.name, (file.bytes, 0)).is_some() {
+                return Err(named("is there twice"));
+            }
+        }
+        for tensor in &self.tensors {
+            let named =
+                |what: &str| format!("tensor {} in {}: {what}", shown(&tensor.name), shown(&tensor.file));
+            let Some((len_bytes, used)) = lengths.get_mut(tensor.file.as_str()) else {
+                return Err(named("there is no such file in the manifest"));
+            };
+            if !is_sha256(&tensor.sha256) {
+                return Err(named("sha256 is no 64 hex digits"));
+            }
+            if tensor.offset.checked_add(tensor.bytes).is_none_or(|end| end > *len_bytes) {
+                return Err(named("lies beyond the end of the file"));
+            }
+            *used = used.saturating_add(tensor.bytes);
+            if *used > *len_bytes {
+                return Err(named("the tensors of this file overlap"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_sha256(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }

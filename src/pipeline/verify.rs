@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use super::manifest::{FileRecord, Manifest, manifest_path};
 use super::{Progress, digest};
 use crate::error::{Error, Result};
+use crate::{inside, small};
 
 /// What was found about one file.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -36,7 +37,12 @@ pub fn verify(output: &Path, progress: &dyn Progress) -> Result<Vec<Check>> {
     let checks = manifest.files.par_iter().map(|record| {
         // A single file may have been renamed together with its manifest.
         let path = if lone { base.clone() } else { root.join(&record.name) };
-        let problems = check_file(&manifest, record, &path)?;
+        // What a link of the result leads to is no part of it; the file that was asked for may be one.
+        let way_out = if lone { None } else { way_out(&root, &path)? };
+        let problems = match way_out {
+            Some(problem) => vec![problem],
+            None => check_file(&manifest, record, &path)?,
+        };
         progress.advance(record.bytes);
         Ok(Check { file: path.display().to_string(), problems })
     });
@@ -80,13 +86,29 @@ fn split_base(path: &Path) -> Option<PathBuf> {
     (is_number(total) && is_number(number)).then(|| path.with_file_name(format!("{prefix}.gguf")))
 }
 
+/// The problem with a file that is a link to something outside of the result's directory.
+fn way_out(root: &Path, path: &Path) -> Result<Option<String>> {
+    match inside::leads_out(root, path) {
+        Ok(target) => Ok(target.map(|target| {
+            format!("not checked: it is a link to {}, outside of the result", target.display())
+        })),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::io(path, "follow the link")(error)),
+    }
+}
+
 /// Problems of one file.
 fn check_file(manifest: &Manifest, record: &FileRecord, path: &Path) -> Result<Vec<String>> {
-    let file = match File::open(path) {
-        Ok(file) => file,
+    match path.metadata() {
+        Ok(metadata) => {
+            if let Some(kind) = small::not_ordinary(&metadata) {
+                return Ok(vec![format!("is {kind}, expected an ordinary file")]);
+            }
+        }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(vec!["missing".into()]),
-        Err(error) => return Err(Error::io(path, "open")(error)),
-    };
+        Err(error) => return Err(Error::io(path, "stat")(error)),
+    }
+    let file = small::open(path)?;
     let found_bytes = file.metadata().map_err(Error::io(path, "stat"))?.len();
     if found_bytes < record.bytes {
         let beyond = manifest

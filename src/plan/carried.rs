@@ -4,7 +4,7 @@
 
 use super::Sidecar;
 use crate::checkpoint::Checkpoint;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// Files carried when they are there.
 const NAMES: &[&str] = &[
@@ -23,20 +23,17 @@ const NAMES: &[&str] = &[
 ];
 /// Endings of files carried from the top of the checkpoint: its code, and token tables.
 const ENDINGS: &[&str] = &[".py", ".tiktoken"];
-/// Far above any tokenizer.
-const MAX_LEN_BYTES: u64 = 256 << 20;
-
 /// The files, complete.
 ///
 /// # Errors
-/// When one cannot be read or is absurdly large.
+/// When one cannot be read or is longer than such files are.
 pub(super) fn sidecars(source: &Checkpoint) -> Result<Vec<Sidecar>> {
+    for name in NAMES.iter().filter(|name| source.source().find(name).is_none()) {
+        // Nothing, unless something else than a file is called so.
+        source.source().read_small(name)?;
+    }
     let mut sidecars = Vec::new();
     for file in source.source().files().iter().filter(|file| is_carried(&file.name)) {
-        if file.len_bytes > MAX_LEN_BYTES {
-            let message = format!("found {} bytes, expected at most {MAX_LEN_BYTES}", file.len_bytes);
-            return Err(Error::checkpoint(&file.name, message));
-        }
         if let Some(bytes) = source.source().read_small(&file.name)? {
             sidecars.push(Sidecar { name: file.name.clone(), bytes });
         }

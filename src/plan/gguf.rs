@@ -14,6 +14,7 @@ use serde_json::Value;
 use super::{Blueprint, Choices, Format, Options, Target};
 use crate::checkpoint::{Checkpoint, GgufModel};
 use crate::error::{Error, Result};
+use crate::small;
 use crate::tokenizer::{SPECIAL_TOKENS_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, Tokenizer};
 
 mod chat_template;
@@ -124,7 +125,8 @@ fn metadata(source: &Checkpoint, planned: &[names::Planned], options: &Options) 
         None => serde_json::Map::new(),
     };
     // A broken generation_config.json is no reason to stop, as in llama.cpp.
-    let generation = read(general::GENERATION_CONFIG)?.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let generation = read(general::GENERATION_CONFIG)?
+        .and_then(|bytes| small::json(general::GENERATION_CONFIG, &bytes).ok());
 
     let mut metadata = Metadata::new();
     metadata.set("general.architecture", hparams::ARCHITECTURE);
@@ -150,6 +152,24 @@ fn metadata(source: &Checkpoint, planned: &[names::Planned], options: &Options) 
     chat_template::add(&mut metadata, &template);
     special::add_normalizer(&mut metadata, &tokenizer.definition().normalizer);
     Ok(metadata)
+}
+
+/// What a model card alone says about a model, as the number of `general.*` keys that follow from it.
+///
+/// # Errors
+/// As planning a GGUF file.
+pub(crate) fn general_metadata(card: &[u8]) -> Result<usize> {
+    let card = model_card::parse(card)?;
+    let inputs = general::Inputs {
+        card: &card,
+        config: &Value::Null,
+        generation: &Value::Null,
+        directory: "Model-7B",
+        counts: size_label::Counts::of(&[]),
+    };
+    let mut metadata = Metadata::new();
+    general::add(&mut metadata, &inputs)?;
+    Ok(metadata.len())
 }
 
 /// There is no tokenizer.json.

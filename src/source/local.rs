@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 
 use super::{Source, SourceFile};
 use crate::error::{Error, Result};
+use crate::small;
 
 /// The files directly inside one directory.
 #[derive(Debug)]
@@ -16,6 +17,8 @@ pub struct LocalDirectory {
     /// The file after which the place is called, if it is not the directory.
     first_file: Option<String>,
     files: Vec<SourceFile>,
+    /// Directories, pipes and devices, and what each is.
+    others: Vec<(String, &'static str)>,
     handles: Vec<OnceLock<File>>,
 }
 
@@ -26,7 +29,7 @@ impl LocalDirectory {
     /// # Errors
     /// When `root` is not a readable directory.
     pub fn open(root: &Path) -> Result<Self> {
-        let mut files = Vec::new();
+        let (mut files, mut others) = (Vec::new(), Vec::new());
         for entry in std::fs::read_dir(root).map_err(Error::io(root, "list"))? {
             let path = entry.map_err(Error::io(root, "list"))?.path();
             let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
@@ -36,7 +39,9 @@ impl LocalDirectory {
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
                 Err(error) => return Err(Error::io(path, "stat")(error)),
             };
-            if metadata.is_file() {
+            if let Some(kind) = small::not_ordinary(&metadata) {
+                others.push((name.to_owned(), kind));
+            } else {
                 files.push(SourceFile {
                     name: name.to_owned(),
                     len_bytes: metadata.len(),
@@ -47,7 +52,7 @@ impl LocalDirectory {
         }
         files.sort_by(|a, b| a.name.cmp(&b.name));
         let handles = files.iter().map(|_| OnceLock::new()).collect();
-        Ok(Self { root: root.to_owned(), name: None, first_file: None, files, handles })
+        Ok(Self { root: root.to_owned(), name: None, first_file: None, files, others, handles })
     }
 
     /// Those of the files called `names` that are in `root`. Their place is the first one's path.
@@ -74,7 +79,7 @@ impl LocalDirectory {
             return Ok(handle);
         }
         let path = self.root.join(&self.files[file].name);
-        let opened = File::open(&path).map_err(Error::io(path, "open"))?;
+        let opened = small::open(&path)?;
         Ok(self.handles[file].get_or_init(|| opened))
     }
 }
@@ -93,6 +98,26 @@ impl Source for LocalDirectory {
 
     fn files(&self) -> &[SourceFile] {
         &self.files
+    }
+
+    fn read_small(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        let Some(id) = self.find(name) else {
+            // Not as if nothing were there.
+            return match self.others.iter().find(|(other, _)| other == name) {
+                Some((_, kind)) => {
+                    let path = self.root.join(name);
+                    Err(Error::checkpoint(
+                        path.display().to_string(),
+                        format!("is {kind}, expected an ordinary file"),
+                    ))
+                }
+                None => Ok(None),
+            };
+        };
+        let cap = small::cap_of(name);
+        cap.check(name, self.files[id].len_bytes)?;
+        // It may have grown since it was listed.
+        cap.read_from(&self.root.join(name), small::open(&self.root.join(name))?).map(Some)
     }
 
     fn read_at(&self, file: usize, offset_bytes: u64, buf: &mut [u8]) -> Result<()> {

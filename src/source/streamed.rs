@@ -16,13 +16,12 @@ use super::download::Download;
 use super::spool::Spool;
 use super::{ContentDigest, Remote, Source, SourceFile, Supply};
 use crate::error::{Error, Result};
+use crate::small;
 
 /// Bytes read first of a shard, in the hope that its header fits.
 const HEAD_BYTES: u64 = 64 << 10;
 /// Most bytes read of a file that is not whole: safetensors headers end at 100 MB.
 const MAX_HEAD_BYTES: u64 = 128 << 20;
-/// Most bytes of a small file.
-const MAX_SMALL_BYTES: u64 = 256 << 20;
 
 /// Puts a released file elsewhere, into a cache, say, instead of deleting it; returns its new path.
 pub type Deposit = Box<dyn Fn(usize, &Path) -> Result<PathBuf> + Send + Sync>;
@@ -236,12 +235,10 @@ impl Source for Streamed {
     fn read_small(&self, name: &str) -> Result<Option<Vec<u8>>> {
         let Some(id) = self.find(name) else { return Ok(None) };
         let wanted = &self.remote.files()[id];
+        let cap = small::cap_of(name);
+        cap.check(&self.place(id), wanted.len_bytes)?;
         if let Some(path) = self.verified_cached(id)? {
-            return std::fs::read(&path).map(Some).map_err(Error::io(path, "read"));
-        }
-        if wanted.len_bytes > MAX_SMALL_BYTES {
-            let message = format!("{} bytes; expected at most {MAX_SMALL_BYTES}", wanted.len_bytes);
-            return Err(Error::hub(self.place(id), message));
+            return small::read(&path, cap).map(Some);
         }
         let mut found = String::new();
         for _ in 0..3 {

@@ -8,10 +8,12 @@
 //! Not followed: without a tokenizer_config.json, 4.57 takes the class's own `<s>`, `</s>` and
 //! `<unk>` and appends them to a vocabulary that has never seen them; 5 does not.
 
+use std::collections::HashSet;
+
 use serde_json::Value;
 use tokenizers::AddedToken;
 
-use super::TOKENIZER_CONFIG_FILE;
+use super::{TOKENIZER_CONFIG_FILE, limits};
 use crate::error::{Error, Result};
 
 /// The special tokens with a name of their own, in the order in which they are added.
@@ -37,23 +39,23 @@ pub(super) fn add_missing(
             by_id.push((id, token));
         }
         by_id.sort_by_key(|(id, _)| *id);
-        let present = tokenizer.get_added_tokens_decoder();
-        missing.extend(
-            by_id.into_iter().map(|(_, token)| token).filter(|token| !present.values().any(|p| p == token)),
-        );
+        let present: HashSet<AddedToken> = tokenizer.get_added_tokens_decoder().into_values().collect();
+        missing.extend(by_id.into_iter().map(|(_, token)| token).filter(|token| !present.contains(token)));
     }
 
     let overriding = special_tokens.filter(|_| listed.is_none());
     let entry = |key: &str| overriding.and_then(|map| map.get(key)).or_else(|| config.get(key));
     let named = NAMED.iter().filter_map(|key| entry(key));
     let additional = ADDITIONAL.iter().filter_map(|key| entry(key).and_then(Value::as_array)).flatten();
+    let mut contents: HashSet<String> = missing.iter().map(|token| token.content.clone()).collect();
     for special in named.chain(additional).filter_map(|entry| token(entry, true)) {
-        let known = tokenizer.get_added_vocabulary().get_vocab().contains_key(&special.content)
-            || missing.iter().any(|token| token.content == special.content);
-        if !known {
+        let is_known = tokenizer.get_added_vocabulary().get_vocab().contains_key(&special.content);
+        if !is_known && contents.insert(special.content.clone()) {
             missing.push(special);
         }
     }
+    let present = tokenizer.get_added_vocabulary().get_vocab().keys().map(String::as_str);
+    limits::check_added(present.chain(missing.iter().map(|token| token.content.as_str())))?;
     let added = tokenizer.add_tokens(missing);
     added.map(|_| ()).map_err(|error| invalid("added_tokens_decoder", &error.to_string()))
 }

@@ -38,11 +38,11 @@ impl Fingerprint {
     /// Takes the fingerprint of a tokenizer.
     ///
     /// # Errors
-    /// As [`Tokenizer::encode`].
+    /// As [`Tokenizer::encode_short`].
     pub fn of(tokenizer: &Tokenizer) -> Result<Self> {
-        let plain = look_up(&tokenizer.encode(PROBE, true)?);
+        let plain = look_up(&tokenizer.encode_short(PROBE, true)?);
         let Some((bos, eos)) = forced_ends(tokenizer) else { return Ok(plain) };
-        let body = tokenizer.encode(PROBE, false)?;
+        let body = tokenizer.encode_short(PROBE, false)?;
         let ids: Vec<u32> = bos.into_iter().chain(body).chain(eos).collect();
         let forced = look_up(&ids);
         Ok(if forced.pre.is_none() && plain.pre.is_some() { plain } else { forced })

@@ -45,10 +45,12 @@ pub(super) fn open(path: &Path) -> Result<Gguf> {
     let contents = Contents { vocab: vocab(&stored), names: &names };
     let store = if architecture == gguf_latent::ARCHITECTURE {
         let spec = gguf_latent::spec(&metadata, &name, &contents)?;
+        spec.check_size(&name)?;
         latent(source, spec, stored)?
     } else {
         let family = gguf_families::find(architecture, &name)?;
         let spec = gguf_grouped::spec(family, &metadata, &name, &contents)?;
+        spec.check_size(&name)?;
         let expected = gguf_tensors::expected(&spec, family, &names);
         let home = |expected: &Expected| Some(gguf_tensors::home(&spec, family, expected));
         PackedStore::new(source, spec.clone(), &expected, stored, home)?

@@ -19,6 +19,8 @@ use super::gguf_special::{Mark, Marks, NORMAL, UNKNOWN, UNUSED, USER_DEFINED};
 use crate::error::{Error, Result};
 use crate::tokenizer::Tokenizer;
 
+/// Most bytes that are compared to find the halves of all tokens; published vocabularies need 30 MB.
+const MAX_HALVING_BYTES: u64 = 1 << 32;
 /// What stands for a space in SentencePiece's tokens.
 const SPACE: &str = "\u{2581}";
 
@@ -244,6 +246,15 @@ fn sentence_piece(keys: &Keys, stored: &Stored) -> Result<Kind> {
     let has_prefix = keys.value("add_space_prefix").and_then(Value::as_bool).unwrap_or(true);
     let prepend = has_prefix.then(|| json!({"type": "Prepend", "prepend": SPACE}));
     let normalizers: Vec<serde_json::Value> = prepend.into_iter().chain([visible_spaces()]).collect();
+    // Every way to halve a token is tried, which takes the square of its length.
+    let work = stored.tokens.iter().fold(0u64, |all, token| all.saturating_add((token.len() as u64).pow(2)));
+    if work > MAX_HALVING_BYTES {
+        let longest = stored.tokens.iter().map(String::len).max().unwrap_or_default();
+        let message = format!(
+            "tokenizer.ggml.tokens: found tokens of up to {longest} bytes, expected some of a few bytes"
+        );
+        return Err(Error::checkpoint(keys.file, message));
+    }
     let unknown = stored.types.iter().position(|&kind| kind == UNKNOWN);
     Ok(Kind {
         normalizer: json!({"type": "Sequence", "normalizers": normalizers}),

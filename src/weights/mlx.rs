@@ -13,6 +13,7 @@ use super::packed::{Home, PackedStore, Place, Stored};
 use crate::arch::{self, Config, Expected, LayerRole, Role};
 use crate::checkpoint::{SourceTensor, read_headers, required_json};
 use crate::error::{Error, Result};
+use crate::small;
 use crate::source::Source;
 
 const CONFIG: &str = "config.json";
@@ -27,8 +28,7 @@ const UNSPLIT: &str = ".self_attn.kv_b_proj.weight";
 /// # Errors
 /// When config or index cannot be read.
 pub(super) fn is_mlx(source: &dyn Source) -> Result<bool> {
-    let config: Option<Value> =
-        source.read_small(CONFIG)?.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let config: Option<Value> = source.read_small(CONFIG)?.and_then(|bytes| small::json(CONFIG, &bytes).ok());
     if config.is_some_and(|config| config.get("quantization").is_some()) {
         return Ok(true);
     }

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::general::put;
 use crate::error::{Error, Result};
+use crate::small;
 
 /// A template in a file of its own.
 pub(super) const JINJA_FILE: &str = "chat_template.jinja";
@@ -35,8 +36,7 @@ pub(super) fn find(config: Option<&Value>, jinja: Option<&[u8]>, json: Option<&[
         return Ok(text.replace("\r\n", "\n").replace('\r', "\n").into());
     }
     let Some(bytes) = json else { return Ok(Value::Null) };
-    let mut value: Value =
-        serde_json::from_slice(bytes).map_err(|error| Error::checkpoint(JSON_FILE, error.to_string()))?;
+    let mut value: Value = small::json(JSON_FILE, bytes)?;
     Ok(value.get_mut("chat_template").map_or(Value::Null, Value::take))
 }
 

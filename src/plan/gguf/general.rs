@@ -12,6 +12,7 @@ use super::model_id::{self, ModelId};
 use super::origins;
 use super::size_label::Counts;
 use crate::error::{Error, Result};
+use crate::small;
 
 /// File with the recommended sampling parameters.
 pub(super) const GENERATION_CONFIG: &str = "generation_config.json";
@@ -112,7 +113,11 @@ fn put_list(metadata: &mut Metadata, key: &str, values: Vec<String>) {
 
 fn add_sampling(metadata: &mut Metadata, generation: &Value) -> Result<()> {
     let wrong = |key: &str, found: &Value, expected: &str| {
-        Error::checkpoint(GENERATION_CONFIG, format!("key {key}: found {found}, expected {expected}"))
+        let found = found.to_string();
+        Error::checkpoint(
+            GENERATION_CONFIG,
+            format!("key {key}: found {}, expected {expected}", small::brief(&found)),
+        )
     };
     if let Some(sequence) = generation.get("sequence").filter(|value| !value.is_null()) {
         let text = sequence.as_str().ok_or_else(|| wrong("sequence", sequence, "a string"))?;
@@ -173,5 +178,9 @@ impl Card<'_> {
 
 /// The error for a value of the model card that is no text.
 pub(super) fn not_text(key: &str, found: &Value) -> Error {
-    Error::checkpoint(MODEL_CARD, format!("key {key}: found {found}, expected text (put it in quotes)"))
+    let found = found.to_string();
+    Error::checkpoint(
+        MODEL_CARD,
+        format!("key {key}: found {}, expected text (put it in quotes)", small::brief(&found)),
+    )
 }

@@ -77,6 +77,11 @@ fn tokens(tokenizer: &Tokenizer, vocab: usize) -> Result<(Vec<String>, Vec<i32>)
         *row = Some(text);
     }
     let added = tokenizer.added_tokens();
+    let is_decoded = |id: u32| added.get(&id).is_some_and(|entry| !entry.normalized);
+    let texts_of = |texts: &[Option<String>]| -> Vec<String> {
+        (0u32..).zip(texts).filter(|&(id, _)| is_decoded(id)).filter_map(|(_, text)| text.clone()).collect()
+    };
+    let mut decoded = tokenizer.round_trips(texts_of(&texts))?.into_iter();
     let mut tokens = Vec::with_capacity(vocab);
     let mut types = Vec::with_capacity(vocab);
     for (id, text) in (0u32..).zip(texts) {
@@ -84,11 +89,7 @@ fn tokens(tokenizer: &Tokenizer, vocab: usize) -> Result<(Vec<String>, Vec<i32>)
             (None, _) => (format!("[PAD{id}]"), UNUSED),
             (Some(text), None) => (text, NORMAL),
             (Some(text), Some(entry)) => {
-                let text = if entry.normalized {
-                    text
-                } else {
-                    tokenizer.decode(&tokenizer.encode(&text, false)?)?
-                };
+                let text = if is_decoded(id) { decoded.next().unwrap_or(text) } else { text };
                 if entry.special || looks_special(&text) {
                     (text, CONTROL)
                 } else {

@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::plan::{Sidecar, python_json};
+use crate::small;
 
 const NAME: &str = "config.json";
 const GENERATION: &str = "generation_config.json";
@@ -51,7 +52,7 @@ pub(super) fn sidecar(source: &Checkpoint, quantization: Option<Map<String, Valu
 fn merged(config: &Value, generation: Option<&[u8]>, quantization: Option<Map<String, Value>>) -> Value {
     let mut entries = config.as_object().cloned().unwrap_or_default();
     // A file that is not JSON counts as absent, as for mlx-lm.
-    let generation: Option<Value> = generation.and_then(|bytes| serde_json::from_slice(bytes).ok());
+    let generation: Option<Value> = generation.and_then(|bytes| small::json(GENERATION, bytes).ok());
     if let Some(ids) =
         generation.as_ref().and_then(|file| file.get("eos_token_id")).filter(|ids| is_true(ids))
     {

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use super::id::{is_commit, is_revision};
 use super::repository::is_safe_name;
 use crate::error::{Error, Result};
+use crate::small;
 use crate::source::RemoteFile;
 
 /// A cache directory: the value of `HF_HUB_CACHE`.
@@ -40,7 +41,7 @@ impl HubCache {
         if !is_revision(revision) {
             return None;
         }
-        let commit = fs::read_to_string(self.folder(repo).join("refs").join(revision)).ok()?;
+        let commit = small::read_text(&self.folder(repo).join("refs").join(revision), small::LINE).ok()?;
         is_commit(commit.trim()).then(|| commit.trim().to_owned())
     }
 
@@ -107,7 +108,7 @@ impl HubCache {
 
     fn note_revision(&self, repo: &str, revision: &str, commit: &str) -> Result<()> {
         let path = self.folder(repo).join("refs").join(revision);
-        if fs::read_to_string(&path).is_ok_and(|known| known == commit) {
+        if small::read_text(&path, small::LINE).is_ok_and(|known| known == commit) {
             return Ok(());
         }
         if let Some(folder) = path.parent() {

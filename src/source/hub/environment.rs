@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::error::{Error, Result};
+use crate::small;
 
 const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -119,10 +120,10 @@ fn timeout(value: Option<String>) -> Result<Duration> {
 }
 
 fn token_of_file(path: &Path) -> Result<Option<String>> {
-    match std::fs::read_to_string(path) {
+    match small::read_text(path, small::LINE) {
         Ok(text) => Ok(clean_token(&text)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Error::io(path, "read the hub's token")(error)),
+        Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

@@ -170,6 +170,16 @@ async fn page(
     }
 }
 
+/// The files of a page.
+///
+/// # Errors
+/// When it is no page, or a file has no digest or a name that is refused.
+pub(crate) fn parse_page(page: &[u8]) -> Result<Vec<RemoteFile>> {
+    let place = "listing";
+    let entries: Vec<Entry> = crate::small::json(place, page)?;
+    entries.into_iter().filter(|entry| entry.kind == "file").map(|entry| file_of(place, entry)).collect()
+}
+
 async fn try_page(
     client: &Client,
     place: &str,

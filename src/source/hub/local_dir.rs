@@ -17,6 +17,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::error::{Error, Result};
 use crate::lock::lock;
+use crate::small;
 use crate::source::ContentDigest;
 
 /// Where the bookkeeping is; no file of a repository is put there.
@@ -146,7 +147,7 @@ pub fn recorded(root: &Path) -> Result<Vec<Recorded>> {
     for name in files_below(&downloads)? {
         let Some(of) = name.strip_suffix(METADATA) else { continue };
         let path = downloads.join(&name);
-        let text = fs::read(&path).map_err(Error::io(&path, "read"))?;
+        let text = small::read(&path, small::LINE)?;
         let text = String::from_utf8_lossy(&text);
         let etag = text.lines().nth(1).unwrap_or_default().trim().to_owned();
         records.push(Recorded { name: of.to_owned(), etag });
