@@ -1,0 +1,60 @@
+//! What people and programs write down: model cards, recipes, lists, records of runs, answers of a hub.
+
+use std::path::Path;
+
+use requant::fuzzing;
+use requant::plan::Rules;
+
+/// A model card either is refused, or metadata can be made of it.
+pub(crate) fn front_matter(bytes: &[u8]) {
+    let _ = fuzzing::front_matter(bytes);
+}
+
+/// A recipe either is refused, or what is written from it reads back the same.
+pub(crate) fn recipe(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    let path = Path::new("recipe.toml");
+    let Ok(rules) = Rules::from_toml(path, text) else { return };
+    match Rules::from_toml(path, &rules.to_toml("q4_k_m")) {
+        Ok(again) => {
+            let plain = |rules: &Rules| -> Vec<_> {
+                rules.iter().map(|rule| (rule.target.as_str().to_owned(), rule.choice.clone())).collect()
+            };
+            assert_eq!(plain(&again), plain(&rules));
+        }
+        Err(error) => panic!("what was written cannot be read: {error}"),
+    }
+}
+
+/// A list of checksums either is refused, or names files.
+pub(crate) fn sums(bytes: &[u8]) {
+    for file in fuzzing::sums(bytes).into_iter().flatten() {
+        assert!(!file.name.is_empty());
+    }
+}
+
+/// A manifest either is refused, or speaks of bytes in files of its own.
+pub(crate) fn manifest(bytes: &[u8]) {
+    let Ok(manifest) = fuzzing::manifest(bytes) else { return };
+    for file in &manifest.files {
+        assert!(!file.name.starts_with('/') && !file.name.split('/').any(|part| part == ".."));
+    }
+    for tensor in &manifest.tensors {
+        let Some(file) = manifest.files.iter().find(|file| file.name == tensor.file) else {
+            panic!("{} is in no file", tensor.name);
+        };
+        assert!(tensor.offset + tensor.bytes <= file.bytes);
+    }
+}
+
+/// A journal either is refused, or can be gone on with.
+pub(crate) fn journal(bytes: &[u8]) {
+    let _ = fuzzing::journal(bytes);
+}
+
+/// A page of a hub's listing either is refused, or names files below a folder of ours.
+pub(crate) fn listing(bytes: &[u8]) {
+    for file in fuzzing::listing(bytes).into_iter().flatten() {
+        assert!(!file.name.starts_with('/') && !file.name.split('/').any(|part| part == ".."));
+    }
+}
