@@ -21,6 +21,7 @@ pub mod cli;
 pub mod error;
 pub mod evaluate;
 pub mod fetch;
+mod fingerprint;
 mod frontier;
 mod lock;
 pub mod model;

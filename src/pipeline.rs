@@ -21,6 +21,7 @@ mod errors;
 mod execute;
 mod intake;
 mod journal;
+mod kept;
 mod manifest;
 mod maxima;
 mod queue;
@@ -45,6 +46,8 @@ pub trait Progress: Sync {
     fn advance(&self, bytes: u64);
     /// A shard is on its way, beside the stage.
     fn transfer(&self, _: &Transfer<'_>) {}
+    /// So many pieces of work that an earlier run had finished are damaged on the disk, and are done again.
+    fn damaged(&self, _: usize) {}
 }
 
 /// What has come of a streamed source.
@@ -90,6 +93,8 @@ pub struct Settings {
 pub struct Outcome {
     /// Bytes of source tensors read.
     pub bytes_in: u64,
+    /// Jobs that an earlier run had done and whose bytes were found damaged: they were done again.
+    pub redone: usize,
     /// The manifest beside the result.
     pub manifest_path: PathBuf,
     /// Its content.
@@ -159,17 +164,19 @@ impl Conversion<'_> {
     /// Does what `begun` has not done, and makes the result final.
     fn run(&self, stage: &mut staging::Stage, begun: staging::Begun) -> Result<Outcome> {
         let Self { source, blueprint, jobs, progress, stop, .. } = *self;
-        let staging::Begun { mut journal, done, sums } = begun;
+        let staging::Begun { mut journal, mut done } = begun;
+        let kept = kept::Kept { source, blueprint, jobs, files: stage.files(), progress, stop };
+        let redone = kept.check(&mut done, self.settings.threads)?;
         let supply = source.source().supply();
         let schedule = supply.map_or_else(plan::Schedule::default, |supply| self.schedule(supply, &done));
         let intake = supply.map(|supply| intake::Intake::new(source.source(), supply, &schedule));
-        let at_once = (0..jobs.len()).filter(|&job| supply.is_none() && !done[job]).collect();
+        let at_once = (0..jobs.len()).filter(|&job| supply.is_none() && done[job].is_none()).collect();
         let queue = queue::Queue::new(at_once, &schedule.needs);
         let bytes_in = bytes_read(source, blueprint);
         progress.stage("convert", bytes_in);
         let (intake, files, done) = (intake.as_ref(), stage.files(), done.as_slice());
-        let sums = self.settings.error_report.then_some(sums.as_slice());
-        let run = execute::Run { source, blueprint, jobs, done, sums, intake, files, progress, stop };
+        let error_report = self.settings.error_report;
+        let run = execute::Run { source, blueprint, jobs, done, error_report, intake, files, progress, stop };
         run.report_done();
         let (digests, errors) = run.execute(self.settings.threads, queue, &mut journal)?;
         if stop.load(Ordering::Relaxed) {
@@ -181,16 +188,16 @@ impl Conversion<'_> {
         if let Some(supply) = supply {
             supply.finish()?;
         }
-        Ok(Outcome { bytes_in, manifest_path, manifest })
+        Ok(Outcome { bytes_in, redone, manifest_path, manifest })
     }
 
     /// When the files of a streamed source come.
-    fn schedule(&self, supply: &dyn Supply, done: &[bool]) -> plan::Schedule {
+    fn schedule(&self, supply: &dyn Supply, done: &[Option<journal::Done>]) -> plan::Schedule {
         plan::schedule(
             self.blueprint,
             self.source.tensors(),
             self.jobs,
-            |job| !done[job],
+            |job| done[job].is_none(),
             |file| supply.room_bytes(file),
             supply.limit_bytes(),
             |file, range| supply.is_kept(file, range),

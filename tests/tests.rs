@@ -12,6 +12,7 @@
 //! - `refits`: budgets for GGUF files.
 //! - `error_report`: what was written, measured against its source.
 //! - `faults`: what a run leaves behind when it is stopped, fails, or meets another one.
+//! - `damage`: bytes of an unfinished result that changed before it is gone on with.
 //! - `streaming`: conversions straight from a hub that misbehaves (crate `test-hub`).
 //! - `crashes`: `kill -9` at many points of a streamed conversion.
 //! - `sources`: the same weights stored in other ways.
@@ -45,6 +46,8 @@ mod comparison;
 mod conversion;
 #[cfg(test)]
 mod crashes;
+#[cfg(test)]
+mod damage;
 #[cfg(test)]
 mod deepseek2;
 #[cfg(test)]

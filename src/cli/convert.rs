@@ -98,6 +98,7 @@ impl Subcommand for Convert {
                 "output": output,
                 "tensors": totals.tensors_out,
                 "bytes_in": outcome.bytes_in,
+                "redone": outcome.redone,
                 "bytes_out": totals.bytes_out,
                 "bits_per_weight": totals.bits_per_weight,
                 "seconds": seconds,

@@ -79,6 +79,11 @@ impl Progress for Bars {
             bar.set_message(place(transfer));
         }
     }
+
+    fn damaged(&self, jobs: usize) {
+        // Where the bar cannot be drawn there is nobody to read a line either.
+        let _ = self.bars.println(damaged(jobs));
+    }
 }
 
 impl Drop for Bars {
@@ -91,6 +96,10 @@ impl Drop for Bars {
 }
 
 /// `shard 3 of 163, spool 8.60 GB`; without a spool `file 3 of 170`.
+fn damaged(jobs: usize) -> String {
+    format!("{jobs} finished pieces of the unfinished result were damaged on the disk and are converted again")
+}
+
 fn place(transfer: &Transfer<'_>) -> String {
     if transfer.held_bytes == 0 {
         return format!("file {} of {}", transfer.number, transfer.files);
@@ -173,6 +182,10 @@ impl Progress for Lines {
         let total = state.transfer.get_or_insert_with(|| StageState::begin("download", transfer.total_bytes));
         total.done_bytes += transfer.bytes;
         state.print();
+    }
+
+    fn damaged(&self, jobs: usize) {
+        eprintln!("{}", damaged(jobs));
     }
 }
 

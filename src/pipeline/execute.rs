@@ -8,6 +8,7 @@
 //! Beside the workers, one thread hashes the files, one syncs and keeps the journal, and for a
 //! streamed source one brings the shards.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Mutex, OnceLock};
@@ -27,7 +28,7 @@ use super::writeback::{self, Dirty};
 use crate::checkpoint::Catalogue;
 use crate::error::{Error, Result};
 use crate::frontier::Frontier;
-use crate::plan::{self, Blueprint, Job};
+use crate::plan::{self, Blueprint, Job, OutputTensor};
 
 /// Weights in a tile, at most (a single longer row makes a longer tile): 1 MiB of f32.
 const TILE_ELEMS: usize = 1 << 18;
@@ -52,10 +53,10 @@ pub(super) struct Run<'a> {
     pub(super) source: &'a Catalogue,
     pub(super) blueprint: &'a Blueprint,
     pub(super) jobs: &'a [Job],
-    /// For each job whether an earlier run has done it.
-    pub(super) done: &'a [bool],
-    /// For each job that an earlier run has done its part of the error report; `None` when there is none to be.
-    pub(super) sums: Option<&'a [Sums]>,
+    /// For each job what an earlier run has recorded about it, if it has done it.
+    pub(super) done: &'a [Option<Done>],
+    /// Whether there is to be an error report.
+    pub(super) error_report: bool,
     /// Brings the source's files, if they have to be brought.
     pub(super) intake: Option<&'a Intake<'a>>,
     pub(super) files: &'a [StagedFile],
@@ -147,7 +148,7 @@ impl Run<'_> {
         let files = files?.ok_or(Error::Interrupted)?;
         let parts = shared.parts.into_iter().map(|digests| digests.into_inner().unwrap_or_default());
         let digests = Digests { files, parts: parts.collect() };
-        let report = self.sums.map(|_| {
+        let report = self.error_report.then(|| {
             let sums = shared.sums.into_iter().map(|sums| sums.into_inner().unwrap_or_default());
             ErrorReport::new(self.blueprint, self.jobs, &sums.collect::<Vec<_>>())
         });
@@ -156,7 +157,7 @@ impl Run<'_> {
 
     /// Counts what an earlier run has done as progress.
     pub(super) fn report_done(&self) {
-        for (job, _) in self.jobs.iter().zip(self.done).filter(|(_, done)| **done) {
+        for (job, _) in self.jobs.iter().zip(self.done).filter(|(_, done)| done.is_some()) {
             let tensor = &self.source.tensors()[self.blueprint.tensors[job.tensor].pieces[job.piece].source];
             let rows = tensor.matrix().0.max(1) as u64;
             self.progress.advance(tensor.len_bytes * job.source_rows.len() as u64 / rows);
@@ -166,7 +167,7 @@ impl Run<'_> {
     fn share(&self, queue: Queue) -> Shared {
         let remaining: Vec<AtomicUsize> =
             self.blueprint.tensors.iter().map(|_| AtomicUsize::new(0)).collect();
-        for (job, _) in self.jobs.iter().zip(self.done).filter(|(_, done)| !**done) {
+        for (job, _) in self.jobs.iter().zip(self.done).filter(|(_, done)| done.is_none()) {
             remaining[job.tensor].fetch_add(1, Ordering::Relaxed);
         }
         let finished = (0..remaining.len()).filter(|&tensor| remaining[tensor].load(Ordering::Relaxed) == 0);
@@ -175,10 +176,12 @@ impl Run<'_> {
             finished: Mutex::new(finished.collect()),
             remaining,
             parts: self.blueprint.tensors.iter().map(|_| OnceLock::new()).collect(),
-            sums: self.sums.map_or(Vec::new(), |sums| {
-                let known = sums.iter().zip(self.done).map(|(sums, done)| done.then_some(*sums));
+            sums: if self.error_report {
+                let known = self.done.iter().map(|done| done.map(|done| done.sums));
                 known.map(|sums| sums.map_or_else(OnceLock::new, OnceLock::from)).collect()
-            }),
+            } else {
+                Vec::new()
+            },
             frontiers: self.blueprint.files.iter().map(|_| Frontier::new()).collect(),
             dirty: Dirty::new(self.blueprint.files.len()),
             maxima: Maxima::new(self.source.tensors().len()),
@@ -188,7 +191,7 @@ impl Run<'_> {
         for (file, start, end) in gaps(self.blueprint) {
             shared.frontiers[file].add(start, end);
         }
-        for (job, _) in self.jobs.iter().zip(self.done).filter(|(_, done)| **done) {
+        for (job, _) in self.jobs.iter().zip(self.done).filter(|(_, done)| done.is_some()) {
             self.advance_frontiers(&shared, job);
         }
         shared
@@ -239,32 +242,28 @@ impl Run<'_> {
         }
         let mut worker = Worker::default();
         while let Some(number) = shared.queue.next(patient) {
-            let sums = match self.run_job(shared, &self.jobs[number], &mut worker) {
-                Ok(sums) => sums,
+            let done = match self.run_job(shared, number, &mut worker) {
+                Ok(done) => done,
                 Err(error) => return shared.fail(error),
             };
             if let Some(slot) = shared.sums.get(number) {
                 // A job runs once, so nobody else sets this cell.
-                let _ = slot.set(sums);
+                let _ = slot.set(done.sums);
             }
             // Only closed when recording has failed, which ends the run anyway.
-            let _ = finished.send(Done { job: number, sums });
+            let _ = finished.send(done);
         }
         if !patient() {
             shared.halt();
         }
     }
 
-    /// Returns the job's part of the error report, if there is to be one.
-    fn run_job(&self, shared: &Shared, job: &Job, worker: &mut Worker) -> Result<Sums> {
+    /// Returns what is to be recorded about the job.
+    fn run_job(&self, shared: &Shared, number: usize, worker: &mut Worker) -> Result<Done> {
+        let job = &self.jobs[number];
         let output = &self.blueprint.tensors[job.tensor];
         let piece = &output.pieces[job.piece];
-        let (_, cols) = self.source.tensors()[piece.source].matrix();
-        let tile_rows = if piece.transposed {
-            job.source_rows.len()
-        } else {
-            plan::whole_bands(TILE_ELEMS / cols.max(1), output.layout.band_rows())
-        };
+        let tile_rows = tile_rows(self.source, output, job);
         let tensor_scale = shared.maxima.tensor_scale(self.source, output, &mut worker.reader)?;
         let copies = output.copies(piece, &self.source.tensors()[piece.source]);
         let mut slab = Slab::new(output, job.first_row, tensor_scale);
@@ -276,7 +275,7 @@ impl Run<'_> {
             }
             let end = job.source_rows.end.min(start + tile_rows);
             let tile = Tile { source: self.source, piece, rows: start..end };
-            let of_errors = self.sums.is_some().then_some(&mut sums);
+            let of_errors = self.error_report.then_some(&mut sums);
             let bytes = if copies {
                 worker.copy(&mut slab, &tile, of_errors)?
             } else {
@@ -294,7 +293,7 @@ impl Run<'_> {
         if shared.remaining[job.tensor].fetch_sub(1, Ordering::AcqRel) == 1 {
             self.digest_parts(shared, job.tensor)?;
         }
-        Ok(sums)
+        Ok(Done { job: number, sums, wrote: slab.wrote(), read: 0 })
     }
 
     fn digest_parts(&self, shared: &Shared, tensor: usize) -> Result<()> {
@@ -309,8 +308,28 @@ impl Run<'_> {
     }
 }
 
+/// Source rows of a tile of `job`.
+fn tile_rows(source: &Catalogue, output: &OutputTensor, job: &Job) -> usize {
+    let piece = &output.pieces[job.piece];
+    let (_, cols) = source.tensors()[piece.source].matrix();
+    if piece.transposed {
+        job.source_rows.len()
+    } else {
+        plan::whole_bands(TILE_ELEMS / cols.max(1), output.layout.band_rows())
+    }
+}
+
+/// Bands of output rows that `job` writes at once, one after the other.
+pub(super) fn written_bands(source: &Catalogue, output: &OutputTensor, job: &Job) -> impl Iterator<Item = Range<usize>> {
+    let piece = &output.pieces[job.piece];
+    let (_, cols) = source.tensors()[piece.source].matrix();
+    let rows = plan::output_rows(piece, job.source_rows.len(), cols);
+    let tile_rows = if piece.transposed { rows } else { tile_rows(source, output, job) };
+    slab::bands(output, job.first_row..job.first_row + rows, tile_rows)
+}
+
 /// Bytes of each file that no tensor covers (header, padding): file, start, end.
-fn gaps(blueprint: &Blueprint) -> Vec<(usize, u64, u64)> {
+pub(super) fn gaps(blueprint: &Blueprint) -> Vec<(usize, u64, u64)> {
     let mut covered: Vec<(usize, u64, u64)> = blueprint
         .tensors
         .iter()

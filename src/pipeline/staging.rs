@@ -6,8 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::errors::Sums;
-use super::journal::{Journal, RequestRecord};
+use super::journal::{Done, Journal, RequestRecord};
 use super::manifest::{Manifest, manifest_path};
 use crate::error::{Error, Result};
 use crate::lock::lock;
@@ -39,10 +38,8 @@ pub(super) struct Stage {
 pub(super) struct Begun {
     /// Where finished jobs are recorded.
     pub(super) journal: Journal,
-    /// For each job whether it is done.
-    pub(super) done: Vec<bool>,
-    /// For each job that is done its part of the error report.
-    pub(super) sums: Vec<Sums>,
+    /// For each job what is recorded about it, if it is done.
+    pub(super) done: Vec<Option<Done>>,
 }
 
 impl Stage {
@@ -87,13 +84,12 @@ impl Stage {
         if let Some((journal, progress)) = earlier
             && stage.reopen(blueprint)?
         {
-            return Ok((stage, Begun { journal, done: progress.done, sums: progress.sums }));
+            return Ok((stage, Begun { journal, done: progress.done }));
         }
         stage.keep = false;
         stage.create(blueprint)?;
         let journal = Journal::create(&stage.journal_path, request)?;
-        let (done, sums) = (vec![false; request.jobs], vec![Sums::default(); request.jobs]);
-        Ok((stage, Begun { journal, done, sums }))
+        Ok((stage, Begun { journal, done: vec![None; request.jobs] }))
     }
 
     /// A run that was cut off while it gave final names: those files are ours.
@@ -298,7 +294,7 @@ fn sync_directory(path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pipeline::journal::Done;
+    use crate::pipeline::errors::Sums;
     use crate::plan::OutputFile;
 
     fn blueprint() -> Blueprint {
@@ -316,6 +312,7 @@ mod tests {
 
     fn request(format: &str) -> RequestRecord {
         RequestRecord {
+            layout: 2,
             requant_version: "1".into(),
             model: "org/name".into(),
             format: format.into(),
@@ -341,7 +338,7 @@ mod tests {
         let output = directory.path().join("m.gguf");
         let open = |format: &str| Stage::open(&blueprint(), &output, &request(format), false, false);
         let (mut stage, mut begun) = open("q4_0").unwrap();
-        let done = [0, 1, 2].map(|job| Done { job, sums: Sums::default() });
+        let done = [0, 1, 2].map(|job| Done { job, sums: Sums::default(), wrote: 0, read: 0 });
         begun.journal.append(&done).unwrap();
         begun.journal.seal().unwrap();
         let (temporary, final_path) = stage.renames[0].clone();
@@ -352,7 +349,7 @@ mod tests {
 
         assert!(open("q8_0").is_err(), "another request");
         let (stage, begun) = open("q4_0").unwrap();
-        assert_eq!(begun.done, [true; 3]);
+        assert_eq!(begun.done, done.map(Some));
         assert_eq!(stage.files().len(), 2);
         let expected = [
             "m-00001-of-00002.gguf.partial",
