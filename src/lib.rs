@@ -4,7 +4,7 @@
 //!
 //! | floor | rooms |
 //! |---|---|
-//! | S0 | [`error`], `frontier`, `lock` |
+//! | S0 | [`error`], [`disk`], `frontier`, `lock` |
 //! | S1 | [`source`], [`arch`], [`tokenizer`] |
 //! | S2 | [`checkpoint`] |
 //! | S3 | [`plan`], [`weights`] |
@@ -18,6 +18,7 @@ pub mod checkpoint;
 pub mod checksums;
 
 pub mod cli;
+pub mod disk;
 pub mod error;
 pub mod evaluate;
 pub mod fetch;

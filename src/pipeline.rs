@@ -6,12 +6,15 @@
 //!    unfinished run with its `journal`.
 //! 2. `execute`: jobs on worker threads, each writing byte ranges of its own, while `digest` hashes
 //!    what is finished, `writeback` records it, and `intake` brings the shards of a streamed source.
-//! 3. The manifest is written, everything is synced, and the temporary names become final.
+//! 3. A [`Judge`], if there is one, measures what is complete.
+//! 4. `placing`: the manifest is written, everything is synced and sealed, and the temporary names become final.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use crate::checkpoint::Catalogue;
+use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::plan::{self, Blueprint};
 use crate::source::Supply;
@@ -24,6 +27,8 @@ mod journal;
 mod kept;
 mod manifest;
 mod maxima;
+mod names;
+mod placing;
 mod queue;
 mod slab;
 mod space;
@@ -34,7 +39,8 @@ mod writeback;
 pub use errors::{ErrorReport, TensorError};
 pub use execute::peak_ram_bytes;
 pub use journal::{Pinned, RequestRecord};
-pub use manifest::{FileRecord, Manifest, SourceRecord, TensorRecord, manifest_path};
+pub use manifest::{FileRecord, Manifest, SourceRecord, TensorRecord};
+pub use names::manifest_path;
 pub use space::{Need, OR_FORCE, allocated_bytes, check_space};
 pub use verify::{Check, has_manifest, verify};
 
@@ -86,6 +92,24 @@ pub struct Settings {
     pub recipe: Option<String>,
     /// Measure how far what is written is from the source.
     pub error_report: bool,
+    /// How often finished jobs are synced and recorded: what a kill can cost.
+    pub sync_interval: Duration,
+    /// What everything is written with.
+    pub disk: Disk,
+}
+
+impl Settings {
+    /// The usual [`Settings::sync_interval`].
+    pub const SYNC_INTERVAL: Duration = Duration::from_millis(250);
+}
+
+/// Measures a complete result before it gets its final name.
+pub trait Judge {
+    /// Measures what is at `complete`, a directory or the (first) file; the manifest keeps what is found.
+    ///
+    /// # Errors
+    /// When it cannot be measured. Nothing is lost then, and nothing has its final name.
+    fn judge(&self, complete: &Path) -> Result<serde_json::Value>;
 }
 
 /// What a conversion did.
@@ -95,7 +119,7 @@ pub struct Outcome {
     pub bytes_in: u64,
     /// Jobs that an earlier run had done and whose bytes were found damaged: they were done again.
     pub redone: usize,
-    /// The manifest beside the result.
+    /// The manifest of the result.
     pub manifest_path: PathBuf,
     /// Its content.
     pub manifest: Manifest,
@@ -103,12 +127,28 @@ pub struct Outcome {
 
 /// Bytes that an unfinished run at `output` has on the disk already.
 pub fn begun_bytes(blueprint: &Blueprint, output: &Path) -> u64 {
-    staging::temporary_paths(blueprint, output).iter().map(|path| allocated_bytes(path)).sum()
+    let names = names::Names::new(blueprint, output);
+    names.pairs.iter().map(|pair| allocated_bytes(&pair.temporary)).sum()
 }
 
 /// What an unfinished run at `output` was asked for, if there is one that can be gone on with.
 pub fn unfinished(output: &Path) -> Option<RequestRecord> {
-    journal::Journal::peek(&staging::journal_path(output))
+    journal::Journal::peek(&names::journal(output))
+}
+
+/// As [`convert_and_judge`] without a judge.
+///
+/// # Errors
+/// As there.
+pub fn convert(
+    source: &Catalogue,
+    blueprint: &Blueprint,
+    output: &Path,
+    settings: &Settings,
+    progress: &dyn Progress,
+    stop: &AtomicBool,
+) -> Result<Outcome> {
+    convert_and_judge(source, blueprint, output, settings, None, progress, stop)
 }
 
 /// Writes the result that `blueprint` describes at `output`, or goes on with an unfinished one.
@@ -118,33 +158,49 @@ pub fn unfinished(output: &Path) -> Option<RequestRecord> {
 /// run of another request is there, when a file cannot be read or written, or
 /// [`Error::Interrupted`] once `stop` is set. Whatever the error, there is nothing new under the
 /// final name; what is done is kept for the same request, unless it came from a broken source.
-pub fn convert(
+pub fn convert_and_judge(
     source: &Catalogue,
     blueprint: &Blueprint,
     output: &Path,
     settings: &Settings,
+    judge: Option<&dyn Judge>,
     progress: &dyn Progress,
     stop: &AtomicBool,
 ) -> Result<Outcome> {
     let jobs = plan::jobs(blueprint, source.tensors());
-    let conversion = Conversion { source, blueprint, output, settings, progress, stop, jobs: &jobs };
+    let conversion = Conversion { source, blueprint, output, settings, judge, progress, stop, jobs: &jobs };
     let pinned = settings.pinned.clone();
     let request =
         RequestRecord::new(source, blueprint, &settings.format, pinned, jobs.len(), settings.error_report);
-    let (mut stage, begun) =
-        staging::Stage::open(blueprint, output, &request, settings.force, settings.restart)?;
-    let result = conversion.run(&mut stage, begun);
-    if result.as_ref().err().is_some_and(can_go_on) {
-        stage.keep();
+    let Settings { force, restart, .. } = *settings;
+    let asked =
+        staging::Request { disk: &settings.disk, blueprint, output, record: &request, force, restart };
+    let (stage, manifest, redone) = match staging::Stage::open(&asked, progress)? {
+        staging::Opened::Complete(stage, manifest) => (stage, *manifest, 0),
+        staging::Opened::Work(mut stage, begun) => match conversion.run(&mut stage, begun) {
+            Ok((manifest, redone)) => (stage, manifest, redone),
+            Err(error) => {
+                if can_go_on(&error) {
+                    stage.keep();
+                }
+                return Err(error);
+            }
+        },
+    };
+    if let Some(supply) = source.source().supply() {
+        supply.finish()?;
     }
-    result
+    let manifest_path = stage.place()?;
+    stage.close()?;
+    Ok(Outcome { bytes_in: bytes_read(source, blueprint), redone, manifest_path, manifest })
 }
 
 /// Whether the same command may succeed later with what is done: not if the source is broken.
 fn can_go_on(error: &Error) -> bool {
     match error {
         Error::Interrupted | Error::Hub { .. } => true,
-        Error::Io { action, .. } => *action != "read",
+        // A source that ends early is not the one that was planned with.
+        Error::Io { source, .. } => source.kind() != std::io::ErrorKind::UnexpectedEof,
         _ => false,
     }
 }
@@ -155,14 +211,15 @@ struct Conversion<'a> {
     blueprint: &'a Blueprint,
     output: &'a Path,
     settings: &'a Settings,
+    judge: Option<&'a dyn Judge>,
     progress: &'a dyn Progress,
     stop: &'a AtomicBool,
     jobs: &'a [plan::Job],
 }
 
 impl Conversion<'_> {
-    /// Does what `begun` has not done, and makes the result final.
-    fn run(&self, stage: &mut staging::Stage, begun: staging::Begun) -> Result<Outcome> {
+    /// Does what `begun` has not done, and seals the result.
+    fn run(&self, stage: &mut staging::Stage, begun: staging::Begun) -> Result<(Manifest, usize)> {
         let Self { source, blueprint, jobs, progress, stop, .. } = *self;
         let staging::Begun { mut journal, mut done } = begun;
         let kept = kept::Kept { source, blueprint, jobs, files: stage.files(), progress, stop };
@@ -176,19 +233,39 @@ impl Conversion<'_> {
         progress.stage("convert", bytes_in);
         let (intake, files, done) = (intake.as_ref(), stage.files(), done.as_slice());
         let error_report = self.settings.error_report;
-        let run = execute::Run { source, blueprint, jobs, done, error_report, intake, files, progress, stop };
+        let sync_interval = self.settings.sync_interval;
+        let run = execute::Run {
+            source,
+            blueprint,
+            jobs,
+            done,
+            error_report,
+            intake,
+            files,
+            sync_interval,
+            progress,
+            stop,
+        };
         run.report_done();
         let (digests, errors) = run.execute(self.settings.threads, queue, &mut journal)?;
         if stop.load(Ordering::Relaxed) {
             return Err(Error::Interrupted);
         }
-        progress.stage("sync", 0);
-        let manifest = Manifest::new(source, blueprint, self.output, self.settings, &digests, errors);
-        let manifest_path = stage.commit(&manifest, &mut journal, stop)?;
-        if let Some(supply) = supply {
-            supply.finish()?;
+        // All of it is done and recorded: whatever happens now, the next run goes on from here.
+        stage.keep();
+        let mut manifest = Manifest::new(source, blueprint, self.output, self.settings, &digests, errors);
+        if let Some(judge) = self.judge {
+            // What is measured may come through the same spool once more.
+            if let Some(supply) = supply {
+                supply.finish()?;
+            }
+            progress.stage("validate", 0);
+            manifest.validation = Some(judge.judge(&stage.view()?)?);
+            stage.unview()?;
         }
-        Ok(Outcome { bytes_in, redone, manifest_path, manifest })
+        progress.stage("sync", 0);
+        stage.seal(&manifest, &mut journal)?;
+        Ok((manifest, redone))
     }
 
     /// When the files of a streamed source come.

@@ -15,6 +15,8 @@
 //! - `damage`: bytes of an unfinished result that changed before it is gone on with.
 //! - `streaming`: conversions straight from a hub that misbehaves (crate `test-hub`).
 //! - `crashes`: `kill -9` at many points of a streamed conversion.
+//! - `recorder`: a disk that can lose power. No tests.
+//! - `powercut`: a stop before every step that a run takes on the disk, and every step failing.
 //! - `sources`: the same weights stored in other ways.
 //! - `packed`: compressed-tensors, GPTQ and AWQ results, read by their definitions.
 //! - `verify`: damage to finished results is found and named.
@@ -81,7 +83,11 @@ mod packed;
 #[cfg(test)]
 mod perplexity;
 #[cfg(test)]
+mod powercut;
+#[cfg(test)]
 mod predictor;
+#[cfg(test)]
+mod recorder;
 #[cfg(test)]
 mod refits;
 #[cfg(test)]

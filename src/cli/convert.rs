@@ -12,8 +12,9 @@ use super::measured::Measured;
 use super::size::human;
 use super::validation::{self, Original, Validation};
 use super::{MODEL_HELP, Subcommand, errors, plan, report};
+use crate::disk::Disk;
 use crate::error::{Error, Result};
-use crate::pipeline::{self, Need, Settings};
+use crate::pipeline::{self, Judge, Need, Settings};
 use crate::plan::{Summary, summary};
 
 /// The subcommand.
@@ -77,19 +78,20 @@ impl Subcommand for Convert {
             format: request.format.clone(),
             recipe: request.recipe(),
             error_report: matches.get_flag("error-report"),
+            sync_interval: Settings::SYNC_INTERVAL,
+            disk: Disk::default(),
         };
+        let quiet = matches.get_flag("quiet");
+        let original = || original(matches, &request, &stop);
+        let judge = validation.as_ref().map(|validation| validation.judge(&original, request.threads, quiet));
+        let judge = judge.as_ref().map(|judge| judge as &dyn Judge);
         let progress = report::progress(matches.get_flag("quiet"));
         let (source, blueprint) = (request.source.catalogue(), &request.blueprint);
-        let mut outcome = pipeline::convert(source, blueprint, output, &settings, &*progress, &stop)?;
+        let outcome =
+            pipeline::convert_and_judge(source, blueprint, output, &settings, judge, &*progress, &stop)?;
         drop(progress);
-        let quiet = matches.get_flag("quiet");
-        let found = match &validation {
-            None => None,
-            Some(validation) => {
-                let original = original(matches, &request, &stop)?;
-                Some(validation.run(&original, output, &mut outcome, request.threads, quiet)?)
-            }
-        };
+        let found =
+            validation.as_ref().map(|validation| validation.found(&outcome.manifest, output)).transpose()?;
 
         let totals = summary(source, blueprint, 0);
         let seconds = started.elapsed().as_secs_f64();

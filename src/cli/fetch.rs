@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::size::human;
 use super::{Subcommand, model, report};
+use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::fetch::{self, Request};
 use crate::source::hub::{self, Environment, HubCache, HubId};
@@ -60,6 +61,7 @@ impl Subcommand for Fetch {
             cached: &found.cached,
             remote: found.remote.as_deref(),
             output,
+            disk: &Disk::default(),
             connections: model::connections(matches),
             force: matches.get_flag("force"),
         };

@@ -8,6 +8,7 @@ use clap::ArgMatches;
 
 use super::model::{self, Connected};
 use super::size::human;
+use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::model::order_of_need;
 use crate::pipeline::{Need, Pinned};
@@ -95,7 +96,7 @@ impl Measured {
         let Connected { repository, cache, source, .. } = connected;
         let cache_directory = keep.map(|_| cache.directory().to_owned());
         let deposit = pinned.map(|pinned| model::deposit(cache, &repository, pinned));
-        let spool = Spool::open(directory, limit_bytes)?;
+        let spool = Spool::open(&Disk::default(), directory, limit_bytes)?;
         // A measurement cannot be gone on with, so what an earlier one has left is of no use.
         spool.clear()?;
         let feed = Arc::new(Feed::new(source.with_spool(spool, deposit), Arc::clone(stop)));
@@ -158,7 +159,7 @@ fn spool_directory(matches: &ArgMatches, connected: &Connected, id: &HubId, whic
         Some(directory) => directory.join(format!("{}{suffix}.read", connected.folder_name(id))),
         None => {
             let name = id.repo.rsplit('/').next().unwrap_or_default();
-            PathBuf::from(format!("{name}{suffix}.spool"))
+            PathBuf::from(format!("{name}{suffix}.read.spool"))
         }
     }
 }

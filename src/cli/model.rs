@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicBool;
 use clap::{Arg, ArgAction, ArgMatches};
 
 use super::size::{self, human};
+use crate::disk::{Disk, with_suffix};
 use crate::error::{Error, Result};
 use crate::pipeline::Pinned;
 use crate::source::hub::{Environment, HubCache, HubId, Repository};
@@ -247,10 +248,12 @@ pub(super) fn offline_snapshot(id: &HubId, environment: &Environment) -> Result<
     })
 }
 
-/// Opens the MODEL argument for headers only, or with `output` for conversion to it.
+/// Opens the MODEL argument for headers only, or with `output` for conversion to it; with `restart`, without
+/// what an unfinished run has left in the spool.
 pub(super) fn open(
     matches: &ArgMatches,
     output: Option<(&Path, Option<&Pinned>)>,
+    restart: bool,
     stop: &Arc<AtomicBool>,
 ) -> Result<Model> {
     let local = |source: LocalDirectory| Model {
@@ -275,11 +278,7 @@ pub(super) fn open(
     let pinned = connected.pinned(&id);
     let spool_directory = match matches.get_one::<PathBuf>("spool") {
         Some(directory) => directory.join(connected.folder_name(&id)),
-        None => {
-            let mut name = output.file_name().unwrap_or_default().to_owned();
-            name.push(".spool");
-            output.with_file_name(name)
-        }
+        None => with_suffix(output, ".spool"),
     };
     let cache_directory = environment.cache_dir.clone();
     let Connected { repository, cache, source, remote_files } = connected;
@@ -287,7 +286,10 @@ pub(super) fn open(
     let deposit = keep.then(|| deposit(cache, &repository, pinned.clone()));
     let kept_bytes = if keep { remote_files.iter().map(|&(_, bytes)| bytes).sum() } else { 0 };
     let streaming = Streaming { spool_directory, spool_limit_bytes, pinned, kept_bytes, cache_directory };
-    let spool = Spool::open(&streaming.spool_directory, spool_limit_bytes)?;
+    let spool = Spool::open(&Disk::default(), &streaming.spool_directory, spool_limit_bytes)?;
+    if restart {
+        spool.clear()?;
+    }
     let source = source.with_spool(spool, deposit);
     Ok(Model { source: Box::new(source), streaming: Some(streaming), remote_files })
 }

@@ -58,7 +58,8 @@ impl Request {
         let (source, streaming, remote_files) = if source::is_gguf(path) {
             (Source::Gguf(GgufModel::open(path)?), None, Vec::new())
         } else {
-            let model = model::open(matches, output.map(|output| (output, pinned.as_ref())), stop)?;
+            let output = output.map(|output| (output, pinned.as_ref()));
+            let model = model::open(matches, output, restart(matches), stop)?;
             let checkpoint = Checkpoint::open(model.source)?;
             (Source::Checkpoint(Box::new(checkpoint)), model.streaming, model.remote_files)
         };

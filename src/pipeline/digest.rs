@@ -5,13 +5,11 @@
 //! missing. A tensor's digest is computed by the worker that finishes its last job.
 
 use std::fmt::Write as _;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
-use crate::error::{Error, Result};
+use crate::disk::DiskFile;
+use crate::error::Result;
 use crate::frontier::Frontier;
 
 /// Bytes hashed at a time.
@@ -27,13 +25,13 @@ pub(super) struct Digests {
 }
 
 /// Hashes `len_bytes` of `file` from `offset_bytes`.
-pub(super) fn range(file: &File, path: &Path, offset_bytes: u64, len_bytes: u64) -> Result<String> {
+pub(super) fn range(file: &DiskFile, offset_bytes: u64, len_bytes: u64) -> Result<String> {
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; CHUNK_BYTES.min(len_bytes as usize)];
     let mut done = 0;
     while done < len_bytes {
         let chunk = chunk_of(&mut buffer, len_bytes - done);
-        file.read_exact_at(chunk, offset_bytes + done).map_err(Error::io(path, "read back"))?;
+        file.read_exact_at(chunk, offset_bytes + done)?;
         hasher.update(&*chunk);
         done += chunk.len() as u64;
     }
@@ -41,12 +39,7 @@ pub(super) fn range(file: &File, path: &Path, offset_bytes: u64, len_bytes: u64)
 }
 
 /// Hashes a file of `len_bytes` as its frontier advances; `None` when the frontier was closed.
-pub(super) fn follow(
-    file: &File,
-    path: &Path,
-    len_bytes: u64,
-    frontier: &Frontier,
-) -> Result<Option<String>> {
+pub(super) fn follow(file: &DiskFile, len_bytes: u64, frontier: &Frontier) -> Result<Option<String>> {
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; CHUNK_BYTES];
     let mut done = 0;
@@ -54,7 +47,7 @@ pub(super) fn follow(
         let Some(complete) = frontier.wait_past(done) else { return Ok(None) };
         while done < complete {
             let chunk = chunk_of(&mut buffer, complete - done);
-            file.read_exact_at(chunk, done).map_err(Error::io(path, "read back"))?;
+            file.read_exact_at(chunk, done)?;
             hasher.update(&*chunk);
             done += chunk.len() as u64;
         }

@@ -12,6 +12,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Mutex, OnceLock};
+use std::time::Duration;
 
 use rayon::ThreadPoolBuilder;
 
@@ -23,9 +24,9 @@ use super::journal::{Done, Journal};
 use super::maxima::Maxima;
 use super::queue::Queue;
 use super::slab::{self, Slab, Tile, Worker};
-use super::staging::StagedFile;
 use super::writeback::{self, Dirty};
 use crate::checkpoint::Catalogue;
+use crate::disk::DiskFile;
 use crate::error::{Error, Result};
 use crate::frontier::Frontier;
 use crate::plan::{self, Blueprint, Job, OutputTensor};
@@ -59,7 +60,9 @@ pub(super) struct Run<'a> {
     pub(super) error_report: bool,
     /// Brings the source's files, if they have to be brought.
     pub(super) intake: Option<&'a Intake<'a>>,
-    pub(super) files: &'a [StagedFile],
+    pub(super) files: &'a [DiskFile],
+    /// How often finished jobs are synced and recorded.
+    pub(super) sync_interval: Duration,
     pub(super) progress: &'a dyn Progress,
     pub(super) stop: &'a AtomicBool,
 }
@@ -120,9 +123,14 @@ impl Run<'_> {
             let follower = scope.spawn(|| self.follow(shared_ref));
             scope.spawn(move || {
                 let recorded = |job| self.intake.map_or(Ok(()), |intake| intake.recorded(job));
-                if let Err(error) =
-                    writeback::run(self.files, &shared_ref.dirty, &to_record, journal, recorded)
-                {
+                if let Err(error) = writeback::run(
+                    self.files,
+                    &shared_ref.dirty,
+                    &to_record,
+                    journal,
+                    self.sync_interval,
+                    recorded,
+                ) {
                     shared_ref.fail(error);
                 }
             });
@@ -215,7 +223,7 @@ impl Run<'_> {
         let mut digests = Vec::new();
         let files = self.files.iter().zip(&self.blueprint.files).zip(&shared.frontiers);
         for ((staged, file), frontier) in files {
-            match digest::follow(&staged.file, &staged.path, file.len_bytes, frontier) {
+            match digest::follow(staged, file.len_bytes, frontier) {
                 Ok(Some(digest)) => digests.push(digest),
                 Ok(None) => return Ok(None),
                 Err(error) => {
@@ -299,7 +307,7 @@ impl Run<'_> {
     fn digest_parts(&self, shared: &Shared, tensor: usize) -> Result<()> {
         let digests = self.blueprint.tensors[tensor].placements.iter().map(|placement| {
             let staged = &self.files[placement.file];
-            digest::range(&staged.file, &staged.path, placement.offset_bytes, placement.len_bytes)
+            digest::range(staged, placement.offset_bytes, placement.len_bytes)
         });
         let digests = digests.collect::<Result<Vec<_>>>()?;
         // The counter reaches zero once, so nobody else sets this cell.
@@ -320,7 +328,11 @@ fn tile_rows(source: &Catalogue, output: &OutputTensor, job: &Job) -> usize {
 }
 
 /// Bands of output rows that `job` writes at once, one after the other.
-pub(super) fn written_bands(source: &Catalogue, output: &OutputTensor, job: &Job) -> impl Iterator<Item = Range<usize>> {
+pub(super) fn written_bands(
+    source: &Catalogue,
+    output: &OutputTensor,
+    job: &Job,
+) -> impl Iterator<Item = Range<usize>> {
     let piece = &output.pieces[job.piece];
     let (_, cols) = source.tensors()[piece.source].matrix();
     let rows = plan::output_rows(piece, job.source_rows.len(), cols);

@@ -13,15 +13,14 @@
 //! Records are appended after the bytes they speak of were synced. Reading stops at the first torn
 //! record: the jobs behind it are done again, with the same result.
 
-use std::fs::{File, OpenOptions};
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::errors::Sums;
 use crate::checkpoint::Catalogue;
+use crate::disk::{Appender, Disk, parent_of};
 use crate::error::{Error, Result};
 use crate::fingerprint::Fingerprint;
 use crate::plan::Blueprint;
@@ -118,7 +117,9 @@ impl RequestRecord {
     fn difference(&self, earlier: &Self) -> Option<String> {
         let changed = |what: &str, then: &str, now: &str| Some(format!("{what} was {then}, now {now}"));
         if self.layout != earlier.layout {
-            Some("it was begun by another version of requant, whose journal this one does not read".to_owned())
+            Some(
+                "it was begun by another version of requant, whose journal this one does not read".to_owned(),
+            )
         } else if self.model != earlier.model {
             changed("the model", &earlier.model, &self.model)
         } else if self.format != earlier.format {
@@ -150,8 +151,7 @@ impl RequestRecord {
 
 /// An open journal.
 pub(super) struct Journal {
-    file: File,
-    path: PathBuf,
+    file: Appender,
     key: u64,
     jobs: usize,
     has_sums: bool,
@@ -175,8 +175,8 @@ pub(super) struct Done {
 pub(super) struct Progress {
     /// For each job what is recorded about it, if it is done.
     pub(super) done: Vec<Option<Done>>,
-    /// The files were about to get their final names; some may have them.
-    pub(super) sealed: bool,
+    /// The files were about to get their final names, and some may have them: the fingerprint of their manifest.
+    pub(super) sealed: Option<u128>,
 }
 
 impl Journal {
@@ -192,6 +192,7 @@ impl Journal {
     /// # Errors
     /// When it cannot be read, or belongs to another request.
     pub(super) fn resume(
+        disk: &Disk,
         path: &Path,
         output: &Path,
         request: &RequestRecord,
@@ -221,29 +222,25 @@ impl Journal {
             }
             valid += record_len;
         }
-        let file = OpenOptions::new().append(true).open(path).map_err(Error::io(path, "open"))?;
-        file.set_len(valid as u64).map_err(Error::io(path, "resize"))?;
-        let sealed = done.pop().flatten().is_some();
+        let file = disk.open(path)?;
+        file.set_len(valid as u64)?;
+        let file = Appender::new(file, valid as u64);
+        let sealed = done.pop().flatten().map(|seal| seal.wrote);
         let has_sums = request.error_report;
-        let journal = Self { file, path: path.to_owned(), key, jobs: request.jobs, has_sums };
+        let journal = Self { file, key, jobs: request.jobs, has_sums };
         Ok(Some((journal, Progress { done, sealed })))
     }
 
     /// Begins a journal at `path`.
-    pub(super) fn create(path: &Path, request: &RequestRecord) -> Result<Self> {
-        let mut temporary = path.file_name().unwrap_or_default().to_owned();
-        temporary.push(".new");
-        let temporary = path.with_file_name(temporary);
+    pub(super) fn create(disk: &Disk, path: &Path, request: &RequestRecord) -> Result<Self> {
         let mut line =
             serde_json::to_vec(request).map_err(|error| Error::io(path, "encode")(error.into()))?;
         line.push(b'\n');
-        let mut file = File::create(&temporary).map_err(Error::io(&temporary, "create"))?;
-        file.write_all(&line).map_err(Error::io(&temporary, "write"))?;
-        file.sync_all().map_err(Error::io(&temporary, "sync"))?;
-        std::fs::rename(&temporary, path).map_err(Error::io(path, "rename to"))?;
-        let file = OpenOptions::new().append(true).open(path).map_err(Error::io(path, "open"))?;
+        disk.replace(path, &line)?;
+        disk.sync_directory(parent_of(path))?;
+        let file = Appender::new(disk.open(path)?, line.len() as u64);
         let (key, jobs, has_sums) = (request.key(), request.jobs, request.error_report);
-        Ok(Self { file, path: path.to_owned(), key, jobs, has_sums })
+        Ok(Self { file, key, jobs, has_sums })
     }
 
     /// Records that jobs are done; their bytes must be on the disk already.
@@ -260,13 +257,14 @@ impl Journal {
             let check = Fingerprint::of(self.key, &records[start..]);
             records.extend(check.to_le_bytes());
         }
-        self.file.write_all(&records).map_err(Error::io(&self.path, "write"))?;
-        self.file.sync_data().map_err(Error::io(&self.path, "sync"))
+        self.file.append(&records)?;
+        self.file.file().sync()
     }
 
-    /// Records that everything is done and the final names come next.
-    pub(super) fn seal(&mut self) -> Result<()> {
-        self.append(&[Done { job: self.jobs, sums: Sums::default(), wrote: 0, read: 0 }])
+    /// Records that everything is done and the final names come next; `manifest` is the fingerprint of the
+    /// manifest.
+    pub(super) fn seal(&mut self, manifest: u128) -> Result<()> {
+        self.append(&[Done { job: self.jobs, sums: Sums::default(), wrote: manifest, read: 0 }])
     }
 }
 
@@ -316,8 +314,8 @@ mod tests {
     }
 
     fn done(path: &Path, request: &RequestRecord) -> Vec<usize> {
-        let (_, progress) = Journal::resume(path, path, request).unwrap().unwrap();
-        assert!(!progress.sealed);
+        let (_, progress) = Journal::resume(&Disk::default(), path, path, request).unwrap().unwrap();
+        assert_eq!(progress.sealed, None);
         progress.done.iter().flatten().map(|done| done.job).collect()
     }
 
@@ -332,7 +330,7 @@ mod tests {
                 sums.add(&[job as f32 + 1.0], &[0.5]);
                 Done { job, sums, wrote: job as u128 + (5 << 100), read: !(job as u128) }
             };
-            let mut journal = Journal::create(&path, &request).unwrap();
+            let mut journal = Journal::create(&Disk::default(), &path, &request).unwrap();
             let start = std::fs::metadata(&path).unwrap().len() as usize;
             journal.append(&[of(3), of(0), of(7)]).unwrap();
             let whole = std::fs::read(&path).unwrap();
@@ -343,7 +341,8 @@ mod tests {
                     expected.sort_unstable();
                     assert_eq!(done(&path, &request), expected, "{len}");
                     // And it can be gone on with.
-                    let (mut journal, progress) = Journal::resume(&path, &path, &request).unwrap().unwrap();
+                    let (mut journal, progress) =
+                        Journal::resume(&Disk::default(), &path, &path, &request).unwrap().unwrap();
                     for job in expected {
                         let sums = if error_report { of(job).sums } else { Sums::default() };
                         assert_eq!(progress.done[job], Some(Done { sums, ..of(job) }));
@@ -353,7 +352,7 @@ mod tests {
                 }
             }
             std::fs::write(&path, &whole[..start - 1]).unwrap();
-            assert!(Journal::resume(&path, &path, &request).unwrap().is_none());
+            assert!(Journal::resume(&Disk::default(), &path, &path, &request).unwrap().is_none());
         }
     }
 
@@ -362,7 +361,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("j");
         let request = RequestRecord { error_report: true, ..request() };
-        let mut journal = Journal::create(&path, &request).unwrap();
+        let mut journal = Journal::create(&Disk::default(), &path, &request).unwrap();
         let start = std::fs::metadata(&path).unwrap().len() as usize;
         let of = |job: usize| Done { job, sums: Sums::default(), wrote: 1, read: 2 };
         journal.append(&[of(0), of(1)]).unwrap();
@@ -382,7 +381,7 @@ mod tests {
         let mut line = serde_json::to_value(request()).unwrap();
         line.as_object_mut().unwrap().remove("layout");
         std::fs::write(&path, format!("{line}\n")).unwrap();
-        let error = Journal::resume(&path, &path, &request()).err().unwrap().to_string();
+        let error = Journal::resume(&Disk::default(), &path, &path, &request()).err().unwrap().to_string();
         assert!(error.contains("another version") && error.contains("--restart"), "{error}");
     }
 
@@ -390,12 +389,12 @@ mod tests {
     fn another_request_is_told_what_to_do() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("j");
-        Journal::create(&path, &request()).unwrap();
+        Journal::create(&Disk::default(), &path, &request()).unwrap();
         let other = RequestRecord { format: "q8_0".into(), ..request() };
-        let error = Journal::resume(&path, &path, &other).err().unwrap().to_string();
+        let error = Journal::resume(&Disk::default(), &path, &path, &other).err().unwrap().to_string();
         assert!(error.contains("q4_0") && error.contains("q8_0") && error.contains("--restart"), "{error}");
         let other = RequestRecord { error_report: true, ..request() };
-        let error = Journal::resume(&path, &path, &other).err().unwrap().to_string();
+        let error = Journal::resume(&Disk::default(), &path, &path, &other).err().unwrap().to_string();
         assert!(error.contains("--error-report was not given, now given"), "{error}");
     }
 }

@@ -1,18 +1,17 @@
 //! What an unfinished run has left is compared with its journal before anything goes on from it.
 //!
 //! A power cut, a bad disk or another program may have changed bytes since they were recorded. A job whose bytes
-//! are not those that it wrote is done again; bytes that belong to no job (header, padding) follow from the plan
-//! and are written again where they differ.
+//! are not those that it wrote is done again. (Bytes that belong to no job follow from the plan: `staging` writes
+//! them anew.)
 
-use std::os::unix::fs::FileExt;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use super::execute::{gaps, written_bands};
-use super::journal::Done;
-use super::staging::StagedFile;
 use super::Progress;
+use super::execute::written_bands;
+use super::journal::Done;
 use crate::checkpoint::Catalogue;
+use crate::disk::DiskFile;
 use crate::error::{Error, Result};
 use crate::fingerprint::Fingerprint;
 use crate::plan::{Blueprint, Job};
@@ -25,7 +24,7 @@ pub(super) struct Kept<'a> {
     pub(super) source: &'a Catalogue,
     pub(super) blueprint: &'a Blueprint,
     pub(super) jobs: &'a [Job],
-    pub(super) files: &'a [StagedFile],
+    pub(super) files: &'a [DiskFile],
     pub(super) progress: &'a dyn Progress,
     pub(super) stop: &'a AtomicBool,
 }
@@ -40,7 +39,6 @@ impl Kept<'_> {
         if recorded.is_empty() {
             return Ok(0);
         }
-        self.restore_gaps()?;
         let total = recorded.iter().map(|done| self.job_bytes(done.job)).sum();
         self.progress.stage("check", total);
         let (next, damaged) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
@@ -83,8 +81,7 @@ impl Kept<'_> {
                     let (mut offset, end) = (offset, offset + range.len() as u64);
                     while offset < end {
                         buffer.resize(CHUNK_BYTES.min((end - offset) as usize), 0);
-                        let read = staged.file.read_exact_at(buffer, placement.offset_bytes + offset);
-                        read.map_err(Error::io(&staged.path, "read back"))?;
+                        staged.read_exact_at(buffer, placement.offset_bytes + offset)?;
                         found.update(buffer);
                         offset += buffer.len() as u64;
                     }
@@ -98,27 +95,5 @@ impl Kept<'_> {
         let output = &self.blueprint.tensors[self.jobs[job].tensor];
         let bands = written_bands(self.source, output, &self.jobs[job]);
         bands.flat_map(|band| output.runs(band)).map(|(_, runs)| runs.len_bytes() as u64).sum()
-    }
-
-    /// Headers and padding.
-    fn restore_gaps(&self) -> Result<()> {
-        for (file, start, end) in gaps(self.blueprint) {
-            let (staged, header) = (&self.files[file], &self.blueprint.files[file].header);
-            let mut start = start;
-            while start < end {
-                let len = CHUNK_BYTES.min((end - start) as usize);
-                let mut expected = vec![0; len];
-                let stated = header.get(start as usize..).unwrap_or_default();
-                let stated = &stated[..len.min(stated.len())];
-                expected[..stated.len()].copy_from_slice(stated);
-                let mut found = vec![0; len];
-                staged.file.read_exact_at(&mut found, start).map_err(Error::io(&staged.path, "read back"))?;
-                if found != expected {
-                    staged.file.write_all_at(&expected, start).map_err(Error::io(&staged.path, "write"))?;
-                }
-                start += len as u64;
-            }
-        }
-        self.files.iter().try_for_each(|staged| staged.file.sync_data().map_err(Error::io(&staged.path, "sync")))
     }
 }

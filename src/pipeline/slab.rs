@@ -2,15 +2,14 @@
 //! worth a write.
 
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 
 use requant_formats::codec;
 
 use super::errors::Sums;
-use super::staging::StagedFile;
 use super::writeback::Dirty;
 use crate::checkpoint::{Catalogue, TileReader};
-use crate::error::{Error, Result};
+use crate::disk::DiskFile;
+use crate::error::Result;
 use crate::fingerprint::Fingerprint;
 use crate::plan::{OutputTensor, Piece, Rounding};
 
@@ -183,7 +182,7 @@ impl<'a> Slab<'a> {
     }
 
     /// Writes what was encoded and starts afresh.
-    pub(super) fn write(&mut self, files: &[StagedFile], dirty: &Dirty, parts: &mut [Vec<u8>]) -> Result<()> {
+    pub(super) fn write(&mut self, files: &[DiskFile], dirty: &Dirty, parts: &mut [Vec<u8>]) -> Result<()> {
         let Self { output, tensor_scale, first_row, rows, .. } = *self;
         let band = first_row..first_row + rows;
         let encoded: Vec<&[u8]> = parts.iter().take(output.codec.parts().len()).map(Vec::as_slice).collect();
@@ -193,7 +192,7 @@ impl<'a> Slab<'a> {
             self.wrote.update(&bytes[..runs.len_bytes()]);
             for (offset, range) in runs.pieces() {
                 let offset = placement.offset_bytes + offset;
-                staged.file.write_all_at(&bytes[range], offset).map_err(Error::io(&staged.path, "write"))?;
+                staged.write_all_at(&bytes[range], offset)?;
             }
             dirty.mark(placement.file);
         }
@@ -205,7 +204,11 @@ impl<'a> Slab<'a> {
 }
 
 /// The bands of `rows` that become a slab each when they are encoded in tiles of `tile_rows`.
-pub(super) fn bands(output: &OutputTensor, rows: Range<usize>, tile_rows: usize) -> impl Iterator<Item = Range<usize>> {
+pub(super) fn bands(
+    output: &OutputTensor,
+    rows: Range<usize>,
+    tile_rows: usize,
+) -> impl Iterator<Item = Range<usize>> {
     let tile_elems = (tile_rows * output.row_len_elems()).max(1);
     let step = (tile_rows * slab_elems(output).div_ceil(tile_elems)).max(1);
     rows.clone().step_by(step).map(move |start| start..rows.end.min(start + step))

@@ -222,7 +222,7 @@ impl Source for Streamed {
             return read.map_err(Error::io(self.files[file].name.clone(), "read"));
         }
         if let Some(spool) = &self.spool
-            && spool.read_kept(file, offset_bytes, buf)
+            && spool.read_kept(&self.location(), &self.remote.files()[file], offset_bytes, buf)
         {
             return Ok(());
         }
@@ -301,8 +301,10 @@ impl Supply for Streamed {
             Download {
                 remote: &*self.remote,
                 file,
+                disk: spool.disk(),
                 target: &target,
                 partial: &partial,
+                is_durable: false,
                 connections,
                 stop,
                 on_bytes,
@@ -320,13 +322,14 @@ impl Supply for Streamed {
     }
 
     fn is_kept(&self, file: usize, range: &Range<u64>) -> bool {
-        self.spool.as_ref().is_some_and(|spool| spool.is_kept(file, range))
+        let known = &self.remote.files()[file];
+        self.spool.as_ref().is_some_and(|spool| spool.is_kept(&self.location(), known, range))
     }
 
     fn keep(&self, file: usize, range: Range<u64>) -> Result<()> {
         let mut bytes = vec![0; (range.end - range.start) as usize];
         self.read_at(file, range.start, &mut bytes)?;
-        self.spool()?.keep(file, range.start, bytes)
+        self.spool()?.keep(&self.location(), &self.remote.files()[file], range.start, bytes)
     }
 
     fn release(&self, file: usize) -> Result<()> {
@@ -342,16 +345,23 @@ impl Supply for Streamed {
                 *self.cached[file].write().unwrap_or_else(PoisonError::into_inner) = Some(cached);
                 Ok(())
             }
-            None => std::fs::remove_file(&path).map_err(Error::io(&path, "remove")),
+            None => self.spool()?.disk().remove(&path),
         }
     }
 
     fn finish(&self) -> Result<()> {
         let spool = self.spool()?;
         if let Some(deposit) = &self.deposit {
+            // What an earlier run brought, and no later one needed, belongs into the cache as well.
+            for (file, wanted) in self.remote.files().iter().enumerate() {
+                let path = spool.path(&wanted.name)?;
+                if path.is_file() && file_digest(&path, &wanted.digest)? == wanted.digest.hex() {
+                    deposit(file, &path)?;
+                }
+            }
             for (file, bytes) in std::mem::take(&mut *lock(&self.small)) {
                 let path = spool.path(&self.files[file].name)?;
-                std::fs::write(&path, bytes).map_err(Error::io(&path, "write"))?;
+                spool.disk().replace(&path, &bytes)?;
                 deposit(file, &path)?;
             }
         }
