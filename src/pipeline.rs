@@ -24,11 +24,14 @@ mod journal;
 mod kept;
 mod manifest;
 mod maxima;
+mod provenance;
 mod queue;
 mod slab;
 mod space;
 mod staging;
+mod statements;
 mod verify;
+mod walk;
 mod writeback;
 
 pub use errors::{ErrorReport, TensorError};
@@ -143,7 +146,7 @@ pub fn convert(
 /// Whether the same command may succeed later with what is done: not if the source is broken.
 fn can_go_on(error: &Error) -> bool {
     match error {
-        Error::Interrupted | Error::Hub { .. } => true,
+        Error::Interrupted | Error::Hub { .. } | Error::Changed { .. } => true,
         Error::Io { action, .. } => *action != "read",
         _ => false,
     }
@@ -176,14 +179,28 @@ impl Conversion<'_> {
         progress.stage("convert", bytes_in);
         let (intake, files, done) = (intake.as_ref(), stage.files(), done.as_slice());
         let error_report = self.settings.error_report;
-        let run = execute::Run { source, blueprint, jobs, done, error_report, intake, files, progress, stop };
+        let provenance = provenance::Provenance::new(source, blueprint, jobs, done);
+        let run = execute::Run {
+            source,
+            blueprint,
+            jobs,
+            done,
+            error_report,
+            intake,
+            provenance: provenance.as_ref(),
+            files,
+            progress,
+            stop,
+        };
         run.report_done();
         let (digests, errors) = run.execute(self.settings.threads, queue, &mut journal)?;
         if stop.load(Ordering::Relaxed) {
             return Err(Error::Interrupted);
         }
         progress.stage("sync", 0);
-        let manifest = Manifest::new(source, blueprint, self.output, self.settings, &digests, errors);
+        let witnessed = provenance.map(provenance::Provenance::finish).transpose()?;
+        let settings = self.settings;
+        let manifest = Manifest::new(source, blueprint, self.output, settings, &digests, witnessed, errors);
         let manifest_path = stage.commit(&manifest, &mut journal, stop)?;
         if let Some(supply) = supply {
             supply.finish()?;

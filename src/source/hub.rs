@@ -24,4 +24,5 @@ pub use cache::HubCache;
 pub use environment::Environment;
 pub use id::HubId;
 pub use local_dir::{LocalDir, Recorded, files_below, is_bookkeeping, linked, recorded};
+pub(crate) use local_dir::metadata_path;
 pub use repository::Repository;
