@@ -34,6 +34,14 @@ pub enum Error {
         /// Tensor, expected, found, way out.
         message: String,
     },
+    /// Files of the source are not what was read of them before, or not what is recorded about them.
+    #[error("{file}: {message}")]
+    Changed {
+        /// The file the message is about.
+        file: String,
+        /// What was found, and the way out.
+        message: String,
+    },
     /// A valid request or input that this version does not handle.
     #[error("{what} is not supported: {hint}")]
     Unsupported {
@@ -84,6 +92,11 @@ impl Error {
     /// Something at a hub went wrong.
     pub fn hub(place: impl Into<String>, message: impl Into<String>) -> Self {
         Self::Hub { place: place.into(), message: message.into() }
+    }
+
+    /// `file` of the source is not what it was, or is said to be.
+    pub fn changed(file: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::Changed { file: file.into(), message: message.into() }
     }
 
     /// Something in `file` of a checkpoint is wrong.

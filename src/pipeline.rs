@@ -29,11 +29,14 @@ mod manifest;
 mod maxima;
 mod names;
 mod placing;
+mod provenance;
 mod queue;
 mod slab;
 mod space;
 mod staging;
+mod statements;
 mod verify;
+mod walk;
 mod writeback;
 
 pub use errors::{ErrorReport, TensorError};
@@ -198,7 +201,7 @@ pub fn convert_and_judge(
 /// Whether the same command may succeed later with what is done: not if the source is broken.
 fn can_go_on(error: &Error) -> bool {
     match error {
-        Error::Interrupted | Error::Hub { .. } => true,
+        Error::Interrupted | Error::Hub { .. } | Error::Changed { .. } => true,
         // A source that ends early is not the one that was planned with.
         Error::Io { source, .. } => source.kind() != std::io::ErrorKind::UnexpectedEof,
         _ => false,
@@ -234,6 +237,7 @@ impl Conversion<'_> {
         let (intake, files, done) = (intake.as_ref(), stage.files(), done.as_slice());
         let error_report = self.settings.error_report;
         let sync_interval = self.settings.sync_interval;
+        let provenance = provenance::Provenance::new(source, blueprint, jobs, done);
         let run = execute::Run {
             source,
             blueprint,
@@ -241,6 +245,7 @@ impl Conversion<'_> {
             done,
             error_report,
             intake,
+            provenance: provenance.as_ref(),
             files,
             sync_interval,
             progress,
@@ -253,7 +258,10 @@ impl Conversion<'_> {
         }
         // All of it is done and recorded: whatever happens now, the next run goes on from here.
         stage.keep();
-        let mut manifest = Manifest::new(source, blueprint, self.output, self.settings, &digests, errors);
+        let witnessed = provenance.map(provenance::Provenance::finish).transpose()?;
+        let settings = self.settings;
+        let mut manifest =
+            Manifest::new(source, blueprint, self.output, settings, &digests, witnessed, errors);
         if let Some(judge) = self.judge {
             // What is measured may come through the same spool once more.
             if let Some(supply) = supply {

@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
+use crate::fingerprint::Fingerprint;
 
 mod digest;
 mod download;
@@ -17,15 +18,17 @@ pub mod hub;
 mod local;
 mod remote;
 mod spool;
+mod stated;
 mod streamed;
 mod supply;
 
 pub use digest::{ContentHasher, file_digest, file_digest_with};
 pub use download::Download;
 pub use feed::{Arrival, Feed};
-pub use local::LocalDirectory;
+pub use local::{FileState, LocalDirectory};
 pub use remote::{ContentDigest, Remote, RemoteFile};
 pub use spool::Spool;
+pub(crate) use stated::{Stated, stated};
 pub use streamed::{Deposit, Streamed};
 pub use supply::Supply;
 
@@ -85,7 +88,20 @@ pub trait Source: Send + Sync {
         let Some(id) = self.find(name) else { return Ok(None) };
         let mut bytes = vec![0; self.files()[id].len_bytes as usize];
         self.read_at(id, 0, &mut bytes)?;
+        self.was_read(id, bytes.len() as u64, Fingerprint::of(0, &bytes));
         Ok(Some(bytes))
+    }
+
+    /// The first `len_bytes` of a file, of this fingerprint, were read as a header or a small file: a source that
+    /// is [`Source::changeable`] remembers it.
+    fn was_read(&self, file: usize, len_bytes: u64, fingerprint: u128) {
+        let _ = (file, len_bytes, fingerprint);
+    }
+
+    /// The directory, for a source whose files anybody may change while they are read. A source that compares each
+    /// file with a digest of its own before it lets it be read has none.
+    fn changeable(&self) -> Option<&LocalDirectory> {
+        None
     }
 
     /// Whether every byte can be read right now.
@@ -127,6 +143,14 @@ impl<S: Source + ?Sized> Source for Arc<S> {
         (**self).read_small(name)
     }
 
+    fn was_read(&self, file: usize, len_bytes: u64, fingerprint: u128) {
+        (**self).was_read(file, len_bytes, fingerprint);
+    }
+
+    fn changeable(&self) -> Option<&LocalDirectory> {
+        (**self).changeable()
+    }
+
     fn supply(&self) -> Option<&dyn Supply> {
         (**self).supply()
     }
@@ -157,13 +181,15 @@ pub struct SourceReader<'a> {
     source: &'a dyn Source,
     file: usize,
     position: u64,
+    /// Of what was read, all bytes from the first on.
+    fingerprint: Fingerprint,
     error: Option<Error>,
 }
 
 impl<'a> SourceReader<'a> {
     /// Starts at the first byte of file number `file`.
     pub fn new(source: &'a dyn Source, file: usize) -> Self {
-        Self { source, file, position: 0, error: None }
+        Self { source, file, position: 0, fingerprint: Fingerprint::new(), error: None }
     }
 
     /// The source's error behind the last failed read, if it was the source that failed.
@@ -182,6 +208,13 @@ impl Read for SourceReader<'_> {
             return Err(std::io::Error::other(message));
         }
         self.position += len as u64;
+        self.fingerprint.update(&buf[..len]);
         Ok(len)
+    }
+}
+
+impl Drop for SourceReader<'_> {
+    fn drop(&mut self) {
+        self.source.was_read(self.file, self.position, self.fingerprint.finish());
     }
 }

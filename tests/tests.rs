@@ -13,6 +13,7 @@
 //! - `error_report`: what was written, measured against its source.
 //! - `faults`: what a run leaves behind when it is stopped, fails, or meets another one.
 //! - `damage`: bytes of an unfinished result that changed before it is gone on with.
+//! - `witness`: a local source that changes, and what is stated about its files.
 //! - `streaming`: conversions straight from a hub that misbehaves (crate `test-hub`).
 //! - `crashes`: `kill -9` at many points of a streamed conversion.
 //! - `recorder`: a disk that can lose power. No tests.
@@ -106,3 +107,5 @@ mod streaming;
 mod variants;
 #[cfg(test)]
 mod verify;
+#[cfg(test)]
+mod witness;

@@ -106,8 +106,8 @@ impl RequestRecord {
             model: source.source().location(),
             format: format.to_ascii_lowercase(),
             pinned,
-            source_sha256: super::digest::hex(files),
-            blueprint_sha256: super::digest::hex(result),
+            source_sha256: super::digest::hex(&files.finalize()),
+            blueprint_sha256: super::digest::hex(&result.finalize()),
             jobs,
             error_report,
         }

@@ -1,5 +1,6 @@
 //! The manifest: what a result was made from, by what, and the digest of everything in it.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -54,7 +55,7 @@ pub struct SourceRecord {
     pub name: String,
     /// Length.
     pub bytes: u64,
-    /// Digest, where the source states one.
+    /// Digest: as the source states it, or of the bytes that were read.
     pub sha256: Option<String>,
 }
 
@@ -96,6 +97,7 @@ impl Manifest {
         output: &Path,
         settings: &Settings,
         digests: &Digests,
+        witnessed: Option<BTreeMap<usize, String>>,
         error_report: Option<ErrorReport>,
     ) -> Self {
         let output_name = output.file_name().unwrap_or_default().to_string_lossy();
@@ -103,12 +105,14 @@ impl Manifest {
             "" => output_name.to_string(),
             name => name.to_owned(),
         };
-        let mut used: Vec<usize> = source.tensors().iter().map(|tensor| tensor.file).collect();
-        used.sort_unstable();
-        used.dedup();
-        let source_files = used.into_iter().map(|id| {
+        let used = witnessed.unwrap_or_else(|| {
+            let used: BTreeSet<usize> = source.tensors().iter().map(|tensor| tensor.file).collect();
+            used.into_iter().map(|id| (id, String::new())).collect()
+        });
+        let source_files = used.into_iter().map(|(id, witnessed)| {
             let file = &source.source().files()[id];
-            SourceRecord { name: file.name.clone(), bytes: file.len_bytes, sha256: file.sha256.clone() }
+            let sha256 = if witnessed.is_empty() { file.sha256.clone() } else { Some(witnessed) };
+            SourceRecord { name: file.name.clone(), bytes: file.len_bytes, sha256 }
         });
         let files = blueprint.files.iter().enumerate().map(|(id, file)| FileRecord {
             name: file_name(id),

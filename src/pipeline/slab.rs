@@ -13,8 +13,9 @@ use crate::error::Result;
 use crate::fingerprint::Fingerprint;
 use crate::plan::{OutputTensor, Piece, Rounding};
 
-/// Weights in a slab: 2.4 MB in a 4-bit format.
-const SLAB_ELEMS: usize = 1 << 22;
+/// Weights in a slab: 0.6 MB in a 4-bit format, so that what was encoded is still in the core's own cache when it is
+/// digested and written.
+const SLAB_ELEMS: usize = 1 << 20;
 
 /// Weights in a slab whose rows end up in many places: the more rows, the longer and the fewer the pieces. A
 /// routed expert of DeepSeek-V3 fits, and is one piece then.

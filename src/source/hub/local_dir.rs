@@ -128,8 +128,13 @@ impl LocalDir {
     }
 
     fn metadata_path(&self, name: &str) -> PathBuf {
-        self.root.join(BOOKKEEPING).join("download").join(format!("{name}{METADATA}"))
+        metadata_path(&self.root, name)
     }
+}
+
+/// Where the file called `name` in the directory `root` is recorded.
+pub(crate) fn metadata_path(root: &Path, name: &str) -> PathBuf {
+    root.join(BOOKKEEPING).join("download").join(format!("{name}{METADATA}"))
 }
 
 /// Whether a file of this name would lie among the bookkeeping.
