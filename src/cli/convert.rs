@@ -12,9 +12,10 @@ use super::measured::Measured;
 use super::size::human;
 use super::validation::{self, Original, Validation};
 use super::{MODEL_HELP, Subcommand, errors, plan, report};
+use crate::checkpoint::Catalogue;
 use crate::error::{Error, Result};
-use crate::pipeline::{self, Need, Settings};
-use crate::plan::{Summary, summary};
+use crate::pipeline::{self, Need, Progress, Settings};
+use crate::plan::{Blueprint, Summary, files_read, summary};
 
 /// The subcommand.
 pub(super) struct Convert;
@@ -80,6 +81,7 @@ impl Subcommand for Convert {
         };
         let progress = report::progress(matches.get_flag("quiet"));
         let (source, blueprint) = (request.source.catalogue(), &request.blueprint);
+        verify_read(source, blueprint, &*progress, &stop)?;
         let mut outcome = pipeline::convert(source, blueprint, output, &settings, &*progress, &stop)?;
         drop(progress);
         let quiet = matches.get_flag("quiet");
@@ -120,6 +122,23 @@ impl Subcommand for Convert {
         }
         found.and_then(|found| found.failure).map_or(Ok(()), Err)
     }
+}
+
+/// Holds the files that will be read against what their place states, where nobody does so later.
+fn verify_read(
+    catalogue: &Catalogue,
+    blueprint: &Blueprint,
+    progress: &dyn Progress,
+    stop: &AtomicBool,
+) -> Result<()> {
+    let source = catalogue.source();
+    let files: Vec<usize> = files_read(catalogue, blueprint).into_iter().collect();
+    let bytes = source.unverified_bytes(&files);
+    if bytes > 0 {
+        progress.stage("check", bytes);
+        source.verify(&files, &|bytes| progress.advance(bytes), stop)?;
+    }
+    Ok(())
 }
 
 /// What the result is validated against: a streamed source is gone by now, and comes again.
