@@ -180,8 +180,7 @@ fn read_header<T>(
     parse: impl Fn(&mut BufReader<&mut SourceReader<'_>>, u64) -> std::result::Result<T, FormatError>,
 ) -> Result<T> {
     let SourceFile { name, len_bytes, .. } = &source.files()[file];
-    let header =
-        source::read_header(source, file, |reader| parse(&mut BufReader::new(reader), *len_bytes))?;
+    let header = source::read_header(source, file, |reader| parse(&mut BufReader::new(reader), *len_bytes))?;
     header.map_err(Error::format(place(source, name)))
 }
 

@@ -17,6 +17,9 @@ use crate::error::{Error, Result};
 use crate::pipeline::{self, Need, Progress, Settings};
 use crate::plan::{Blueprint, Summary, files_read, summary};
 
+/// How often a plan is made when headers are damaged on their way.
+const MAX_PLANS: usize = 3;
+
 /// The subcommand.
 pub(super) struct Convert;
 
@@ -63,7 +66,21 @@ impl Subcommand for Convert {
             return Err(Error::Request(format!("-o {}: not a file name", output.display())));
         }
         let stop = super::stop_on_signal();
-        let request = plan::Request::from_matches(matches, Some(output), &stop)?;
+        let mut plans = 1;
+        loop {
+            match Self::once(matches, output, started, &stop) {
+                // What was written after a wrong plan is gone; the next one is made from what the hub has.
+                Err(Error::StaleHeader { .. }) if plans < MAX_PLANS => plans += 1,
+                result => return result,
+            }
+        }
+    }
+}
+
+impl Convert {
+    /// Plans, converts, validates and reports.
+    fn once(matches: &ArgMatches, output: &Path, started: Instant, stop: &Arc<AtomicBool>) -> Result<()> {
+        let request = plan::Request::from_matches(matches, Some(output), stop)?;
         let force = matches.get_flag("force");
         if !force {
             pipeline::check_space(&needs(&request, output), pipeline::OR_FORCE)?;
@@ -81,14 +98,14 @@ impl Subcommand for Convert {
         };
         let progress = report::progress(matches.get_flag("quiet"));
         let (source, blueprint) = (request.source.catalogue(), &request.blueprint);
-        verify_read(source, blueprint, &*progress, &stop)?;
-        let mut outcome = pipeline::convert(source, blueprint, output, &settings, &*progress, &stop)?;
+        verify_read(source, blueprint, &*progress, stop)?;
+        let mut outcome = pipeline::convert(source, blueprint, output, &settings, &*progress, stop)?;
         drop(progress);
         let quiet = matches.get_flag("quiet");
         let found = match &validation {
             None => None,
             Some(validation) => {
-                let original = original(matches, &request, &stop)?;
+                let original = original(matches, &request, stop)?;
                 Some(validation.run(&original, output, &mut outcome, request.threads, quiet)?)
             }
         };

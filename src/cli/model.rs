@@ -198,10 +198,10 @@ impl Connected {
 }
 
 /// A snapshot of the cache with the model's name, for work without the network.
-pub(super) fn offline(id: &HubId, environment: &Environment) -> Result<Snapshot> {
+pub(super) fn offline(id: &HubId, environment: &Environment, stop: &Arc<AtomicBool>) -> Result<Snapshot> {
     let snapshot = offline_snapshot(id, environment)?;
     let name = id.repo.rsplit('/').next().unwrap_or_default();
-    Snapshot::open(&snapshot, name, environment.notices.clone())
+    Snapshot::open(&snapshot, name, environment.notices.clone(), Arc::clone(stop))
 }
 
 /// The repository `id` names, at the commit an unfinished run has pinned or at the newest one.
@@ -263,7 +263,7 @@ pub(super) fn open(
         Place::Hub(id, environment) => (id, environment),
     };
     if environment.offline {
-        return Ok(local(Box::new(offline(&id, &environment)?)));
+        return Ok(local(Box::new(offline(&id, &environment, stop)?)));
     }
     let pinned = output.and_then(|(_, pinned)| pinned);
     let connected = Connected::open(&id, &environment, pinned, matches, stop)?;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::source::hub::{Notices, Snapshot, files_below, linked};
@@ -42,7 +43,8 @@ pub fn cached_files(snapshot: &Path) -> Result<Vec<RemoteFile>> {
 /// Names of the files that the index lists, if there is one.
 fn shards(snapshot: &Path) -> Result<BTreeSet<String>> {
     let path = snapshot.join(INDEX);
-    let Some(bytes) = Snapshot::open(snapshot, "", Notices::default())?.read_small(INDEX)? else {
+    let Some(bytes) = Snapshot::open(snapshot, "", Notices::default(), Arc::default())?.read_small(INDEX)?
+    else {
         return Ok(BTreeSet::new());
     };
     let index: serde_json::Value = serde_json::from_slice(&bytes)

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use super::digest::{ContentHasher, file_digest};
+use super::digest::{ContentHasher, file_digest_with};
 use super::download::Download;
 use super::spool::Spool;
 use super::{ContentDigest, Remote, Source, SourceFile, Supply};
@@ -197,15 +197,16 @@ impl Streamed {
         if same {
             return Ok(());
         }
-        let message = "its header was damaged on the way when the plan was made; run the command again";
-        Err(Error::hub(self.place(file), message))
+        Err(Error::StaleHeader { place: self.place(file) })
     }
 
     /// A cached file whose content is what the hub states.
-    fn verified_cached(&self, file: usize) -> Result<Option<PathBuf>> {
+    fn verified_cached(&self, file: usize, stop: &AtomicBool) -> Result<Option<PathBuf>> {
         let Some(path) = self.cached_path(file) else { return Ok(None) };
         let wanted = &self.remote.files()[file].digest;
-        let is_whole = file_digest(&path, wanted)? == wanted.hex();
+        let mut unless_stopped =
+            |_: &[u8]| if stop.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) };
+        let is_whole = file_digest_with(&path, wanted, &mut unless_stopped)? == wanted.hex();
         self.damaged[file].store(!is_whole, Ordering::Relaxed);
         Ok(is_whole.then_some(path))
     }
@@ -215,7 +216,11 @@ impl Streamed {
         if self.damaged[file].load(Ordering::Relaxed) {
             return Ok(None);
         }
-        if self.files[file].len_bytes <= AT_ONCE_BYTES { self.verified_cached(file) } else { Ok(self.cached_path(file)) }
+        if self.files[file].len_bytes <= AT_ONCE_BYTES {
+            self.verified_cached(file, &self.stop)
+        } else {
+            Ok(self.cached_path(file))
+        }
     }
 }
 
@@ -254,7 +259,7 @@ impl Source for Streamed {
     fn read_small(&self, name: &str) -> Result<Option<Vec<u8>>> {
         let Some(id) = self.find(name) else { return Ok(None) };
         let wanted = &self.remote.files()[id];
-        if let Some(path) = self.verified_cached(id)? {
+        if let Some(path) = self.verified_cached(id, &self.stop)? {
             return std::fs::read(&path).map(Some).map_err(Error::io(path, "read"));
         }
         if wanted.len_bytes > MAX_SMALL_BYTES {
@@ -298,7 +303,7 @@ impl Source for Streamed {
             return Ok(false);
         }
         let is_of_cache = self.cached_path(file).is_some() && !self.damaged[file].load(Ordering::Relaxed);
-        if is_of_cache && self.verified_cached(file)?.is_some() {
+        if is_of_cache && self.verified_cached(file, &self.stop)?.is_some() {
             // So the hub has it; there is nothing else to be read.
             return Ok(false);
         }
@@ -322,7 +327,7 @@ impl Supply for Streamed {
 
     fn bring(&self, file: usize, stop: &AtomicBool, on_bytes: &(dyn Fn(u64) + Sync)) -> Result<()> {
         let spool = self.spool()?;
-        let path = if let Some(path) = self.verified_cached(file)? {
+        let path = if let Some(path) = self.verified_cached(file, stop)? {
             on_bytes(self.files[file].len_bytes);
             path
         } else {

@@ -100,7 +100,8 @@ impl Asked<'_> {
                 return Ok(body);
             };
             if body.len() + chunk.len() > *max_bytes {
-                let message = format!("{what} does not end after {max_bytes} bytes, the most that are read of it");
+                let message =
+                    format!("{what} does not end after {max_bytes} bytes, the most that are read of it");
                 return Err(Error::hub(*place, message).into());
             }
             body.extend_from_slice(&chunk);

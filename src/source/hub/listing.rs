@@ -76,7 +76,8 @@ pub(super) async fn pin(
     let what = "the hub's answer about the model";
     let asked = Asked { client, place, repo, what, max_bytes: MAX_FACTS_BYTES, stop };
     let revision = revision.map(|revision| ["revision", revision]);
-    let url = client.url(["api", "models"].into_iter().chain(repo.split('/')).chain(revision.into_iter().flatten()));
+    let url = client
+        .url(["api", "models"].into_iter().chain(repo.split('/')).chain(revision.into_iter().flatten()));
     let deadline = client.timeout() * PIN_TIMEOUTS;
     let mut patience = Patience::new(client, place, stop, ATTEMPTS).within(Some(deadline));
     let (Facts { sha }, _) = asked.get(&url, &mut patience).await?;
@@ -115,7 +116,10 @@ pub(super) async fn files(
         };
         url = next_page(client, place, &url, &next)?;
     }
-    Err(Error::hub(place, "the listing goes in a circle: a page that was read already is named as the next one"))
+    Err(Error::hub(
+        place,
+        "the listing goes in a circle: a page that was read already is named as the next one",
+    ))
 }
 
 /// The files sorted by name, each there once, of a size that can be added up.
@@ -136,7 +140,10 @@ fn file_of(place: &str, entry: Entry) -> Result<RemoteFile> {
     let shown: String = entry.path.chars().take(MAX_SHOWN_CHARS).collect();
     let bad = |what: &str| Error::hub(place, format!("the listing's entry {shown:?} {what}"));
     if entry.path.len() > MAX_NAME_BYTES {
-        return Err(bad(&format!("has a name of {} bytes; expected at most {MAX_NAME_BYTES}", entry.path.len())));
+        return Err(bad(&format!(
+            "has a name of {} bytes; expected at most {MAX_NAME_BYTES}",
+            entry.path.len()
+        )));
     }
     if !is_safe_name(&entry.path) {
         return Err(bad(
@@ -240,14 +247,17 @@ mod tests {
         let oid = "ce013625030ba8dba906f756967f9e9ca394464a";
         let sha256 = "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03";
         let entry = |size: &str, lfs: Option<&str>| {
-            let lfs = lfs.map_or(String::new(), |size| format!(r#","lfs":{{"oid":"{sha256}","size":{size}}}"#));
+            let lfs =
+                lfs.map_or(String::new(), |size| format!(r#","lfs":{{"oid":"{sha256}","size":{size}}}"#));
             let json = format!(r#"{{"type":"file","path":"w","size":{size},"oid":"{oid}"{lfs}}}"#);
             file_of("org/name", serde_json::from_str(&json).unwrap())
         };
         assert_eq!(entry("6", None).unwrap().len_bytes, 6);
         assert_eq!(entry("6", Some("7")).unwrap().len_bytes, 7);
         assert_eq!(entry("6", Some("null")).unwrap().len_bytes, 6);
-        for size in ["-1", "1.5", "1e30", "9223372036854775808", "18446744073709551616", "\"6\"", "null", "[]"] {
+        for size in
+            ["-1", "1.5", "1e30", "9223372036854775808", "18446744073709551616", "\"6\"", "null", "[]"]
+        {
             for entry in [entry(size, None), entry("6", Some(size)).and(entry(size, Some("null")))] {
                 let error = entry.unwrap_err().to_string();
                 assert!(error.contains("\"w\"") && error.contains("size"), "{size}: {error}");
@@ -265,7 +275,8 @@ mod tests {
         };
         assert!(checked("org/name", vec![file(0, MAX_FILE_BYTES), file(1, MAX_FILE_BYTES)]).is_ok());
         for (files, bytes) in [(65, MAX_FILE_BYTES), (2, 1 << 63), (2, u64::MAX)] {
-            let error = checked("org/name", (0..files).map(|number| file(number, bytes)).collect()).unwrap_err();
+            let error =
+                checked("org/name", (0..files).map(|number| file(number, bytes)).collect()).unwrap_err();
             assert!(error.to_string().contains("add up"), "{error}");
         }
     }

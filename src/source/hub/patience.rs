@@ -132,8 +132,9 @@ impl<'a> Patience<'a> {
 
     fn too_late(&self, deadline: Duration) -> Failure {
         let seconds = deadline.as_secs_f64();
-        let message =
-            format!("not complete after {seconds:.0} s: the line or the server is too slow. The same command tries again");
+        let message = format!(
+            "not complete after {seconds:.0} s: the line or the server is too slow. The same command tries again"
+        );
         Failure::Fatal(Error::hub(self.place, message))
     }
 

@@ -72,7 +72,8 @@ async fn ask(wanted: &Wanted<'_>, missing: &Range<u64>, stop: &AtomicBool) -> Re
         }
         if !status.is_redirection() {
             // Only the hub itself knows who may read; elsewhere a link has expired, or a server is at fault.
-            let is_link = !client.is_home(&url) || (hop > 0 && !answer.headers().contains_key("x-error-code"));
+            let is_link =
+                !client.is_home(&url) || (hop > 0 && !answer.headers().contains_key("x-error-code"));
             if is_link && !is_transient(status.as_u16()) {
                 let why = "access was refused by the server that the hub's link leads to";
                 return Err(Failure::again(format!("{why} (status {})", status.as_u16())));

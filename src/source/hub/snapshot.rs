@@ -10,11 +10,11 @@ use std::io::ErrorKind;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rayon::prelude::*;
 
-use super::local_dir::{files_below, linked};
+use super::local_dir::{blob_name, files_below, linked};
 use super::notice::Notices;
 use crate::error::{Error, Result};
 use crate::source::{ContentDigest, ContentHasher, Source, SourceFile, last_component};
@@ -36,6 +36,7 @@ pub struct Snapshot {
     is_lenient: bool,
     sampling: AtomicBool,
     notices: Notices,
+    stop: Arc<AtomicBool>,
 }
 
 struct Entry {
@@ -68,10 +69,11 @@ impl Stamp {
 
 impl Snapshot {
     /// The snapshot at `root` of a model called `name`. A file that no link to a blob vouches for cannot be read.
+    /// `stop` ends every reading.
     ///
     /// # Errors
     /// When the directory cannot be read.
-    pub fn open(root: &Path, name: &str, notices: Notices) -> Result<Self> {
+    pub fn open(root: &Path, name: &str, notices: Notices, stop: Arc<AtomicBool>) -> Result<Self> {
         let mut snapshot = Self {
             root: root.to_owned(),
             name: name.to_owned(),
@@ -80,6 +82,7 @@ impl Snapshot {
             is_lenient: false,
             sampling: AtomicBool::new(false),
             notices,
+            stop,
         };
         let links = linked(root)?;
         for name in files_below(root)? {
@@ -118,12 +121,18 @@ impl Snapshot {
     /// # Errors
     /// When the directory cannot be read.
     pub fn named_by_path(root: &Path) -> Result<Option<Self>> {
-        let links = linked(root)?;
-        if !links.iter().any(|link| ContentDigest::from_hex(&link.etag).is_some()) {
+        // Looks at the directory alone: what a user names may have a whole disk below it.
+        let mut is_snapshot = false;
+        for entry in std::fs::read_dir(root).map_err(Error::io(root, "list"))? {
+            let path = entry.map_err(Error::io(root, "list"))?.path();
+            let target = std::fs::read_link(&path).ok();
+            is_snapshot |= target.as_deref().and_then(blob_name).and_then(ContentDigest::from_hex).is_some();
+        }
+        if !is_snapshot {
             return Ok(None);
         }
         let name = last_component(&root.display().to_string());
-        Ok(Some(Self { is_lenient: true, ..Self::open(root, &name, Notices::default())? }))
+        Ok(Some(Self { is_lenient: true, ..Self::open(root, &name, Notices::default(), Arc::default())? }))
     }
 
     fn path(&self, file: usize) -> PathBuf {
@@ -228,8 +237,13 @@ impl Snapshot {
     }
 
     fn changed(&self, file: usize) -> Error {
-        let message = "changed in the cache while it was read; run the same command again when nothing writes to it";
+        let message =
+            "changed in the cache while it was read; run the same command again when nothing writes to it";
         Error::hub(self.path(file).display().to_string(), message)
+    }
+
+    fn unless_stopped(&self) -> Result<()> {
+        if self.stop.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
     }
 
     /// Whether a file is to be held against its name, and has not been yet.
@@ -253,6 +267,7 @@ impl Source for Snapshot {
     }
 
     fn read_at(&self, file: usize, offset_bytes: u64, buf: &mut [u8]) -> Result<()> {
+        self.unless_stopped()?;
         if self.entries[file].digest.is_none() && self.is_lenient {
             return self.read(file, offset_bytes, buf);
         }
@@ -265,7 +280,7 @@ impl Source for Snapshot {
             }
             self.notices.say(&self.path(file).display().to_string(), "held against its digest");
         }
-        let stamp = self.verify(file, &|_| Ok(()))?;
+        let stamp = self.verify(file, &|_| self.unless_stopped())?;
         self.read(file, offset_bytes, buf)?;
         // Any write since, of whatever bytes, has changed the stamp before it could be read.
         if Stamp::of(self.handle(file)?, &self.path(file))? != stamp {
@@ -281,7 +296,7 @@ impl Source for Snapshot {
 
     fn reread(&self, file: usize) -> Result<bool> {
         if self.is_open_question(file) {
-            self.verify(file, &|_| Ok(()))?;
+            self.verify(file, &|_| self.unless_stopped())?;
         }
         Ok(false)
     }
@@ -331,7 +346,7 @@ mod tests {
     fn files_are_read_as_their_names_say_or_not_at_all() {
         let directory = tempfile::tempdir().unwrap();
         let root = snapshot(directory.path());
-        let open = || Snapshot::open(&root, "model", Notices::default()).unwrap();
+        let open = || Snapshot::open(&root, "model", Notices::default(), Arc::default()).unwrap();
         let (strict, lenient) = (open(), Snapshot::named_by_path(&root).unwrap().unwrap());
         assert_eq!(strict.files().iter().map(|file| file.name.as_str()).collect::<Vec<_>>(), ["a", "own"]);
         assert_eq!((strict.model_name().as_str(), lenient.model_name().as_str()), ("model", "0"));
@@ -350,14 +365,17 @@ mod tests {
         let error = read(&strict, "a").unwrap_err().to_string();
         assert!(error.contains("changed"), "{error}");
         let error = read(&open(), "a").unwrap_err().to_string();
-        assert!(error.contains("damaged") && error.contains(blob.canonicalize().unwrap().to_str().unwrap()), "{error}");
+        assert!(
+            error.contains("damaged") && error.contains(blob.canonicalize().unwrap().to_str().unwrap()),
+            "{error}"
+        );
     }
 
     #[test]
     fn a_check_counts_what_it_reads_and_stops() {
         let directory = tempfile::tempdir().unwrap();
         let root = snapshot(directory.path());
-        let open = || Snapshot::open(&root, "model", Notices::default()).unwrap();
+        let open = || Snapshot::open(&root, "model", Notices::default(), Arc::default()).unwrap();
         let counted = std::sync::atomic::AtomicU64::new(0);
         let count = |bytes| {
             counted.fetch_add(bytes, Ordering::Relaxed);
