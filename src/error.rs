@@ -71,6 +71,12 @@ pub enum Error {
         /// What happened, and what to do.
         message: String,
     },
+    /// A plan was made from a header that turned out, once the whole file was verified, to have been damaged on its way.
+    #[error("{place}: its header was damaged on the way when the plan was made; run the command again")]
+    StaleHeader {
+        /// Repository and file.
+        place: String,
+    },
     /// The user stopped the run.
     #[error("interrupted; nothing is under the final name, and the same command goes on from here")]
     Interrupted,

@@ -5,7 +5,11 @@
 
 use std::io::Read;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use requant_formats::FormatError;
 
 use crate::error::{Error, Result};
 use crate::fingerprint::Fingerprint;
@@ -116,6 +120,33 @@ pub trait Source: Send + Sync {
         self.is_at_hand()
     }
 
+    /// The beginning of a file made no sense. Forgets what was read of it if that may have been damaged on its way;
+    /// says whether reading it again may give something else.
+    ///
+    /// # Errors
+    /// When the file itself is not what its place states; the message says what to do about it.
+    fn reread(&self, file: usize) -> Result<bool> {
+        let _ = file;
+        Ok(false)
+    }
+
+    /// Bytes that [`Source::verify`] would read: of files whose place states what they are, and that were not held
+    /// against it yet.
+    fn unverified_bytes(&self, files: &[usize]) -> u64 {
+        let _ = files;
+        0
+    }
+
+    /// Holds files against what their place states, where that takes reading all of them. Otherwise each is held
+    /// against it when its first weight is read.
+    ///
+    /// # Errors
+    /// When one is something else, and [`Error::Interrupted`] once `stop` is set.
+    fn verify(&self, files: &[usize], on_bytes: &(dyn Fn(u64) + Sync), stop: &AtomicBool) -> Result<()> {
+        let _ = (files, on_bytes, stop);
+        Ok(())
+    }
+
     /// How files come and go, for a source whose files are not there all the time.
     fn supply(&self) -> Option<&dyn Supply> {
         None
@@ -139,6 +170,10 @@ impl<S: Source + ?Sized> Source for Arc<S> {
         (**self).read_at(file, offset_bytes, buf)
     }
 
+    fn find(&self, name: &str) -> Option<usize> {
+        (**self).find(name)
+    }
+
     fn read_small(&self, name: &str) -> Result<Option<Vec<u8>>> {
         (**self).read_small(name)
     }
@@ -151,8 +186,69 @@ impl<S: Source + ?Sized> Source for Arc<S> {
         (**self).changeable()
     }
 
+    fn is_at_hand(&self) -> bool {
+        (**self).is_at_hand()
+    }
+
+    fn sample(&self, on: bool) -> bool {
+        (**self).sample(on)
+    }
+
+    fn reread(&self, file: usize) -> Result<bool> {
+        (**self).reread(file)
+    }
+
+    fn unverified_bytes(&self, files: &[usize]) -> u64 {
+        (**self).unverified_bytes(files)
+    }
+
+    fn verify(&self, files: &[usize], on_bytes: &(dyn Fn(u64) + Sync), stop: &AtomicBool) -> Result<()> {
+        (**self).verify(files, on_bytes, stop)
+    }
+
     fn supply(&self) -> Option<&dyn Supply> {
         (**self).supply()
+    }
+}
+
+/// How often the beginning of a file is read when it makes no sense.
+const HEADER_READS: usize = 3;
+
+/// The directory at `root`; a snapshot of the Hugging Face cache is held against the names of its blobs.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn open_directory(root: &Path) -> Result<Box<dyn Source>> {
+    // What is no directory is for the other one to name.
+    if root.is_dir()
+        && let Some(snapshot) = hub::Snapshot::named_by_path(root)?
+    {
+        return Ok(Box::new(snapshot));
+    }
+    Ok(Box::new(LocalDirectory::open(root)?))
+}
+
+/// Reads the beginning of file number `file` with `parse`, again where it was damaged on its way. What is wrong with
+/// the file itself is the inner error.
+///
+/// # Errors
+/// When the file cannot be read.
+pub(crate) fn read_header<T>(
+    source: &dyn Source,
+    file: usize,
+    parse: impl Fn(&mut SourceReader<'_>) -> std::result::Result<T, FormatError>,
+) -> Result<std::result::Result<T, FormatError>> {
+    let mut reads = 1;
+    loop {
+        let mut reader = SourceReader::new(source, file);
+        let error = match parse(&mut reader) {
+            Ok(header) => return Ok(Ok(header)),
+            Err(error) => reader.take_error().map_or(Ok(error), Err)?,
+        };
+        if reads == HEADER_READS || !source.reread(file)? {
+            return Ok(Err(error));
+        }
+        reads += 1;
     }
 }
 

@@ -23,6 +23,9 @@
 //! - `verify`: damage to finished results is found and named.
 //! - `served`: runs the binary against a local hub. No tests.
 //! - `fetch`: downloads whole repositories, with faults on the way.
+//! - `snapshots`: the Hugging Face cache is held against the names of its blobs.
+//! - `waits`: slow and silent servers: what is said, when it ends, how a stop is heard.
+//! - `hostile_hub`: endless, absurd and lying answers of a hub; credentials stay secret.
 //! - `checksums`: directories against the hub, records of downloads, caches and lists.
 //! - `perplexity`: the forward pass on the fixtures, against transformers and llama-perplexity.
 //! - `measured`: models measured straight from a hub.
@@ -70,6 +73,8 @@ mod grouped_query;
 #[cfg(test)]
 mod hostile;
 #[cfg(test)]
+mod hostile_hub;
+#[cfg(test)]
 mod maker;
 #[cfg(test)]
 mod measured;
@@ -100,6 +105,8 @@ mod rules;
 #[cfg(test)]
 mod served;
 #[cfg(test)]
+mod snapshots;
+#[cfg(test)]
 mod sources;
 #[cfg(test)]
 mod streaming;
@@ -107,5 +114,7 @@ mod streaming;
 mod variants;
 #[cfg(test)]
 mod verify;
+#[cfg(test)]
+mod waits;
 #[cfg(test)]
 mod witness;

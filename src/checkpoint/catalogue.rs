@@ -11,7 +11,7 @@ use super::quantization::{self, Quantization};
 use super::{BlockScale, Catalogue, Checkpoint, Encoding, ScaleFormat, SourceTensor, packed};
 use crate::arch::{self, Config, Expected};
 use crate::error::{Error, Result};
-use crate::source::{self, Source, SourceReader};
+use crate::source::{self, Source};
 
 const CONFIG: &str = "config.json";
 const INDEX: &str = "model.safetensors.index.json";
@@ -103,11 +103,9 @@ pub(crate) fn read_headers(source: &dyn Source) -> Result<Vec<SourceTensor>> {
 
 fn read_header(source: &dyn Source, shard: usize) -> Result<safetensors::Header> {
     let file = &source.files()[shard];
-    let mut reader = SourceReader::new(source, shard);
-    safetensors::read_header(&mut reader, file.len_bytes).map_err(|error| match reader.take_error() {
-        Some(error) => error,
-        None => Error::checkpoint(&file.name, error.to_string()),
-    })
+    let header =
+        source::read_header(source, shard, |reader| safetensors::read_header(reader, file.len_bytes))?;
+    header.map_err(|error| Error::checkpoint(&file.name, error.to_string()))
 }
 
 /// The one shard of a checkpoint without an index.

@@ -12,10 +12,14 @@ use super::measured::Measured;
 use super::size::human;
 use super::validation::{self, Original, Validation};
 use super::{MODEL_HELP, Subcommand, errors, plan, report};
+use crate::checkpoint::Catalogue;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
-use crate::pipeline::{self, Judge, Need, Settings};
-use crate::plan::{Summary, summary};
+use crate::pipeline::{self, Judge, Need, Progress, Settings};
+use crate::plan::{Blueprint, Summary, files_read, summary};
+
+/// How often a plan is made when headers are damaged on their way.
+const MAX_PLANS: usize = 3;
 
 /// The subcommand.
 pub(super) struct Convert;
@@ -63,7 +67,21 @@ impl Subcommand for Convert {
             return Err(Error::Request(format!("-o {}: not a file name", output.display())));
         }
         let stop = super::stop_on_signal();
-        let request = plan::Request::from_matches(matches, Some(output), &stop)?;
+        let mut plans = 1;
+        loop {
+            match Self::once(matches, output, started, &stop) {
+                // What was written after a wrong plan is gone; the next one is made from what the hub has.
+                Err(Error::StaleHeader { .. }) if plans < MAX_PLANS => plans += 1,
+                result => return result,
+            }
+        }
+    }
+}
+
+impl Convert {
+    /// Plans, converts, validates and reports.
+    fn once(matches: &ArgMatches, output: &Path, started: Instant, stop: &Arc<AtomicBool>) -> Result<()> {
+        let request = plan::Request::from_matches(matches, Some(output), stop)?;
         let force = matches.get_flag("force");
         if !force {
             pipeline::check_space(&needs(&request, output), pipeline::OR_FORCE)?;
@@ -82,13 +100,14 @@ impl Subcommand for Convert {
             disk: Disk::default(),
         };
         let quiet = matches.get_flag("quiet");
-        let original = || original(matches, &request, &stop);
+        let original = || original(matches, &request, stop);
         let judge = validation.as_ref().map(|validation| validation.judge(&original, request.threads, quiet));
         let judge = judge.as_ref().map(|judge| judge as &dyn Judge);
         let progress = report::progress(matches.get_flag("quiet"));
         let (source, blueprint) = (request.source.catalogue(), &request.blueprint);
+        verify_read(source, blueprint, &*progress, stop)?;
         let outcome =
-            pipeline::convert_and_judge(source, blueprint, output, &settings, judge, &*progress, &stop)?;
+            pipeline::convert_and_judge(source, blueprint, output, &settings, judge, &*progress, stop)?;
         drop(progress);
         let found =
             validation.as_ref().map(|validation| validation.found(&outcome.manifest, output)).transpose()?;
@@ -123,6 +142,23 @@ impl Subcommand for Convert {
         }
         found.and_then(|found| found.failure).map_or(Ok(()), Err)
     }
+}
+
+/// Holds the files that will be read against what their place states, where nobody does so later.
+fn verify_read(
+    catalogue: &Catalogue,
+    blueprint: &Blueprint,
+    progress: &dyn Progress,
+    stop: &AtomicBool,
+) -> Result<()> {
+    let source = catalogue.source();
+    let files: Vec<usize> = files_read(catalogue, blueprint).into_iter().collect();
+    let bytes = source.unverified_bytes(&files);
+    if bytes > 0 {
+        progress.stage("check", bytes);
+        source.verify(&files, &|bytes| progress.advance(bytes), stop)?;
+    }
+    Ok(())
 }
 
 /// What the result is validated against: a streamed source is gone by now, and comes again.

@@ -88,10 +88,11 @@ impl Subcommand for Inspect {
 fn open(path: &Path, matches: &ArgMatches) -> Result<Artifact> {
     let Some(id) = model::hub_id(path) else { return Artifact::open(path) };
     let (id, environment) = model::on_hub(id, matches)?;
+    let stop = super::stop_on_signal();
     if environment.offline {
-        return Artifact::from_source(&model::offline(&id, &environment)?);
+        return Artifact::from_source(&model::offline(&id, &environment, &stop)?);
     }
-    let connected = Connected::open(&id, &environment, None, matches, &super::stop_on_signal())?;
+    let connected = Connected::open(&id, &environment, None, matches, &stop)?;
     Artifact::from_source(&connected.source)
 }
 

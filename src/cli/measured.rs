@@ -60,7 +60,7 @@ impl Measured {
             Which::Original => (id, model::environment(matches)?),
         };
         if environment.offline {
-            let source = model::offline(&id, &environment)?;
+            let source = model::offline(&id, &environment, stop)?;
             return Ok(Self { model: Model::from_source(Box::new(source))?, shards: None });
         }
         let connected = Connected::open(&id, &environment, None, matches, stop)?;
@@ -129,7 +129,6 @@ impl Measured {
 
     /// Runs `work`, which reads the weights.
     pub(super) fn run<T>(&self, quiet: bool, work: impl FnOnce() -> Result<T>) -> Result<T> {
-        let Some(Shards { feed, .. }) = &self.shards else { return work() };
         let on_file = |arrival: Arrival| {
             let Arrival { name, bytes, number, files, is_again, held_bytes } = arrival;
             if !quiet {
@@ -140,7 +139,11 @@ impl Measured {
                 );
             }
         };
-        feed.run(&on_file, work).map_err(|error| match error {
+        let result = match &self.shards {
+            Some(Shards { feed, .. }) => feed.run(&on_file, work),
+            None => work(),
+        };
+        result.map_err(|error| match error {
             Error::Interrupted => {
                 Error::Request("interrupted; a measurement has to begin again from its first shard".into())
             }

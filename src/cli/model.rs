@@ -6,12 +6,13 @@ use std::sync::atomic::AtomicBool;
 
 use clap::{Arg, ArgAction, ArgMatches};
 
+use super::report;
 use super::size::{self, human};
 use crate::disk::{Disk, with_suffix};
 use crate::error::{Error, Result};
 use crate::pipeline::Pinned;
-use crate::source::hub::{Environment, HubCache, HubId, Repository};
-use crate::source::{Deposit, LocalDirectory, Remote, Source, Spool, Streamed};
+use crate::source::hub::{Environment, HubCache, HubId, Notices, Repository, Snapshot};
+use crate::source::{self, Deposit, Remote, Source, Spool, Streamed};
 
 /// Shards that fit into the spool unless `--spool-limit` says otherwise.
 const SPOOLED_SHARDS: u64 = 3;
@@ -119,9 +120,12 @@ pub(super) fn on_hub(mut id: HubId, matches: &ArgMatches) -> Result<(HubId, Envi
     Ok((id, environment))
 }
 
-/// The environment with `--cache-dir`.
+/// The environment with `--cache-dir`; waits are shown unless `--quiet`.
 pub(super) fn environment(matches: &ArgMatches) -> Result<Environment> {
     let mut environment = Environment::from_env()?;
+    if !matches.get_flag("quiet") {
+        environment.notices = Notices::new(report::notice);
+    }
     if let Some(directory) = matches.get_one::<PathBuf>("cache-dir") {
         environment.cache_dir.clone_from(directory);
     }
@@ -194,11 +198,11 @@ impl Connected {
     }
 }
 
-/// A snapshot of the cache as a directory with the model's name, for work without the network.
-pub(super) fn offline(id: &HubId, environment: &Environment) -> Result<LocalDirectory> {
+/// A snapshot of the cache with the model's name, for work without the network.
+pub(super) fn offline(id: &HubId, environment: &Environment, stop: &Arc<AtomicBool>) -> Result<Snapshot> {
     let snapshot = offline_snapshot(id, environment)?;
     let name = id.repo.rsplit('/').next().unwrap_or_default();
-    Ok(LocalDirectory::open(&snapshot)?.named(name))
+    Snapshot::open(&snapshot, name, environment.notices.clone(), Arc::clone(stop))
 }
 
 /// The repository `id` names, at the commit an unfinished run has pinned or at the newest one.
@@ -256,17 +260,13 @@ pub(super) fn open(
     restart: bool,
     stop: &Arc<AtomicBool>,
 ) -> Result<Model> {
-    let local = |source: LocalDirectory| Model {
-        source: Box::new(source),
-        streaming: None,
-        remote_files: Vec::new(),
-    };
+    let local = |source| Model { source, streaming: None, remote_files: Vec::new() };
     let (id, environment) = match place(super::path(matches, "MODEL"), matches)? {
-        Place::Directory(path) => return Ok(local(LocalDirectory::open(&path)?)),
+        Place::Directory(path) => return Ok(local(source::open_directory(&path)?)),
         Place::Hub(id, environment) => (id, environment),
     };
     if environment.offline {
-        return offline(&id, &environment).map(local);
+        return Ok(local(Box::new(offline(&id, &environment, stop)?)));
     }
     let pinned = output.and_then(|(_, pinned)| pinned);
     let connected = Connected::open(&id, &environment, pinned, matches, stop)?;

@@ -1,6 +1,6 @@
 //! Progress: a bar on a terminal, plain lines elsewhere.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,9 +19,28 @@ pub(super) fn progress(quiet: bool) -> Box<dyn Progress> {
     } else if std::io::stderr().is_terminal() {
         let bars = MultiProgress::new();
         let bar = bars.add(ProgressBar::no_length());
+        *on_terminal() = Some(bars.clone());
         Box::new(Bars { bars, bar, transfer: OnceLock::new() })
     } else {
         Box::new(Lines { state: Mutex::new(LinesState::default()) })
+    }
+}
+
+/// The bars that are on the terminal now.
+fn on_terminal() -> MutexGuard<'static, Option<MultiProgress>> {
+    static BARS: Mutex<Option<MultiProgress>> = Mutex::new(None);
+    BARS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Shows a line on stderr, above the bars if there are any.
+pub(super) fn notice(text: &str) {
+    let print = || {
+        // A closed stderr is no reason to stop.
+        let _ = writeln!(std::io::stderr(), "{text}");
+    };
+    match &*on_terminal() {
+        Some(bars) => bars.suspend(print),
+        None => print(),
     }
 }
 
@@ -88,6 +107,7 @@ impl Progress for Bars {
 
 impl Drop for Bars {
     fn drop(&mut self) {
+        *on_terminal() = None;
         if let Some(transfer) = self.transfer.get() {
             transfer.finish_and_clear();
         }

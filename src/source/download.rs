@@ -12,7 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use sha2::{Digest, Sha256};
 
-use super::digest::{ContentHasher, file_digest};
+use super::digest::{ContentHasher, file_digest_with};
 use super::{Remote, RemoteFile};
 use crate::disk::{Appender, Disk, DiskFile, with_suffix};
 use crate::error::{Error, Result};
@@ -62,7 +62,10 @@ impl Download<'_> {
     pub fn run(&self) -> Result<()> {
         let wanted = self.wanted();
         if is_file_of(self.target, wanted.len_bytes) {
-            if file_digest(self.target, &wanted.digest)? == wanted.digest.hex() {
+            let mut unless_stopped =
+                |_: &[u8]| if self.stop.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) };
+            let found = file_digest_with(self.target, &wanted.digest, &mut unless_stopped)?;
+            if found == wanted.digest.hex() {
                 (self.on_bytes)(wanted.len_bytes);
                 return Ok(());
             }

@@ -7,15 +7,20 @@
 mod back_off;
 mod cache;
 mod client;
+mod credentials;
+mod document;
 mod environment;
 mod id;
 mod listing;
 mod local_dir;
+mod notice;
+mod pace;
 mod patience;
 mod plain;
 mod range;
 mod refusal;
 mod repository;
+mod snapshot;
 #[cfg(test)]
 mod tests;
 mod xet;
@@ -25,4 +30,6 @@ pub use environment::Environment;
 pub use id::HubId;
 pub(crate) use local_dir::metadata_path;
 pub use local_dir::{LocalDir, Recorded, files_below, is_bookkeeping, linked, recorded};
+pub use notice::Notices;
 pub use repository::Repository;
+pub use snapshot::Snapshot;

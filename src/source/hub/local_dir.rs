@@ -173,12 +173,17 @@ pub fn linked(root: &Path) -> Result<Vec<Recorded>> {
     let mut records = Vec::new();
     for name in files_below(root)? {
         let Ok(target) = fs::read_link(root.join(&name)) else { continue };
-        let in_blobs = target.parent().and_then(Path::file_name).is_some_and(|folder| folder == "blobs");
-        if let Some(etag) = target.file_name().and_then(|name| name.to_str()).filter(|_| in_blobs) {
+        if let Some(etag) = blob_name(&target) {
             records.push(Recorded { name, etag: etag.to_owned() });
         }
     }
     Ok(records)
+}
+
+/// The name of the blob that a link to `target` leads to, if it is one of a cache.
+pub(super) fn blob_name(target: &Path) -> Option<&str> {
+    let in_blobs = target.parent().and_then(Path::file_name).is_some_and(|folder| folder == "blobs");
+    target.file_name().and_then(|name| name.to_str()).filter(|_| in_blobs)
 }
 
 /// Names of the files in `root` and its folders, sorted; bookkeeping and `.git` left out. A link counts
