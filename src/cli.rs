@@ -11,6 +11,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use crate::error::{Error, Result};
 
+mod console;
 mod convert;
 mod errors;
 mod fetch;
@@ -57,25 +58,35 @@ pub fn main() -> ExitCode {
     let matches = match command.try_get_matches() {
         Ok(matches) => matches,
         Err(error) => {
-            // Nothing can be done about a closed terminal.
-            let _ = error.print();
             let is_help = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
-            return if is_help { ExitCode::SUCCESS } else { ExitCode::from(2) };
+            return match console::print_clap(&error) {
+                Err(error) => failed(&error),
+                Ok(()) if is_help => ExitCode::SUCCESS,
+                Ok(()) => ExitCode::from(2),
+            };
         }
     };
     let Some((name, matches)) = matches.subcommand() else { return ExitCode::from(2) };
     let chosen = SUBCOMMANDS.iter().find(|subcommand| subcommand.command().get_name() == name);
     match chosen.map_or(Ok(()), |subcommand| subcommand.run(matches)) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            if matches!(&error, Error::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull)
-            {
-                eprintln!("what is done is kept: make room and run the same command again");
-            }
-            ExitCode::FAILURE
-        }
+        Err(error) => failed(&error),
     }
+}
+
+/// Says what went wrong, and gives the exit code for it.
+fn failed(error: &Error) -> ExitCode {
+    let of_stdout = console::of_stdout(error);
+    // Whoever was reading has seen enough (`| head`): that is no bug to report.
+    if of_stdout != Some(std::io::ErrorKind::BrokenPipe) {
+        console::message(format_args!("error: {error}"));
+    }
+    let is_full =
+        matches!(error, Error::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull);
+    if is_full && of_stdout.is_none() {
+        console::note("what is done is kept: make room and run the same command again");
+    }
+    ExitCode::FAILURE
 }
 
 /// A flag that SIGINT and SIGTERM set; the second signal ends the process at once.
@@ -87,7 +98,7 @@ fn stop_on_signal() -> Arc<AtomicBool> {
         if flag.swap(true, Ordering::Relaxed) {
             std::process::exit(130);
         }
-        eprintln!("stopping; once more to stop at once");
+        console::note(format_args!("stopping; once more to stop at once"));
     });
     stop
 }
@@ -133,9 +144,4 @@ fn threads(matches: &ArgMatches) -> usize {
 /// The value of a path argument.
 fn path<'a>(matches: &'a ArgMatches, name: &str) -> &'a std::path::Path {
     matches.get_one::<std::path::PathBuf>(name).map_or(std::path::Path::new(""), std::path::PathBuf::as_path)
-}
-
-/// Prints `value` as one JSON object on stdout.
-fn print_json(value: &serde_json::Value) {
-    println!("{value:#}");
 }

@@ -8,6 +8,7 @@ use std::time::Instant;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde_json::json;
 
+use super::console::{self, Page};
 use super::measured::Measured;
 use super::size::human;
 use super::validation::{self, Original, Validation};
@@ -73,7 +74,7 @@ impl Subcommand for Convert {
             force,
             restart: matches.get_flag("restart"),
             pinned: request.streaming.as_ref().map(|streaming| streaming.pinned.clone()),
-            command: std::env::args().collect(),
+            command: std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect(),
             format: request.format.clone(),
             recipe: request.recipe(),
             error_report: matches.get_flag("error-report"),
@@ -95,7 +96,7 @@ impl Subcommand for Convert {
         let seconds = started.elapsed().as_secs_f64();
         if matches.get_flag("json") {
             let mut value = json!({
-                "output": output,
+                "output": output.display().to_string(),
                 "tensors": totals.tensors_out,
                 "bytes_in": outcome.bytes_in,
                 "bytes_out": totals.bytes_out,
@@ -104,7 +105,7 @@ impl Subcommand for Convert {
                 "peak_rss_bytes": peak_rss_bytes(),
                 "parameters": totals.parameters,
                 "files": outcome.manifest.files,
-                "manifest": outcome.manifest_path,
+                "manifest": outcome.manifest_path.display().to_string(),
             });
             if let Some(report) = &outcome.manifest.error_report {
                 value["error_report"] = json!(report);
@@ -112,11 +113,13 @@ impl Subcommand for Convert {
             if let Some(found) = &found {
                 value["validation"] = found.value.clone();
             }
-            super::print_json(&value);
+            console::print_json(&value)?;
         } else {
-            print_human(output, &outcome, &totals, seconds);
-            outcome.manifest.error_report.iter().for_each(errors::print);
-            found.iter().for_each(|found| println!("{}", found.human));
+            let mut page = Page::default();
+            print_human(output, &outcome, &totals, seconds, &mut page);
+            outcome.manifest.error_report.iter().for_each(|report| errors::print(report, &mut page));
+            found.iter().for_each(|found| page.whole(&found.human));
+            page.print()?;
         }
         found.and_then(|found| found.failure).map_or(Ok(()), Err)
     }
@@ -134,21 +137,21 @@ fn original<'a>(
     Ok(Original::Streamed(Box::new(again)))
 }
 
-fn print_human(output: &Path, outcome: &pipeline::Outcome, totals: &Summary, seconds: f64) {
-    println!(
+fn print_human(output: &Path, outcome: &pipeline::Outcome, totals: &Summary, seconds: f64, page: &mut Page) {
+    page.line(format_args!(
         "{}: {} tensors, {} -> {}, {:.2} bits per weight",
         output.display(),
         totals.tensors_out,
         human(outcome.bytes_in),
         human(totals.bytes_out),
         totals.bits_per_weight
-    );
-    println!("manifest: {}", outcome.manifest_path.display());
+    ));
+    page.line(format_args!("manifest: {}", outcome.manifest_path.display()));
     let peak = peak_rss_bytes().map_or_else(|| "unknown".to_owned(), human);
-    println!(
+    page.line(format_args!(
         "{seconds:.1} s, {:.2} GB/s of source, peak memory {peak}",
         outcome.bytes_in as f64 / seconds.max(1e-9) / 1e9
-    );
+    ));
 }
 
 /// What the run is going to write, less what an earlier run has written.

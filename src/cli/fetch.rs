@@ -7,6 +7,7 @@ use std::time::Instant;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde_json::{Value, json};
 
+use super::console::{self, Page};
 use super::size::human;
 use super::{Subcommand, model, report};
 use crate::error::{Error, Result};
@@ -78,8 +79,8 @@ impl Subcommand for Fetch {
         let bytes: u64 = files.iter().map(|file| file.len_bytes).sum();
         let seconds = started.elapsed().as_secs_f64();
         if matches.get_flag("json") {
-            super::print_json(&json!({
-                "output": output,
+            return console::print_json(&json!({
+                "output": output.display().to_string(),
                 "repo": id.repo,
                 "commit": found.commit,
                 "files": files.iter().map(|file| file_json(file)).collect::<Vec<Value>>(),
@@ -87,16 +88,16 @@ impl Subcommand for Fetch {
                 "downloaded_bytes": downloaded_bytes,
                 "seconds": seconds,
             }));
-        } else {
-            println!("{}: {} files, {}, verified", output.display(), files.len(), human(bytes));
-            let rate = downloaded_bytes as f64 / seconds.max(1e-9) / 1e9;
-            let how = match downloaded_bytes {
-                0 => "nothing had to be downloaded".to_owned(),
-                bytes => format!("{} downloaded in {seconds:.1} s, {rate:.2} GB/s", human(bytes)),
-            };
-            println!("{}: {how}", request.location);
         }
-        Ok(())
+        let mut page = Page::default();
+        page.line(format_args!("{}: {} files, {}, verified", output.display(), files.len(), human(bytes)));
+        let rate = downloaded_bytes as f64 / seconds.max(1e-9) / 1e9;
+        let how = match downloaded_bytes {
+            0 => "nothing had to be downloaded".to_owned(),
+            bytes => format!("{} downloaded in {seconds:.1} s, {rate:.2} GB/s", human(bytes)),
+        };
+        page.line(format_args!("{}: {how}", request.location));
+        page.print()
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use clap::ArgMatches;
 
+use super::console;
 use super::model::{self, Connected};
 use super::size::human;
 use crate::error::{Error, Result};
@@ -118,7 +119,11 @@ impl Measured {
         feed.follow(visits?)?;
         let bytes = feed.download_bytes();
         if !quiet {
-            eprintln!("{}: {} to download", crate::source::Source::location(&**feed), human(bytes));
+            console::note(format_args!(
+                "{}: {} to download",
+                crate::source::Source::location(&**feed),
+                human(bytes)
+            ));
         }
         let spool =
             Need { what: "the spool", directory: spool_directory.clone(), bytes: bytes.min(*limit_bytes) };
@@ -134,9 +139,9 @@ impl Measured {
             if !quiet {
                 let (bytes, held) = (human(bytes), human(held_bytes));
                 let here = if is_again { "here again" } else { "here" };
-                eprintln!(
+                console::note(format_args!(
                     "{number} of {files} shards have come: {name}, {bytes}, is {here} ({held} in the spool)"
-                );
+                ));
             }
         };
         feed.run(&on_file, work).map_err(|error| match error {

@@ -1,7 +1,6 @@
 //! `requant perplexity`: how well a model predicts a text, and how far it is from its original.
 
 use std::collections::HashMap;
-use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -9,6 +8,7 @@ use std::time::Instant;
 use clap::{Arg, ArgMatches, Command};
 use serde_json::json;
 
+use super::console::{self, Page};
 use super::measured::{Measured, Which};
 use super::{Subcommand, model, size};
 use crate::error::{Error, Result};
@@ -122,23 +122,23 @@ impl Subcommand for Perplexity {
             if let Some(against) = &report.against {
                 value["against"] = table::against_json(against, cut_otherwise);
             }
-            super::print_json(&value);
-            return Ok(());
+            return console::print_json(&value);
         }
-        println!(
+        let mut page = Page::default();
+        page.line(format_args!(
             "perplexity {:.4} +/- {:.4} ({} windows of {context}, {} tokens scored, {seconds:.1} s)",
             report.perplexity.perplexity,
             report.perplexity.error,
             windows.len(),
             report.perplexity.losses.len()
-        );
+        ));
         if let Some(prediction) = &report.prediction {
-            table::print_prediction(prediction);
+            table::print_prediction(prediction, &mut page);
         }
         if let Some(against) = &report.against {
-            table::print_against(against, cut_otherwise);
+            table::print_against(against, cut_otherwise, &mut page);
         }
-        Ok(())
+        page.print()
     }
 }
 
@@ -196,9 +196,9 @@ pub(super) fn check_room(
     })?;
     if let Some(Need { directory, bytes, .. }) = scratch.as_ref().filter(|_| !quiet) {
         let (bytes, directory) = (size::human(*bytes), directory.display());
-        eprintln!(
+        console::note(format_args!(
             "hidden states need more than the memory allowed: up to {bytes} of scratch files in {directory}"
-        );
+        ));
     }
     needs.extend(scratch);
     check_space(&needs, "make room, name another place with --scratch or --spool, or allow more --memory")
@@ -297,8 +297,7 @@ fn print_running(report: &Report, windows: usize) {
     let running = report.perplexity.running(windows);
     let line: Vec<String> =
         running.iter().enumerate().map(|(window, value)| format!("[{}]{value:.4}", window + 1)).collect();
-    // A closed stderr is no reason to lose the result.
-    let _ = writeln!(std::io::stderr(), "{}", line.join(","));
+    console::note_whole(line.join(","));
 }
 
 /// A line per layer, with the time left.
@@ -312,7 +311,7 @@ impl Observer for Layers {
         if !self.quiet {
             let seconds = self.started.elapsed().as_secs_f64();
             let left = seconds / (layer + 1) as f64 * (layers - layer - 1) as f64;
-            eprintln!("layer {} of {layers}: {seconds:.1} s, ETA {left:.0} s", layer + 1);
+            console::note(format_args!("layer {} of {layers}: {seconds:.1} s, ETA {left:.0} s", layer + 1));
         }
     }
 }

@@ -129,7 +129,7 @@ impl Validation {
         let mean_kld = against.divergence.mean.value;
         let passed = self.max_kld.is_none_or(|limit| mean_kld <= limit);
         let value = json!({
-            "text": self.text,
+            "text": self.text.display().to_string(),
             "context": self.windows.context,
             "windows": self.windows.len(),
             "perplexity": report.perplexity.perplexity,

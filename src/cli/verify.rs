@@ -1,12 +1,12 @@
 //! `requant verify`: files against what is stated about them, whoever states it.
 
-use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use clap::{Arg, ArgMatches, Command};
 use serde_json::json;
 
+use super::console::{self, Page};
 use super::{Subcommand, model, report};
 use crate::checksums::{self, Expected};
 use crate::error::{Error, Result};
@@ -58,29 +58,30 @@ impl Subcommand for Verify {
         drop(progress);
         let bad = checks.iter().filter(|check| !check.problems.is_empty()).count();
         if matches.get_flag("json") {
-            super::print_json(
-                &json!({ "output": path, "ok": bad == 0, "files": checks, "unlisted": unlisted }),
-            );
+            console::print_json(&json!({
+                "output": path.display().to_string(),
+                "ok": bad == 0,
+                "files": checks,
+                "unlisted": unlisted,
+            }))?;
         } else {
-            for check in &checks {
-                let name = shown(&check.file);
-                match check.problems.as_slice() {
-                    [] => println!("{name}: OK"),
-                    problems => problems.iter().for_each(|problem| println!("{name}: {problem}")),
+            let mut page = Page::default();
+            for Check { file, problems } in &checks {
+                match problems.as_slice() {
+                    [] => page.line(format_args!("{file}: OK")),
+                    problems => {
+                        problems.iter().for_each(|problem| page.line(format_args!("{file}: {problem}")))
+                    }
                 }
             }
-            unlisted.iter().for_each(|name| println!("{}: not listed", shown(name)));
+            unlisted.iter().for_each(|name| page.line(format_args!("{name}: not listed")));
+            page.print()?;
         }
         if bad == 0 {
             return Ok(());
         }
         Err(Error::Verification { path: path.to_owned(), problems: bad, checked: checks.len() })
     }
-}
-
-/// A name on one line.
-fn shown(name: &str) -> Cow<'_, str> {
-    if name.chars().any(char::is_control) { name.escape_debug().to_string().into() } else { name.into() }
 }
 
 /// Finds out what is to be held against what, and does it.
