@@ -11,13 +11,16 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use crate::error::{Error, Result};
 
+mod applies;
 mod console;
 mod convert;
+mod destination;
 mod errors;
 mod fetch;
 mod inspect;
 mod measured;
 mod model;
+mod named;
 mod perplexity;
 mod plan;
 mod report;
@@ -86,7 +89,7 @@ fn failed(error: &Error) -> ExitCode {
     if is_full && of_stdout.is_none() {
         console::note("what is done is kept: make room and run the same command again");
     }
-    ExitCode::FAILURE
+    if matches!(error, Error::Usage(_)) { ExitCode::from(2) } else { ExitCode::FAILURE }
 }
 
 /// A flag that SIGINT and SIGTERM set; the second signal ends the process at once.
@@ -130,15 +133,37 @@ fn threads_argument() -> Arg {
         .long("threads")
         .value_name("N")
         .value_parser(clap::value_parser!(u16).range(1..))
-        .help("Worker threads [default: one per core]")
+        .help("Worker threads, at most one per core [default: one per core]")
 }
 
-/// The value of `--threads`.
+/// The value of `--threads`, at most one per core: more of them only wait for each other.
 fn threads(matches: &ArgMatches) -> usize {
-    match matches.get_one::<u16>("threads") {
-        Some(&threads) => usize::from(threads),
-        None => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+    let cores = cores();
+    matches.get_one::<u16>("threads").map_or(cores, |&threads| usize::from(threads).min(cores))
+}
+
+/// Says on stderr, unless `--quiet` is given, that fewer threads will run than `--threads` asks for.
+fn note_threads(matches: &ArgMatches) {
+    let (cores, asked) = (cores(), matches.get_one::<u16>("threads").copied().map_or(0, usize::from));
+    if asked > cores && !matches.get_flag("quiet") {
+        let s = if cores == 1 { "" } else { "s" };
+        console::note(format_args!(
+            "--threads {asked}: this machine offers {cores} core{s}; running {cores} thread{s}"
+        ));
     }
+}
+
+/// Cores that this process may use.
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+/// `--ignore-space`.
+fn ignore_space_argument() -> Arg {
+    Arg::new("ignore-space")
+        .long("ignore-space")
+        .action(ArgAction::SetTrue)
+        .help("Go ahead on a disk that seems to have too little room")
 }
 
 /// The value of a path argument.

@@ -23,6 +23,7 @@ mod intake;
 mod journal;
 mod manifest;
 mod maxima;
+pub mod output;
 mod queue;
 mod slab;
 mod space;
@@ -34,7 +35,7 @@ pub use errors::{ErrorReport, TensorError};
 pub use execute::peak_ram_bytes;
 pub use journal::{Pinned, RequestRecord};
 pub use manifest::{FileRecord, Manifest, SourceRecord, TensorRecord, manifest_path};
-pub use space::{Need, OR_FORCE, allocated_bytes, check_space};
+pub use space::{Need, OR_IGNORE_SPACE, allocated_bytes, check_space};
 pub use verify::{Check, has_manifest, verify};
 
 /// Receives what a long run has done so far. Called from several threads.
@@ -171,7 +172,9 @@ impl Conversion<'_> {
         let sums = self.settings.error_report.then_some(sums.as_slice());
         let run = execute::Run { source, blueprint, jobs, done, sums, intake, files, progress, stop };
         run.report_done();
-        let (digests, errors) = run.execute(self.settings.threads, queue, &mut journal)?;
+        // A thread without a job would only look for one.
+        let threads = self.settings.threads.min(jobs.len().max(1));
+        let (digests, errors) = run.execute(threads, queue, &mut journal)?;
         if stop.load(Ordering::Relaxed) {
             return Err(Error::Interrupted);
         }

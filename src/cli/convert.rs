@@ -9,11 +9,12 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde_json::json;
 
 use super::console::{self, Page};
+use super::destination::Destination;
 use super::measured::Measured;
 use super::size::human;
 use super::validation::{self, Original, Validation};
 use super::{MODEL_HELP, Subcommand, errors, plan, report};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::pipeline::{self, Need, Settings};
 use crate::plan::{Summary, summary};
 
@@ -37,9 +38,10 @@ impl Subcommand for Convert {
             )
             .arg(
                 Arg::new("force").long("force").action(ArgAction::SetTrue).help(
-                    "Replace an existing output, once the new one is complete; go ahead on a full disk",
+                    "Replace an existing file, or directory that is a result of requant, once the new one is complete",
                 ),
             )
+            .arg(super::ignore_space_argument())
             .arg(
                 Arg::new("restart")
                     .long("restart")
@@ -58,20 +60,19 @@ impl Subcommand for Convert {
 
     fn run(&self, matches: &ArgMatches) -> Result<()> {
         let started = Instant::now();
-        let output = super::path(matches, "output");
-        if output.file_name().is_none() {
-            return Err(Error::Request(format!("-o {}: not a file name", output.display())));
-        }
+        plan::check(matches)?;
+        let destination = Destination::new(matches)?;
+        let output = destination.path.as_path();
         let stop = super::stop_on_signal();
         let request = plan::Request::from_matches(matches, Some(output), &stop)?;
-        let force = matches.get_flag("force");
-        if !force {
-            pipeline::check_space(&needs(&request, output), pipeline::OR_FORCE)?;
+        destination.check(&request.blueprint)?;
+        if !matches.get_flag("ignore-space") {
+            pipeline::check_space(&needs(&request, output), pipeline::OR_IGNORE_SPACE)?;
         }
         let validation = Validation::prepare(matches, &request.source)?;
         let settings = Settings {
             threads: request.threads,
-            force,
+            force: matches.get_flag("force"),
             restart: matches.get_flag("restart"),
             pinned: request.streaming.as_ref().map(|streaming| streaming.pinned.clone()),
             command: std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect(),

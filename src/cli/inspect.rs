@@ -6,10 +6,10 @@ use std::path::Path;
 use clap::{ArgMatches, Command};
 use serde_json::json;
 
-use super::Subcommand;
 use super::console::{self, Page};
 use super::model::{self, Connected};
 use super::size::human;
+use super::{Subcommand, applies, named};
 use crate::artifact::Artifact;
 use crate::error::Result;
 use crate::plan::TypeTotals;
@@ -92,7 +92,9 @@ impl Subcommand for Inspect {
 
 /// What is at `path`, or in the repository it names.
 fn open(path: &Path, matches: &ArgMatches) -> Result<Artifact> {
-    let Some(id) = model::hub_id(path) else { return Artifact::open(path) };
+    named::check(path)?;
+    applies::check_local(matches, &[path], &["revision", "cache-dir", "connections"])?;
+    let Some(id) = named::hub_id(path) else { return Artifact::open(path) };
     let (id, environment) = model::on_hub(id, matches)?;
     if environment.offline {
         return Artifact::from_source(&model::offline(&id, &environment)?);

@@ -8,6 +8,7 @@ use clap::ArgMatches;
 
 use super::console;
 use super::model::{self, Connected};
+use super::named;
 use super::size::human;
 use crate::error::{Error, Result};
 use crate::model::order_of_need;
@@ -52,7 +53,8 @@ impl Measured {
         sharing: u64,
         stop: &Arc<AtomicBool>,
     ) -> Result<Self> {
-        let Some(id) = model::hub_id(path) else {
+        named::check(path)?;
+        let Some(id) = named::hub_id(path) else {
             return Ok(Self { model: Model::open(path)?, shards: None });
         };
         let (id, environment) = match which {

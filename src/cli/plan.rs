@@ -4,18 +4,20 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use super::console::{self, Page};
 use super::model::{self, Streaming};
 use super::size::{self, human};
 use super::source::{self, Source};
-use super::{MODEL_HELP, Subcommand, report, rules};
+use super::{MODEL_HELP, Subcommand, applies, named, report, rules};
 use crate::checkpoint::{Catalogue, Checkpoint, GgufModel};
 use crate::error::{Error, Result};
 use crate::pipeline;
 use crate::plan::budget::{Fitted, Watch};
 use crate::plan::{self, Blueprint, Budget, Options, Original, Rules, Summary, TARGETS, summary};
+use crate::weights;
 
 /// The subcommand.
 pub(super) struct Plan;
@@ -103,6 +105,19 @@ impl Request {
     }
 }
 
+/// Refuses, before any work, a MODEL that is nowhere and options that mean nothing for the request; says on stderr when
+/// fewer threads will run than asked for.
+///
+/// # Errors
+/// Names what is wrong.
+pub(super) fn check(matches: &ArgMatches) -> Result<()> {
+    let model = super::path(matches, "MODEL");
+    named::check(model)?;
+    applies::check_request(matches, model, matches.get_one::<String>("to").map_or("", String::as_str))?;
+    super::note_threads(matches);
+    Ok(())
+}
+
 /// The plan that `budget` allows.
 fn fitted(
     matches: &ArgMatches,
@@ -149,6 +164,8 @@ pub(super) fn request_arguments() -> Vec<Arg> {
         Arg::new("tokenizer-pre")
             .long("tokenizer-pre")
             .value_name("NAME")
+            .value_parser(PossibleValuesParser::new(weights::pre_tokenizers()))
+            .hide_possible_values(true)
             .help("GGUF: value of tokenizer.ggml.pre for a tokenizer that is not recognized"),
         Arg::new("split-max-size")
             .long("split-max-size")
@@ -182,6 +199,7 @@ impl Subcommand for Plan {
     }
 
     fn run(&self, matches: &ArgMatches) -> Result<()> {
+        check(matches)?;
         let request = Request::from_matches(matches, None, &super::stop_on_signal())?;
         let source = request.source.catalogue();
         let ram = pipeline::peak_ram_bytes(source, &request.blueprint, request.threads);

@@ -61,7 +61,7 @@ impl Progress for Bars {
         Self::style(&self.bar, template);
         self.bar.reset();
         self.bar.set_length(total_bytes);
-        self.bar.set_message(name.to_owned());
+        self.bar.set_message(console::escaped(name).into_owned());
     }
 
     fn advance(&self, bytes: u64) {
@@ -77,7 +77,7 @@ impl Progress for Bars {
         });
         bar.inc(transfer.bytes);
         if transfer.bytes == 0 {
-            bar.set_message(place(transfer));
+            bar.set_message(console::escaped(&place(transfer)).into_owned());
         }
     }
 }

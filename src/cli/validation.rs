@@ -6,7 +6,7 @@ use clap::{Arg, ArgMatches};
 use serde_json::{Value, json};
 
 use super::measured::Measured;
-use super::perplexity::{self, table};
+use super::perplexity::{self, Room, table};
 use super::source::Source;
 use crate::checkpoint::{Checkpoint, WeightStore};
 use crate::error::{Error, Result};
@@ -53,6 +53,7 @@ pub(super) struct Validation {
     windows: Windows,
     max_kld: Option<f64>,
     memory_bytes: Option<u64>,
+    ignore_space: bool,
 }
 
 impl Validation {
@@ -81,9 +82,19 @@ impl Validation {
             memory_bytes,
             scratch: None,
         };
-        perplexity::check_room(&request, Vec::new(), super::threads(matches), true)?;
+        let ignore_space = matches.get_flag("ignore-space");
+        let room = Room { threads: super::threads(matches), ignore_space, quiet: true };
+        perplexity::check_room(&request, Vec::new(), &room)?;
         let parses_special = tokenizer.parses_special();
-        Ok(Some(Self { text: path.clone(), tokens, parses_special, windows, max_kld, memory_bytes }))
+        Ok(Some(Self {
+            text: path.clone(),
+            tokens,
+            parses_special,
+            windows,
+            max_kld,
+            memory_bytes,
+            ignore_space,
+        }))
     }
 
     /// Measures the result at `output` and writes what was found into its manifest.
@@ -119,7 +130,8 @@ impl Validation {
             Original::Streamed(streamed) => {
                 let predicts = has_second_next(request.model) && has_second_next(streamed.model.store());
                 let needs = streamed.follow(predicts, quiet)?;
-                perplexity::check_room(&request, needs, threads, quiet)?;
+                let room = Room { threads, ignore_space: self.ignore_space, quiet };
+                perplexity::check_room(&request, needs, &room)?;
                 streamed.run(quiet, measure)?
             }
         };
@@ -132,6 +144,7 @@ impl Validation {
             "text": self.text.display().to_string(),
             "context": self.windows.context,
             "windows": self.windows.len(),
+            "bos": self.tokens.bos,
             "perplexity": report.perplexity.perplexity,
             "perplexity_error": report.perplexity.error,
             "against": table::against_json(&against, cut_otherwise),

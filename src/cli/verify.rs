@@ -7,7 +7,7 @@ use clap::{Arg, ArgMatches, Command};
 use serde_json::json;
 
 use super::console::{self, Page};
-use super::{Subcommand, model, report};
+use super::{Subcommand, applies, model, named, report};
 use crate::checksums::{self, Expected};
 use crate::error::{Error, Result};
 use crate::pipeline::{self, Check, Progress};
@@ -88,6 +88,11 @@ impl Subcommand for Verify {
 fn verdict(path: &Path, matches: &ArgMatches, progress: &dyn Progress) -> Result<Verdict> {
     if let Some(list) = matches.get_one::<PathBuf>("sums") {
         need_directory(path, "--sums")?;
+        applies::refuse(
+            matches,
+            &["revision", "cache-dir"],
+            "is for models on the hub, and --sums is a list",
+        )?;
         let expected = checksums::read_sums(list)?;
         let mut verdict = directory(path, &expected, progress)?;
         let list = list.canonicalize().ok();
@@ -96,6 +101,8 @@ fn verdict(path: &Path, matches: &ArgMatches, progress: &dyn Progress) -> Result
     }
     if let Some(text) = matches.get_one::<String>("against") {
         need_directory(path, "--against")?;
+        let why = "is for hub ids as PATH; --against asks the hub itself";
+        applies::refuse(matches, &["cache-dir"], why)?;
         let Some(id) = HubId::parse(text) else {
             return Err(Error::Request(format!("--against {text}: not a hub id such as org/name")));
         };
@@ -104,6 +111,11 @@ fn verdict(path: &Path, matches: &ArgMatches, progress: &dyn Progress) -> Result
         return directory(path, &listed(&repository), progress);
     }
     let is_result = pipeline::has_manifest(path);
+    if is_result {
+        let why = format!("is for models on the hub, and {} is on this machine", path.display());
+        applies::refuse(matches, &["revision", "cache-dir"], why)?;
+    }
+    applies::check_local(matches, &[path], &["revision", "cache-dir"])?;
     if path.is_dir() && !is_result {
         let Some(expected) = recorded(path)? else {
             return Err(Error::Request(format!(
@@ -136,9 +148,7 @@ fn need_directory(path: &Path, option: &str) -> Result<()> {
 /// The hub id that `path` is, if it is none of a file: a result that is gone must not be looked for
 /// on the hub.
 fn hub_id(path: &Path) -> Option<HubId> {
-    let id = HubId::parse(path.to_str()?)?;
-    let is_file = path.exists() || path.extension().is_some_and(|extension| extension == "gguf");
-    (!is_file && id.repo.contains('/')).then_some(id)
+    named::hub_id(path).filter(|id| id.repo.contains('/'))
 }
 
 fn directory(root: &Path, expected: &[Expected], progress: &dyn Progress) -> Result<Verdict> {

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::errors::Sums;
 use super::journal::{Journal, RequestRecord};
 use super::manifest::{Manifest, manifest_path};
+use super::output::{check_replace, final_paths, with_suffix};
 use crate::error::{Error, Result};
 use crate::lock::lock;
 use crate::plan::Blueprint;
@@ -83,7 +84,7 @@ impl Stage {
         {
             stage.take_names_back()?;
         }
-        refuse_existing(&finals, force)?;
+        check_replace(output, &finals, blueprint.is_directory, force)?;
         if let Some((journal, progress)) = earlier
             && stage.reopen(blueprint)?
         {
@@ -251,34 +252,6 @@ pub(super) fn temporary_paths(blueprint: &Blueprint, output: &Path) -> Vec<PathB
 /// Where the journal of an unfinished `output` is.
 pub(super) fn journal_path(output: &Path) -> PathBuf {
     with_suffix(output, ".journal")
-}
-
-/// Final path of each thing that is renamed: the directory, or each file.
-fn final_paths(blueprint: &Blueprint, output: &Path) -> Vec<PathBuf> {
-    if blueprint.is_directory {
-        return vec![output.to_owned()];
-    }
-    let name_of = |file: &crate::plan::OutputFile| {
-        if file.name.is_empty() { output.to_owned() } else { output.with_file_name(&file.name) }
-    };
-    blueprint.files.iter().map(name_of).collect()
-}
-
-fn refuse_existing(finals: &[PathBuf], force: bool) -> Result<()> {
-    let existing = finals.iter().find(|path| path.symlink_metadata().is_ok());
-    match existing {
-        Some(path) if !force => {
-            Err(Error::Request(format!("{} exists; --force replaces it", path.display())))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// `path` with `suffix` after its last component (`model/` counts as `model`).
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(suffix);
-    path.with_file_name(name)
 }
 
 fn remove_any(path: &Path) -> Result<()> {
