@@ -62,7 +62,7 @@ impl Destination {
 
     fn check_replace(&self, paths: &[PathBuf], is_directory: bool) -> Result<()> {
         if self.goes_on {
-            return Ok(());
+            return output::check_replaceable(paths, is_directory);
         }
         output::check_replace(&self.path, paths, is_directory, self.force)
     }

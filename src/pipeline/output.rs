@@ -44,11 +44,10 @@ pub fn final_paths(blueprint: &Blueprint, output: &Path) -> Vec<PathBuf> {
     blueprint.files.iter().map(name_of).collect()
 }
 
-/// Refuses an output path that no result of this kind can have: its form, what is there, and the directory that it
-/// would lie in. `kind` is for messages: `"mlx-4bit"`.
+/// Refuses an output path that no result of this kind can have: its form, and the directory that it would lie in. `kind` is for messages: `"mlx-4bit"`.
 ///
 /// # Errors
-/// Says what is there, and what to give instead.
+/// Says what is wrong with it, and what to give instead.
 pub fn check_path(output: &Path, is_directory: bool, kind: &str) -> Result<()> {
     let text = output.as_os_str().as_bytes();
     if text == b"-" {
@@ -68,11 +67,7 @@ pub fn check_path(output: &Path, is_directory: bool, kind: &str) -> Result<()> {
         );
         return refuse(output, &message);
     }
-    check_parent(output)?;
-    match there(output, is_directory) {
-        Ok(_) => Ok(()),
-        Err(found) => refuse(output, &format!("exists, and {found}")),
-    }
+    check_parent(output)
 }
 
 /// The directory that `output` would lie in can be written to.
@@ -93,19 +88,22 @@ fn check_parent(output: &Path) -> Result<()> {
     refuse(output, &found)
 }
 
+/// Whether all of `paths`, the final paths of a result, are free, or may be replaced by it.
+///
+/// # Errors
+/// Names the first where something is that is not replaced, forced or not.
+pub fn check_replaceable(paths: &[PathBuf], is_directory: bool) -> Result<()> {
+    paths.iter().try_for_each(|path| found(path, is_directory).map(|_| ()))
+}
+
 /// Whether all of `paths`, the final paths of a result, are free, or may be replaced and are to be.
 ///
 /// # Errors
 /// Names the first that is there and is not to be replaced without `force`, or cannot be with it.
 pub fn check_replace(output: &Path, paths: &[PathBuf], is_directory: bool, force: bool) -> Result<()> {
     for path in paths {
-        let found = there(path, is_directory);
-        match found.map_err(|found| Error::Request(format!("{}: exists, and {found}", path.display())))? {
-            There::Nothing => {}
-            There::Replaceable if force => {}
-            There::Replaceable => {
-                return Err(Error::Request(format!("{} exists; --force replaces it", path.display())));
-            }
+        if found(path, is_directory)? == There::Replaceable && !force {
+            return Err(Error::Request(format!("{} exists; --force replaces it", path.display())));
         }
     }
     match other_result(output, paths) {
@@ -132,6 +130,12 @@ fn other_result(output: &Path, paths: &[PathBuf]) -> Option<PathBuf> {
 enum There {
     Nothing,
     Replaceable,
+}
+
+/// [`there`], as an error of this crate.
+fn found(path: &Path, is_directory: bool) -> Result<There> {
+    there(path, is_directory)
+        .map_err(|found| Error::Request(format!("-o {}: exists, and {found}", path.display())))
 }
 
 /// What is at `path`; when it may never be replaced by a result of this kind, what it is and what to do.
