@@ -115,7 +115,7 @@ fn what_is_no_result_is_not_replaced_however_it_is_forced() {
     for (format, output) in [("mlx-4bit", &file), ("mlx-4bit", &folder), ("q8_0", &folder)] {
         let forced = pipeline::Settings { force: true, ..settings(format, 1) };
         let error = convert_with(&model(), &forced, &Options::default(), output, &Silent).err().unwrap();
-        assert!(error.to_string().contains("exists, and is a"), "{error}");
+        assert!(error.to_string().contains("exists and is a"), "{error}");
     }
     assert_eq!(std::fs::read(&file).unwrap(), b"precious");
     assert_eq!(std::fs::read(folder.join("inside")).unwrap(), b"precious");

@@ -81,9 +81,7 @@ pub(super) fn message(text: impl Display) {
 /// As [`Page::print`].
 pub(super) fn print_clap(error: &clap::Error) -> Result<()> {
     if error.use_stderr() {
-        let text = error.render().to_string();
-        let lines: Vec<Cow<'_, str>> = text.trim_end().lines().map(escaped).collect();
-        let _ = writeln!(std::io::stderr(), "{}", shortened(&lines.join("\n")));
+        message(error.render());
         return Ok(());
     }
     error.print().and_then(|()| std::io::stdout().flush()).map_err(Error::io(STDOUT, "write"))

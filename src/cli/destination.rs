@@ -31,11 +31,9 @@ impl Destination {
         let is_directory = plan::is_directory(format)?;
         let given = super::path(matches, "output");
         output::check_path(given, is_directory, &format.to_lowercase())?;
-        if !is_directory
-            && matches.contains_id("split-max-size")
-            && given.file_name().is_some_and(|name| name.to_str().is_none())
-        {
-            let message = "the name is not UTF-8, and those of the files of a set are made from it";
+        if !is_directory && given.file_name().is_some_and(|name| name.to_str().is_none()) {
+            let message =
+                "the name is not UTF-8, and GGUF files are found by their names as text; name another";
             return Err(Error::Request(format!("-o {}: {message}", given.display())));
         }
         // As the path's components give it: no slash at the end, no dots between.

@@ -44,7 +44,8 @@ pub fn final_paths(blueprint: &Blueprint, output: &Path) -> Vec<PathBuf> {
     blueprint.files.iter().map(name_of).collect()
 }
 
-/// Refuses an output path that no result of this kind can have: its form, and the directory that it would lie in. `kind` is for messages: `"mlx-4bit"`.
+/// Refuses an output path that no result of this kind can have: its form, and the directory that it would lie in.
+/// `kind` is for messages: `"mlx-4bit"`.
 ///
 /// # Errors
 /// Says what is wrong with it, and what to give instead.
@@ -134,30 +135,34 @@ enum There {
 
 /// [`there`], as an error of this crate.
 fn found(path: &Path, is_directory: bool) -> Result<There> {
-    there(path, is_directory)
-        .map_err(|found| Error::Request(format!("-o {}: exists, and {found}", path.display())))
+    there(path, is_directory).map_err(|found| Error::Request(format!("-o {}: {found}", path.display())))
 }
 
 /// What is at `path`; when it may never be replaced by a result of this kind, what it is and what to do.
 fn there(path: &Path, is_directory: bool) -> std::result::Result<There, String> {
-    let Ok(metadata) = path.symlink_metadata() else { return Ok(There::Nothing) };
+    let metadata = match path.symlink_metadata() {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(There::Nothing),
+        Err(error) => return Err(format!("cannot look at it: {error}")),
+    };
     if metadata.is_symlink() {
         let target = std::fs::read_link(path).unwrap_or_default();
         return Err(format!(
-            "is a symbolic link to {}, and links are not replaced: name its target itself, or remove the link",
+            "exists and is a symbolic link to {}; links are not replaced: name its target itself, or remove the link",
             target.display()
         ));
     }
     match (metadata.is_file(), metadata.is_dir(), is_directory) {
         (true, _, false) => Ok(There::Replaceable),
         (true, _, true) => {
-            Err("is a file, and the result is a directory: name another place, or remove the file".into())
+            Err("exists and is a file; the result is a directory: name another place, or remove the file"
+                .into())
         }
         (_, true, false) => {
-            Err("is a directory, and the result is a file: name a file in it, or another place".into())
+            Err("exists and is a directory; the result is a file: name a file in it, or another place".into())
         }
         (_, true, true) => is_result(path).map(|()| There::Replaceable),
-        _ => Err("is neither a file nor a directory: name another place".into()),
+        _ => Err("exists and is neither a file nor a directory: name another place".into()),
     }
 }
 
@@ -172,18 +177,25 @@ fn is_result(path: &Path) -> std::result::Result<(), String> {
     let wanted = "only a directory that a manifest shows to be a result of requant is replaced: remove it yourself, or \
                   name another place";
     if !place.is_file() {
-        return Err(format!("is a directory without {MANIFEST_INSIDE}; {wanted}"));
+        return Err(format!("exists and is a directory without {MANIFEST_INSIDE}; {wanted}"));
     }
     let manifest = match Manifest::read(&place) {
         Ok(manifest) if manifest.is_directory => manifest,
-        Ok(_) => return Err(format!("is a directory, and {} is about a file; {wanted}", place.display())),
+        Ok(_) => {
+            return Err(format!(
+                "exists and is a directory, and {} is about a file; {wanted}",
+                place.display()
+            ));
+        }
         Err(error) => {
-            return Err(format!("is a directory whose manifest cannot be used ({error}); {wanted}"));
+            return Err(format!(
+                "exists and is a directory whose manifest cannot be used ({error}); {wanted}"
+            ));
         }
     };
     let mut found = Vec::new();
     files_below(path, Path::new(""), &mut found)
-        .map_err(|error| format!("is a directory that cannot be listed: {error}"))?;
+        .map_err(|error| format!("exists and is a directory that cannot be listed: {error}"))?;
     let listed: BTreeSet<&Path> = manifest.files.iter().map(|file| Path::new(&file.name)).collect();
     let is_ours = |(name, metadata): &(PathBuf, Metadata)| {
         // A manifest beside the directory may have been left there by another one of that name.
@@ -202,7 +214,7 @@ fn is_result(path: &Path) -> std::result::Result<(), String> {
     };
     let shown = others[..others.len().min(SHOWN)].join(", ");
     Err(format!(
-        "holds what its manifest does not list as it is ({shown}{more}): move that elsewhere first, or name another \
+        "exists and holds what its manifest does not list as it is ({shown}{more}): move that elsewhere first, or name another \
          place"
     ))
 }
@@ -285,7 +297,7 @@ pub fn check_apart(output: &Path, paths: &[PathBuf], kept: &[Kept]) -> Result<()
 struct Place {
     /// Without links, `.` and `..`, as far as it exists.
     resolved: PathBuf,
-    /// Device and number of it, if it exists, and of each directory that it lies in, innermost first.
+    /// Device and number of it, if it exists and of each directory that it lies in, innermost first.
     nodes: Vec<Option<(u64, u64)>>,
 }
 
