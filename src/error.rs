@@ -53,6 +53,9 @@ pub enum Error {
     /// The request contradicts itself or the file system: existing output, bad option value.
     #[error("{0}")]
     Request(String),
+    /// Options that do not go with the request, as a wrong option is: exit code 2.
+    #[error("{0}")]
+    Usage(String),
     /// A finished artifact does not match its manifest.
     #[error("{}: {problems} of {checked} checks failed", path.display())]
     Verification {

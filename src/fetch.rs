@@ -37,8 +37,8 @@ pub struct Request<'a> {
     pub disk: &'a Disk,
     /// Requests under way at once.
     pub connections: usize,
-    /// Go ahead on a disk that is too full.
-    pub force: bool,
+    /// Go ahead on a disk that seems too full.
+    pub ignore_space: bool,
 }
 
 /// Brings what `request` asks for; gives how many bytes were downloaded.
@@ -53,12 +53,12 @@ pub fn fetch(request: &Request<'_>, progress: &dyn Progress, stop: &AtomicBool) 
     let absent: Vec<usize> = (0..request.files.len())
         .filter(|&file| !present[file] && !is_bookkeeping(&request.files[file].name))
         .collect();
-    if !request.force {
+    if !request.ignore_space {
         let partial = |file: &RemoteFile| pipeline::allocated_bytes(&local.partial(&file.digest));
         let missing = absent.iter().map(|&file| &request.files[file]);
         let bytes = missing.map(|file| file.len_bytes.saturating_sub(partial(file))).sum();
         let need = Need { what: "the files", directory: request.output.to_owned(), bytes };
-        pipeline::check_space(&[need], pipeline::OR_FORCE)?;
+        pipeline::check_space(&[need], pipeline::OR_IGNORE_SPACE)?;
     }
     for (file, _) in request.files.iter().zip(&present).filter(|(_, present)| **present) {
         local.record(&file.name, request.commit, &file.digest)?;

@@ -4,13 +4,15 @@
 //!
 //! | floor | rooms |
 //! |---|---|
-//! | S0 | [`error`], [`disk`], `frontier`, `lock` |
+//! | S0 | [`error`], [`disk`], `fingerprint`, `frontier`, `human`, `lock` |
 //! | S1 | [`source`], [`arch`], [`tokenizer`] |
 //! | S2 | [`checkpoint`] |
 //! | S3 | [`plan`], [`weights`] |
 //! | S4 | `pipeline`, [`model`] |
 //! | S5 | [`evaluate`], [`fetch`], [`checksums`] |
 //! | S6 | `cli` |
+
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod arch;
 pub mod artifact;
@@ -24,6 +26,7 @@ pub mod evaluate;
 pub mod fetch;
 mod fingerprint;
 mod frontier;
+mod human;
 mod lock;
 pub mod model;
 pub mod pipeline;

@@ -28,6 +28,7 @@ mod kept;
 mod manifest;
 mod maxima;
 mod names;
+pub mod output;
 mod placing;
 mod provenance;
 mod queue;
@@ -44,7 +45,7 @@ pub use execute::peak_ram_bytes;
 pub use journal::{Pinned, RequestRecord};
 pub use manifest::{FileRecord, Manifest, SourceRecord, TensorRecord};
 pub use names::manifest_path;
-pub use space::{Need, OR_FORCE, allocated_bytes, check_space};
+pub use space::{Need, OR_IGNORE_SPACE, allocated_bytes, check_space};
 pub use verify::{Check, has_manifest, verify};
 
 /// Receives what a long run has done so far. Called from several threads.
@@ -252,7 +253,9 @@ impl Conversion<'_> {
             stop,
         };
         run.report_done();
-        let (digests, errors) = run.execute(self.settings.threads, queue, &mut journal)?;
+        // A thread without a job would only look for one.
+        let threads = self.settings.threads.min(jobs.len().max(1));
+        let (digests, errors) = run.execute(threads, queue, &mut journal)?;
         if stop.load(Ordering::Relaxed) {
             return Err(Error::Interrupted);
         }

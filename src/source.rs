@@ -254,8 +254,16 @@ pub(crate) fn read_header<T>(
 
 /// What a place without a file that every checkpoint has may be, and what to do.
 pub(crate) fn what_it_is(source: &dyn Source) -> String {
-    match source.files().iter().find(|file| file.name.ends_with(".gguf")) {
-        None => "is this a Hugging Face checkpoint?".to_owned(),
+    let find = |suffix: &str| source.files().iter().find(|file| file.name.ends_with(suffix));
+    match find(".gguf") {
+        None => match [".bin", ".pt", ".pth"].into_iter().find_map(find) {
+            None => "is this a Hugging Face checkpoint?".to_owned(),
+            Some(file) => format!(
+                "weights pickled by PyTorch ({}) are not read, since unpickling can run code; save the model as \
+                 safetensors first (transformers: from_pretrained, then save_pretrained)",
+                file.name
+            ),
+        },
         Some(file) => format!(
             "it holds GGUF files; name one of them, such as {} (of a repository on the hub, once `requant fetch` has \
              downloaded it)",

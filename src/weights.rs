@@ -89,6 +89,11 @@ impl Model {
     }
 }
 
+/// Values of `tokenizer.ggml.pre` that llama.cpp reads.
+pub fn pre_tokenizers() -> impl Iterator<Item = &'static str> {
+    gguf_cuts::names()
+}
+
 /// The tokenizer that lies beside the weights of `source`.
 ///
 /// # Errors

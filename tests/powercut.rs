@@ -133,7 +133,7 @@ fn in_turn(stop: usize) -> Vec<Loss> {
     if std::env::var_os("REQUANT_EVERY_LOSS").is_some() {
         return [&all[..], &[Loss::Some(seed ^ 2), Loss::Some(seed ^ 4)]].concat();
     }
-    vec![all[stop % all.len()], Loss::Some(seed)]
+    vec![all[stop % all.len()]]
 }
 
 fn recording(format: &str, disk: &Disk, force: bool) -> Settings {
@@ -301,7 +301,7 @@ fn fetched_to_a_directory() {
             output: &root.join("model"),
             disk,
             connections: 2,
-            force: false,
+            ignore_space: false,
         };
         fetch::fetch(&request, &Silent, &stop).map(drop)
     };

@@ -38,8 +38,13 @@
 //! - `economy`: what a measurement reads and how much memory it takes.
 //! - `results`: finished GGUF and MLX results, read back and measured.
 //! - `comparison`: two models side by side.
+//! - `destinations`: where results go: what may be replaced, and what they stay away from.
+//! - `arguments`: options, MODEL and numbers that make no sense are errors before any work.
+//! - `console`: what leaves to terminals and pipes: nothing unsafe, nothing endless, and no panic.
 //! - `command`: the command line as scripts see it: exit codes, streams, JSON keys.
 
+#[cfg(test)]
+mod arguments;
 #[cfg(test)]
 mod budget;
 #[cfg(test)]
@@ -48,6 +53,8 @@ mod checksums;
 mod command;
 #[cfg(test)]
 mod comparison;
+#[cfg(test)]
+mod console;
 #[cfg(test)]
 mod conversion;
 #[cfg(test)]
@@ -58,6 +65,8 @@ mod damage;
 mod deepseek2;
 #[cfg(test)]
 mod deepseek_v2;
+#[cfg(test)]
+mod destinations;
 #[cfg(test)]
 mod economy;
 #[cfg(test)]

@@ -6,7 +6,9 @@ use std::sync::atomic::AtomicBool;
 
 use clap::ArgMatches;
 
+use super::console;
 use super::model::{self, Connected};
+use super::named;
 use super::size::human;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
@@ -52,7 +54,8 @@ impl Measured {
         sharing: u64,
         stop: &Arc<AtomicBool>,
     ) -> Result<Self> {
-        let Some(id) = model::hub_id(path) else {
+        named::check(path)?;
+        let Some(id) = named::hub_id(path) else {
             return Ok(Self { model: Model::open(path)?, shards: None });
         };
         let (id, environment) = match which {
@@ -119,7 +122,11 @@ impl Measured {
         feed.follow(visits?)?;
         let bytes = feed.download_bytes();
         if !quiet {
-            eprintln!("{}: {} to download", crate::source::Source::location(&**feed), human(bytes));
+            console::note(format_args!(
+                "{}: {} to download",
+                crate::source::Source::location(&**feed),
+                human(bytes)
+            ));
         }
         let spool =
             Need { what: "the spool", directory: spool_directory.clone(), bytes: bytes.min(*limit_bytes) };
@@ -134,9 +141,9 @@ impl Measured {
             if !quiet {
                 let (bytes, held) = (human(bytes), human(held_bytes));
                 let here = if is_again { "here again" } else { "here" };
-                eprintln!(
+                console::note(format_args!(
                     "{number} of {files} shards have come: {name}, {bytes}, is {here} ({held} in the spool)"
-                );
+                ));
             }
         };
         let result = match &self.shards {

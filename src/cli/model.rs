@@ -6,8 +6,8 @@ use std::sync::atomic::AtomicBool;
 
 use clap::{Arg, ArgAction, ArgMatches};
 
-use super::report;
 use super::size::{self, human};
+use super::{named, report};
 use crate::disk::{Disk, with_suffix};
 use crate::error::{Error, Result};
 use crate::pipeline::Pinned;
@@ -96,14 +96,8 @@ pub(super) fn place(text: &Path, matches: &ArgMatches) -> Result<Place> {
     if text.is_dir() {
         return Ok(Place::Directory(text.to_owned()));
     }
-    let id = text.to_str().and_then(HubId::parse).filter(|_| !text.exists());
-    let Some(id) = id else {
-        let message = format!(
-            "{}: neither a directory with a Hugging Face checkpoint, nor a .gguf file, nor a hub id such as org/name",
-            text.display()
-        );
-        return Err(Error::Request(message));
-    };
+    named::check(text)?;
+    let Some(id) = named::hub_id(text) else { return Err(named::not_a_directory(text)) };
     let (id, environment) = on_hub(id, matches)?;
     Ok(Place::Hub(id, environment))
 }
@@ -130,13 +124,6 @@ pub(super) fn environment(matches: &ArgMatches) -> Result<Environment> {
         environment.cache_dir.clone_from(directory);
     }
     Ok(environment)
-}
-
-/// The repository that `path` names, unless it is a file or directory, or looks like a file that is missing.
-pub(super) fn hub_id(path: &Path) -> Option<HubId> {
-    let is_file_name =
-        path.extension().is_some_and(|extension| extension == "gguf" || extension == "safetensors");
-    path.to_str().and_then(HubId::parse).filter(|_| !is_file_name && !path.exists())
 }
 
 /// A repository that answers.

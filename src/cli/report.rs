@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
+use super::console;
 use super::size::human;
 use crate::pipeline::{Progress, Transfer};
 
@@ -79,7 +80,7 @@ impl Progress for Bars {
         Self::style(&self.bar, template);
         self.bar.reset();
         self.bar.set_length(total_bytes);
-        self.bar.set_message(name.to_owned());
+        self.bar.set_message(console::escaped(name).into_owned());
     }
 
     fn advance(&self, bytes: u64) {
@@ -95,7 +96,7 @@ impl Progress for Bars {
         });
         bar.inc(transfer.bytes);
         if transfer.bytes == 0 {
-            bar.set_message(place(transfer));
+            bar.set_message(console::escaped(&place(transfer)).into_owned());
         }
     }
 
@@ -164,10 +165,10 @@ impl LinesState {
         }
         self.last_line = Some(Instant::now());
         if let Some(transfer) = &self.transfer {
-            eprintln!("{}, {}", transfer.line(), self.place);
+            console::note(format_args!("{}, {}", transfer.line(), self.place));
         }
         if let Some(stage) = &self.stage {
-            eprintln!("{}", stage.line());
+            console::note(format_args!("{}", stage.line()));
         }
     }
 }
@@ -181,7 +182,7 @@ impl Lines {
 impl Progress for Lines {
     fn stage(&self, name: &str, total_bytes: u64) {
         let of = if total_bytes == 0 { String::new() } else { format!(": {}", human(total_bytes)) };
-        eprintln!("{name}{of}");
+        console::note(format_args!("{name}{of}"));
         let mut state = self.lock();
         state.last_line = Some(Instant::now());
         state.stage = Some(StageState::begin(name, total_bytes));
@@ -198,7 +199,7 @@ impl Progress for Lines {
     fn transfer(&self, transfer: &Transfer<'_>) {
         let mut state = self.lock();
         if transfer.bytes == 0 {
-            eprintln!("download: {}, {}", transfer.name, place(transfer));
+            console::note(format_args!("download: {}, {}", transfer.name, place(transfer)));
             state.place = place(transfer);
         }
         let total = state.transfer.get_or_insert_with(|| StageState::begin("download", transfer.total_bytes));

@@ -7,7 +7,7 @@ use clap::{Arg, ArgMatches};
 use serde_json::{Value, json};
 
 use super::measured::Measured;
-use super::perplexity::{self, table};
+use super::perplexity::{self, Room, table};
 use super::source::Source;
 use crate::checkpoint::{Checkpoint, WeightStore};
 use crate::error::{Error, Result};
@@ -54,6 +54,7 @@ pub(super) struct Validation {
     windows: Windows,
     max_kld: Option<f64>,
     memory_bytes: Option<u64>,
+    ignore_space: bool,
 }
 
 impl Validation {
@@ -82,9 +83,19 @@ impl Validation {
             memory_bytes,
             scratch: None,
         };
-        perplexity::check_room(&request, Vec::new(), super::threads(matches), true)?;
+        let ignore_space = matches.get_flag("ignore-space");
+        let room = Room { threads: super::threads(matches), ignore_space, quiet: true };
+        perplexity::check_room(&request, Vec::new(), &room)?;
         let parses_special = tokenizer.parses_special();
-        Ok(Some(Self { text: path.clone(), tokens, parses_special, windows, max_kld, memory_bytes }))
+        Ok(Some(Self {
+            text: path.clone(),
+            tokens,
+            parses_special,
+            windows,
+            max_kld,
+            memory_bytes,
+            ignore_space,
+        }))
     }
 
     /// What measures the result before it gets its name. `original` opens what it is held against.
@@ -161,7 +172,8 @@ impl Judge for Measurement<'_> {
             Original::Streamed(streamed) => {
                 let predicts = has_second_next(request.model) && has_second_next(streamed.model.store());
                 let needs = streamed.follow(predicts, quiet)?;
-                perplexity::check_room(&request, needs, threads, quiet)?;
+                let room = Room { threads, ignore_space: validation.ignore_space, quiet };
+                perplexity::check_room(&request, needs, &room)?;
                 streamed.run(quiet, measure)?
             }
         };
@@ -169,6 +181,7 @@ impl Judge for Measurement<'_> {
             return Err(Error::Request("--validate: nothing was compared".into()));
         };
         let mut value = validation.asked();
+        value["bos"] = json!(validation.tokens.bos);
         value["perplexity"] = json!(report.perplexity.perplexity);
         value["perplexity_error"] = json!(report.perplexity.error);
         value["against"] = table::against_json(&against, cut_otherwise);

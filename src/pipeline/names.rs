@@ -14,10 +14,22 @@
 use std::path::{Path, PathBuf};
 
 use crate::disk::with_suffix;
-use crate::plan::Blueprint;
+use crate::plan::{Blueprint, OutputFile};
 
 /// The manifest inside a directory.
-const INSIDE: &str = "requant.manifest.json";
+pub(super) const INSIDE: &str = "requant.manifest.json";
+
+/// What follows the name of a result in those of what a run puts beside it, and may remove there.
+pub(super) const BESIDE: [&str; 8] = [
+    ".partial",
+    ".journal",
+    ".lock",
+    ".replaced",
+    ".spool",
+    ".view",
+    ".manifest.json",
+    ".manifest.json.pending",
+];
 
 /// A file or directory that gets its final name when it is complete.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,14 +50,7 @@ pub(super) struct Names {
 impl Names {
     /// Of a run that writes what `blueprint` describes at `output`.
     pub(super) fn new(blueprint: &Blueprint, output: &Path) -> Self {
-        let finals = if blueprint.is_directory {
-            vec![output.to_owned()]
-        } else {
-            let name_of = |file: &crate::plan::OutputFile| {
-                if file.name.is_empty() { output.to_owned() } else { output.with_file_name(&file.name) }
-            };
-            blueprint.files.iter().map(name_of).collect()
-        };
+        let finals = final_paths(blueprint, output);
         let pair = |final_path: PathBuf| Pair { temporary: partial(&final_path), final_path };
         let pairs = finals.into_iter().map(pair).collect();
         Self { output: output.to_owned(), is_directory: blueprint.is_directory, pairs }
@@ -89,6 +94,17 @@ impl Names {
     pub(super) fn view(&self) -> PathBuf {
         with_suffix(&self.output, ".view")
     }
+}
+
+/// Final path of each thing that a run gives a name: the directory, or each file.
+pub fn final_paths(blueprint: &Blueprint, output: &Path) -> Vec<PathBuf> {
+    if blueprint.is_directory {
+        return vec![output.to_owned()];
+    }
+    let name_of = |file: &OutputFile| {
+        if file.name.is_empty() { output.to_owned() } else { output.with_file_name(&file.name) }
+    };
+    blueprint.files.iter().map(name_of).collect()
 }
 
 /// The manifest of a result that is a directory.

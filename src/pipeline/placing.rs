@@ -15,6 +15,7 @@ use super::Progress;
 use super::journal::Journal;
 use super::manifest::{self, Manifest};
 use super::names::{Names, Pair, manifest_beside, manifest_inside, partial};
+use super::output::check_replaceable;
 use super::staging::{Stage, exists};
 use crate::disk::{Disk, DiskFile, parent_of};
 use crate::error::Result;
@@ -77,9 +78,10 @@ fn place_directory(disk: &Disk, names: &Names, pair: &Pair, force: bool) -> Resu
     if disk.rename_new(temporary, final_path)? {
         return Ok(());
     }
-    if !force || !is_result(final_path) {
+    if !force {
         return Err(exists(final_path));
     }
+    check_replaceable(&[final_path.clone()], true)?;
     if disk.exchange(temporary, final_path)? {
         return Ok(());
     }

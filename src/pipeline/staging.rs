@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use super::journal::{Done, Journal, RequestRecord};
 use super::manifest::Manifest;
 use super::names::Names;
+use super::output::check_replace;
 use super::{execute, placing};
 use crate::disk::{Disk, DiskFile, parent_of};
 use crate::error::{Error, Result};
@@ -98,7 +99,8 @@ impl Stage {
             earlier => earlier,
         };
         placing::restore_replaced(disk, &stage.names)?;
-        refuse_existing(&stage.names, force)?;
+        let finals: Vec<PathBuf> = stage.names.pairs.iter().map(|pair| pair.final_path.clone()).collect();
+        check_replace(output, &finals, blueprint.is_directory, force)?;
         if let Some((journal, progress_made)) = earlier
             && stage.reopen(blueprint)?
         {
@@ -242,14 +244,6 @@ fn clear(file: &DiskFile, start: u64, end: u64) -> Result<()> {
         position += len as u64;
     }
     Ok(())
-}
-
-fn refuse_existing(names: &Names, force: bool) -> Result<()> {
-    let existing = names.pairs.iter().find(|pair| pair.final_path.symlink_metadata().is_ok());
-    match existing {
-        Some(pair) if !force => Err(exists(&pair.final_path)),
-        _ => Ok(()),
-    }
 }
 
 /// Something is there that may not be replaced.
