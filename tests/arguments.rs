@@ -227,7 +227,7 @@ fn a_model_that_looks_local_and_is_not_there_is_no_matter_for_the_hub() {
 
     // Weights that are not read say so, as a file and in a directory.
     std::fs::write(served.path("tiny/pytorch_model.bin"), b"PK").unwrap();
-    std::fs::write(served.path("tiny/config.json"), b"{\"model_type\": \"deepseek_v3\"}").unwrap();
+    std::fs::copy(model().join("config.json"), served.path("tiny/config.json")).unwrap();
     std::fs::write(served.path("tiny/model.safetensors.part"), b"").unwrap();
     for command in [
         &["plan", "tiny/pytorch_model.bin", "--to", "q4_0"][..],

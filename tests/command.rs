@@ -344,9 +344,9 @@ fn two_models_are_measured_on_windows_that_begin_as_the_measured_one_has_it() {
     convert(&model(), "q8_0", 2, &file).unwrap();
     let heldout = directory.path().join("t");
     let whole = std::fs::read_to_string(crate::conversion::fixtures().join("text/heldout.txt")).unwrap();
-    std::fs::write(&heldout, &whole[..4000]).unwrap();
+    std::fs::write(&heldout, &whole[..1500]).unwrap();
     let measured = |result: &Path, original: Option<&Path>, more: &[&str]| -> (Value, String) {
-        let mut arguments = vec!["perplexity", path(result), "--text", path(&heldout), "-c", "128", "-q"];
+        let mut arguments = vec!["perplexity", path(result), "--text", path(&heldout), "-c", "64", "-q"];
         arguments.extend(original.into_iter().flat_map(|original| ["--against", path(original)]));
         arguments.extend(more);
         let human = requant(&arguments);
@@ -393,7 +393,7 @@ fn two_models_are_measured_on_windows_that_begin_as_the_measured_one_has_it() {
         "--validate",
         path(&heldout),
         "--validate-context",
-        "128",
+        "64",
         "--json",
         "-q",
     ]);

@@ -117,7 +117,10 @@ fn single_shard(source: &dyn Source) -> Result<usize> {
         (0..source.files().len()).filter(|&id| source.files()[id].name.ends_with(".safetensors")).collect();
     match shards.as_slice() {
         &[only] => Ok(only),
-        [] => Err(Error::checkpoint(INDEX, format!("neither it nor {SINGLE} is in {}", source.location()))),
+        [] => {
+            let (place, what) = (source.location(), source::what_it_is(source));
+            Err(Error::checkpoint(INDEX, format!("neither it nor {SINGLE} is in {place}: {what}")))
+        }
         many => {
             let message =
                 format!("not found in {}, but {} shards are: get it too", source.location(), many.len());
