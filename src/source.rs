@@ -28,8 +28,8 @@ pub use feed::{Arrival, Feed};
 pub use local::{FileState, LocalDirectory};
 pub use remote::{ContentDigest, Remote, RemoteFile};
 pub use spool::Spool;
-pub use streamed::{Deposit, Streamed};
 pub(crate) use stated::{Stated, stated};
+pub use streamed::{Deposit, Streamed};
 pub use supply::Supply;
 
 /// One file of a source.

@@ -12,7 +12,8 @@ use crate::conversion::{Silent, convert, model, names, open, settings};
 use crate::faults::StopAfter;
 
 /// Formats with one file, with two kinds of rows, with a directory, and with rows in short pieces.
-const FORMATS: [(&str, &str); 4] = [("q4_0", "m.gguf"), ("q4_k_m", "m.gguf"), ("mlx-4bit", "m"), ("gptq-4bit-64g", "m")];
+const FORMATS: [(&str, &str); 4] =
+    [("q4_0", "m.gguf"), ("q4_k_m", "m.gguf"), ("mlx-4bit", "m"), ("gptq-4bit-64g", "m")];
 
 /// Records what is said about damage.
 #[derive(Default)]
@@ -42,7 +43,8 @@ fn resumed(format: &str, output: &Path) -> (Outcome, Vec<usize>) {
     let source = open(&model()).unwrap();
     let blueprint = plan::blueprint(&source, format, &Options::default()).unwrap();
     let stop = AtomicBool::new(false);
-    let outcome = pipeline::convert(&source, &blueprint, output, &settings(format, 2), &listener, &stop).unwrap();
+    let outcome =
+        pipeline::convert(&source, &blueprint, output, &settings(format, 2), &listener, &stop).unwrap();
     (outcome, listener.0.into_inner().unwrap())
 }
 

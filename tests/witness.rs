@@ -68,7 +68,13 @@ impl Progress for Meddler<'_> {
 }
 
 /// Converts, and calls `meddle` once `after` bytes of the source are through.
-fn meddled(source: &Path, format: &str, output: &Path, after: u64, meddle: &(dyn Fn() + Sync)) -> Result<Outcome> {
+fn meddled(
+    source: &Path,
+    format: &str,
+    output: &Path,
+    after: u64,
+    meddle: &(dyn Fn() + Sync),
+) -> Result<Outcome> {
     let source = open(source).unwrap();
     let blueprint = plan::blueprint(&source, format, &Options::default()).unwrap();
     let progress = Meddler { after, done: 0.into(), meddled: false.into(), meddle };
@@ -113,9 +119,15 @@ fn assert_digests(manifest: &Manifest, source: &Path, expected: &[&str]) {
 fn the_manifest_names_the_digest_of_every_source_file() {
     let source = checkpoint();
     let directory = tempfile::tempdir().unwrap();
-    for (format, name) in [("q4_0", "a.gguf"), ("mlx-4bit-g32", "b"), ("compressed-tensors-nvfp4", "c"), ("f32", "q8.gguf")] {
+    for (format, name) in
+        [("q4_0", "a.gguf"), ("mlx-4bit-g32", "b"), ("compressed-tensors-nvfp4", "c"), ("f32", "q8.gguf")]
+    {
         let manifest = convert(source.path(), format, 2, &directory.path().join(name)).unwrap().manifest;
-        assert_digests(&manifest, source.path(), &[SHARD, "config.json", "model.safetensors.index.json", "tokenizer.json"]);
+        assert_digests(
+            &manifest,
+            source.path(),
+            &[SHARD, "config.json", "model.safetensors.index.json", "tokenizer.json"],
+        );
     }
     let again = requantize(&directory.path().join("q8.gguf"), "q4_0", &directory.path().join("again.gguf"));
     assert_digests(&again.manifest, directory.path(), &["q8.gguf"]);
@@ -172,7 +184,8 @@ fn whenever_a_shard_is_rewritten_nothing_is_mixed() {
                 }
                 Ok(outcome) => {
                     assert_digests(&outcome.manifest, source.path(), &[SHARD]);
-                    let fresh = convert(source.path(), "q4_0", 2, &directory.path().join("fresh.gguf")).unwrap();
+                    let fresh =
+                        convert(source.path(), "q4_0", 2, &directory.path().join("fresh.gguf")).unwrap();
                     assert_eq!(outcome.manifest.tensors[0].sha256, fresh.manifest.tensors[0].sha256);
                     assert_eq!(outcome.manifest.files[0].sha256, fresh.manifest.files[0].sha256);
                 }
@@ -215,7 +228,8 @@ fn files_replaced_cut_off_or_removed_are_noticed() {
     let outcome = meddled(source.path(), "q4_0", &directory.path().join("m.gguf"), all, &copy).unwrap();
     assert_digests(&outcome.manifest, source.path(), &[SHARD]);
     // Cut off early: whoever reads past the end says so.
-    let cut = || File::options().write(true).open(source.path().join(SHARD)).unwrap().set_len(100_000).unwrap();
+    let cut =
+        || File::options().write(true).open(source.path().join(SHARD)).unwrap().set_len(100_000).unwrap();
     let error = meddled(source.path(), "q4_0", &directory.path().join("n.gguf"), 1, &cut).err().unwrap();
     assert!(error.to_string().contains(SHARD), "{error}");
     assert!(!directory.path().join("n.gguf").exists());
@@ -245,7 +259,8 @@ fn a_file_changed_between_a_stop_and_the_resume_is_named() {
         flip(source.path(), tensor, 0);
         let result = convert(source.path(), format, 2, &output);
         // Where tensors share a factor on their scales, the other one is not what it was either.
-        let named = if format.ends_with("nvfp4") { "_proj.weight" } else { tensor.trim_end_matches("_scale_inv") };
+        let named =
+            if format.ends_with("nvfp4") { "_proj.weight" } else { tensor.trim_end_matches("_scale_inv") };
         assert_refused(result, &output, &[SHARD, named, "earlier run", "--restart"]);
         // Put back as it was, the same command goes on with what was kept.
         flip(source.path(), tensor, 0);
@@ -287,7 +302,11 @@ fn what_a_download_recorded_must_be_there() {
     flip_byte(&shard, len - 1);
     let output = served.path("n.gguf");
     let record = ".cache/huggingface/download/model-00002-of-00004.safetensors.metadata";
-    assert_refused(convert(&source, "q4_0", 2, &output), &output, &["model-00002-of-00004", record, "Fetch it again"]);
+    assert_refused(
+        convert(&source, "q4_0", 2, &output),
+        &output,
+        &["model-00002-of-00004", record, "Fetch it again"],
+    );
     // Without the record nothing is stated.
     std::fs::remove_file(source.join(record)).unwrap();
     convert(&source, "q4_0", 2, &output).unwrap();
@@ -328,8 +347,10 @@ fn a_result_that_is_converted_again_is_what_its_manifest_says() {
     flip_byte(&first, first.metadata().unwrap().len() - 40);
     let output = directory.path().join("q4_0.gguf");
     let opened = requant::checkpoint::GgufModel::open(&first).unwrap();
-    let blueprint = plan::requantize(&opened, "q4_0", &Options { allow_requantize: true, ..Options::default() }).unwrap();
+    let blueprint =
+        plan::requantize(&opened, "q4_0", &Options { allow_requantize: true, ..Options::default() }).unwrap();
     let stop = AtomicBool::new(false);
-    let result = pipeline::convert(opened.catalogue(), &blueprint, &output, &settings("q4_0", 2), &Silent, &stop);
+    let result =
+        pipeline::convert(opened.catalogue(), &blueprint, &output, &settings("q4_0", 2), &Silent, &stop);
     assert_refused(result, &output, &["q8_0.gguf", "q8_0.gguf.manifest.json", "sha256"]);
 }

@@ -200,7 +200,9 @@ impl TileReader {
                 self.read_bytes(catalogue, id, &rows)?;
                 self.bytes.len() as u64 + self.decode_scaled(catalogue, tensor, *scale, &rows, tile)?
             }
-            Encoding::Packed(packed) => self.packed.read(catalogue, id, packed, rows.clone(), tile, self.witness.as_mut())?,
+            Encoding::Packed(packed) => {
+                self.packed.read(catalogue, id, packed, rows.clone(), tile, self.witness.as_mut())?
+            }
         };
         check_finite(&tensor.name, &catalogue.source().files()[tensor.file].name, rows.start, cols, tile)?;
         Ok(total)
@@ -226,7 +228,8 @@ impl TileReader {
         let start = first_block * grid_cols * width;
         match &self.held_scales {
             Some((held, first, bytes))
-                if *held == scale.tensor && (*first..=first + bytes.len()).contains(&start)
+                if *held == scale.tensor
+                    && (*first..=first + bytes.len()).contains(&start)
                     && start + count * width <= first + bytes.len() =>
             {
                 self.scale_bytes.copy_from_slice(&bytes[start - first..][..count * width]);

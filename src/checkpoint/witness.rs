@@ -160,8 +160,9 @@ impl Catalogue {
                 read(file, offset, len);
             }
         }
-        let contiguous =
-            streams.iter().map(|stream| Extent::one(stream.file, stream.start, (stream.next - stream.start) as usize));
+        let contiguous = streams
+            .iter()
+            .map(|stream| Extent::one(stream.file, stream.start, (stream.next - stream.start) as usize));
         contiguous.chain(strided).collect()
     }
 }
@@ -210,7 +211,12 @@ mod tests {
     }
 
     /// A matrix in `layout`, its codes first.
-    fn packed(directory: &Path, codec: &'static dyn Codec, layout_name: &str, [rows, cols]: [usize; 2]) -> Catalogue {
+    fn packed(
+        directory: &Path,
+        codec: &'static dyn Codec,
+        layout_name: &str,
+        [rows, cols]: [usize; 2],
+    ) -> Catalogue {
         let layout = layout::find(layout_name).unwrap();
         let shape = vec![rows, cols];
         let matrix = Matrix { shape: &shape, codec, tensor_scale: 0.5 };
@@ -304,7 +310,11 @@ mod tests {
         for layout in layout::LAYOUTS {
             for name in layout.example_codecs() {
                 let codec = codec::find(name).unwrap();
-                let cols = codec.group_len_elems().next_multiple_of(32).max(128).next_multiple_of(codec.group_len_elems());
+                let cols = codec
+                    .group_len_elems()
+                    .next_multiple_of(32)
+                    .max(128)
+                    .next_multiple_of(codec.group_len_elems());
                 let catalogue = packed(directory.path(), codec, layout.name(), [64, cols]);
                 units(64, &[1, 3, 8, 36, 64]).iter().for_each(|unit| check(&catalogue, unit));
             }

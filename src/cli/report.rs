@@ -97,7 +97,9 @@ impl Drop for Bars {
 
 /// `shard 3 of 163, spool 8.60 GB`; without a spool `file 3 of 170`.
 fn damaged(jobs: usize) -> String {
-    format!("{jobs} finished pieces of the unfinished result were damaged on the disk and are converted again")
+    format!(
+        "{jobs} finished pieces of the unfinished result were damaged on the disk and are converted again"
+    )
 }
 
 fn place(transfer: &Transfer<'_>) -> String {

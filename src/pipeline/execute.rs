@@ -215,7 +215,9 @@ impl Run<'_> {
         for (number, (staged, file)) in self.files.iter().zip(&self.blueprint.files).enumerate() {
             let mut placed: Vec<(u64, u64, usize, usize)> = Vec::new();
             for (tensor, output) in tensors.iter().enumerate() {
-                for (part, place) in output.placements.iter().enumerate().filter(|(_, place)| place.file == number) {
+                for (part, place) in
+                    output.placements.iter().enumerate().filter(|(_, place)| place.file == number)
+                {
                     placed.push((place.offset_bytes, place.offset_bytes + place.len_bytes, tensor, part));
                 }
             }
@@ -326,7 +328,11 @@ pub(super) fn unit(source: &Catalogue, output: &OutputTensor, job: &Job) -> Unit
 }
 
 /// Bands of output rows that `job` writes at once, one after the other.
-pub(super) fn written_bands(source: &Catalogue, output: &OutputTensor, job: &Job) -> impl Iterator<Item = Range<usize>> {
+pub(super) fn written_bands(
+    source: &Catalogue,
+    output: &OutputTensor,
+    job: &Job,
+) -> impl Iterator<Item = Range<usize>> {
     let piece = &output.pieces[job.piece];
     let (_, cols) = source.tensors()[piece.source].matrix();
     let rows = plan::output_rows(piece, job.source_rows.len(), cols);

@@ -118,7 +118,9 @@ impl RequestRecord {
     fn difference(&self, earlier: &Self) -> Option<String> {
         let changed = |what: &str, then: &str, now: &str| Some(format!("{what} was {then}, now {now}"));
         if self.layout != earlier.layout {
-            Some("it was begun by another version of requant, whose journal this one does not read".to_owned())
+            Some(
+                "it was begun by another version of requant, whose journal this one does not read".to_owned(),
+            )
         } else if self.model != earlier.model {
             changed("the model", &earlier.model, &self.model)
         } else if self.format != earlier.format {

@@ -8,10 +8,10 @@ use std::os::unix::fs::FileExt;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use super::Progress;
 use super::execute::{gaps, written_bands};
 use super::journal::Done;
 use super::staging::StagedFile;
-use super::Progress;
 use crate::checkpoint::Catalogue;
 use crate::error::{Error, Result};
 use crate::fingerprint::Fingerprint;
@@ -119,6 +119,8 @@ impl Kept<'_> {
                 start += len as u64;
             }
         }
-        self.files.iter().try_for_each(|staged| staged.file.sync_data().map_err(Error::io(&staged.path, "sync")))
+        self.files
+            .iter()
+            .try_for_each(|staged| staged.file.sync_data().map_err(Error::io(&staged.path, "sync")))
     }
 }

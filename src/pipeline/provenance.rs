@@ -104,7 +104,18 @@ impl<'a> Provenance<'a> {
         let is_earlier = done.iter().map(Option::is_some).collect();
         let (state, changed) = (Mutex::new(state), Condvar::new());
         let statements = Statements::read(local);
-        Some(Self { source, local, blueprint, jobs, is_earlier, readers, prefixes, statements, state, changed })
+        Some(Self {
+            source,
+            local,
+            blueprint,
+            jobs,
+            is_earlier,
+            readers,
+            prefixes,
+            statements,
+            state,
+            changed,
+        })
     }
 
     /// A job is about to read its files.
@@ -152,7 +163,11 @@ impl<'a> Provenance<'a> {
                         if state.waiting.is_empty() {
                             return Ok(());
                         }
-                        drop(self.changed.wait_timeout(state, PATIENCE).unwrap_or_else(PoisonError::into_inner));
+                        drop(
+                            self.changed
+                                .wait_timeout(state, PATIENCE)
+                                .unwrap_or_else(PoisonError::into_inner),
+                        );
                     }
                 }
             }
@@ -234,7 +249,11 @@ impl<'a> Provenance<'a> {
             }
         }
         state.finished.insert(file, sha256.clone());
-        self.readers.get(&file).into_iter().flatten().try_for_each(|&job| self.judge(&state, job as usize))?;
+        self.readers
+            .get(&file)
+            .into_iter()
+            .flatten()
+            .try_for_each(|&job| self.judge(&state, job as usize))?;
         drop(state);
         self.as_stated(file, &sha256)
     }
@@ -298,9 +317,11 @@ impl<'a> Provenance<'a> {
         let listed = self.local.listed(file);
         match path.metadata() {
             Ok(metadata) if FileState::from(&metadata) == listed => Ok(()),
-            Ok(metadata) if metadata.len() != listed.len_bytes => {
-                changed(&format!("it had {} bytes and has {} now: it was changed", listed.len_bytes, metadata.len()))
-            }
+            Ok(metadata) if metadata.len() != listed.len_bytes => changed(&format!(
+                "it had {} bytes and has {} now: it was changed",
+                listed.len_bytes,
+                metadata.len()
+            )),
             Ok(_) if file_digest(&path, &ContentDigest::Sha256(String::new()))? == read => Ok(()),
             Ok(_) => changed("it was changed or replaced"),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => changed("it was removed"),

@@ -206,7 +206,11 @@ impl<'a> Slab<'a> {
 }
 
 /// The bands of `rows` that become a slab each when they are encoded in tiles of `tile_rows`.
-pub(super) fn bands(output: &OutputTensor, rows: Range<usize>, tile_rows: usize) -> impl Iterator<Item = Range<usize>> {
+pub(super) fn bands(
+    output: &OutputTensor,
+    rows: Range<usize>,
+    tile_rows: usize,
+) -> impl Iterator<Item = Range<usize>> {
     let tile_elems = (tile_rows * output.row_len_elems()).max(1);
     let step = (tile_rows * slab_elems(output).div_ceil(tile_elems)).max(1);
     rows.clone().step_by(step).map(move |start| start..rows.end.min(start + step))

@@ -184,7 +184,8 @@ mod tests {
             extent(bytes.len() as u64 - 7, 7, 7, 1),
         ];
         let segments = || {
-            let weights = extents.iter().enumerate().map(|(job, &extent)| Segment::new(extent, Target::Job(job)));
+            let weights =
+                extents.iter().enumerate().map(|(job, &extent)| Segment::new(extent, Target::Job(job)));
             weights.chain([Segment::prefix(12, 5)]).collect::<Vec<_>>()
         };
         let mut walks = [false, true].map(|both| {
@@ -209,7 +210,10 @@ mod tests {
                     Target::Job(job) => {
                         let Extent { start_bytes, runs, .. } = extents[job];
                         let all: Vec<u8> = (0..runs.count)
-                            .flat_map(|run| &bytes[start_bytes as usize + run * runs.stride_bytes as usize..][..runs.run_bytes])
+                            .flat_map(|run| {
+                                &bytes[start_bytes as usize + run * runs.stride_bytes as usize..]
+                                    [..runs.run_bytes]
+                            })
                             .copied()
                             .collect();
                         Extent::part(start_bytes, Fingerprint::of(0, &all))

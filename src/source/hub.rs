@@ -23,6 +23,6 @@ mod xet;
 pub use cache::HubCache;
 pub use environment::Environment;
 pub use id::HubId;
-pub use local_dir::{LocalDir, Recorded, files_below, is_bookkeeping, linked, recorded};
 pub(crate) use local_dir::metadata_path;
+pub use local_dir::{LocalDir, Recorded, files_below, is_bookkeeping, linked, recorded};
 pub use repository::Repository;

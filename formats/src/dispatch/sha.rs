@@ -46,7 +46,8 @@ pub(super) fn is_here() -> bool {
 #[target_feature(enable = "sha,sse2,ssse3,sse4.1")]
 pub(super) fn compress<const N: usize>(states: [&mut [u32; 8]; N], blocks: [&[[u8; 64]]; N]) {
     let count = blocks.iter().map(|blocks| blocks.len()).min().unwrap_or(0);
-    let mut lanes = [Lane { abef: _mm_setzero_si128(), cdgh: _mm_setzero_si128(), words: [_mm_setzero_si128(); 4] }; N];
+    let mut lanes =
+        [Lane { abef: _mm_setzero_si128(), cdgh: _mm_setzero_si128(), words: [_mm_setzero_si128(); 4] }; N];
     for (lane, state) in lanes.iter_mut().zip(&states) {
         unpack(lane, state);
     }
