@@ -249,7 +249,7 @@ impl Found {
             Error::Request(format!(
                 "validation: the mean KL divergence is {mean_kld:.6}, above --max-kld {}; {} is complete but \
                  not what was asked for, and its manifest says so",
-                value["max_kld"],
+                number(&value["max_kld"]),
                 output.display()
             ))
         });
