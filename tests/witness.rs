@@ -159,10 +159,13 @@ fn a_shard_rewritten_after_it_was_read_is_not_sealed() {
         let all = bytes_in(source.path(), format);
         let result = meddled(source.path(), format, &output, all, &|| flip(source.path(), tensor, 1));
         // A dropped tensor may not have been read by then: the digest is that of the file as it is then.
-        if tensor == DROPPED && result.is_ok() {
-            assert_digests(&result.unwrap().manifest, source.path(), &[SHARD]);
-            continue;
-        }
+        let result = match result {
+            Ok(outcome) if tensor == DROPPED => {
+                assert_digests(&outcome.manifest, source.path(), &[SHARD]);
+                continue;
+            }
+            result => result,
+        };
         assert_refused(result, &output, &[SHARD, "--restart"]);
         assert_eq!(names(directory.path()), ["m.journal", "m.partial"], "work is kept");
     }
