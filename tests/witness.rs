@@ -331,8 +331,7 @@ fn what_a_download_recorded_must_be_there() {
 #[test]
 fn blobs_of_a_cache_are_what_they_are_called() {
     let served = Served::model();
-    let folder = served.fill_cache();
-    let snapshot = std::fs::read_dir(folder.join("snapshots")).unwrap().next().unwrap().unwrap().path();
+    let snapshot = served.fill_cache();
     convert(&snapshot, "q4_0", 2, &served.path("m.gguf")).unwrap();
     let name = "model-00003-of-00004.safetensors";
     let blob = std::fs::canonicalize(snapshot.join(name)).unwrap();
