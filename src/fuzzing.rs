@@ -1,6 +1,7 @@
 //! A door for the fuzz targets in `fuzz/`: parsers that are nobody else's business.
 
 use std::io::Write;
+use std::path::Path;
 
 use crate::checksums::{self, Expected};
 use crate::error::{Error, Result};
@@ -29,7 +30,7 @@ pub fn sums(list: &[u8]) -> Result<Vec<Expected>> {
 /// # Errors
 /// As [`Manifest::read`].
 pub fn manifest(bytes: &[u8]) -> Result<Manifest> {
-    Manifest::parse("manifest", bytes)
+    Manifest::parse(bytes, Path::new("manifest"))
 }
 
 /// A journal: how many jobs of ten are done.

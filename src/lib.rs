@@ -4,7 +4,7 @@
 //!
 //! | floor | rooms |
 //! |---|---|
-//! | S0 | [`error`], [`small`], `inside`, `frontier`, `lock` |
+//! | S0 | [`error`], [`disk`], [`small`], `fingerprint`, `frontier`, `human`, `inside`, `lock` |
 //! | S1 | [`source`], [`arch`], [`tokenizer`] |
 //! | S2 | [`checkpoint`] |
 //! | S3 | [`plan`], [`weights`] |
@@ -12,18 +12,23 @@
 //! | S5 | [`evaluate`], [`fetch`], [`checksums`] |
 //! | S6 | `cli` |
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod arch;
 pub mod artifact;
 pub mod checkpoint;
 pub mod checksums;
 
 pub mod cli;
+pub mod disk;
 pub mod error;
 pub mod evaluate;
 pub mod fetch;
+mod fingerprint;
 mod frontier;
 #[doc(hidden)]
 pub mod fuzzing;
+mod human;
 mod inside;
 mod lock;
 pub mod model;

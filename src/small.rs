@@ -33,13 +33,13 @@ pub struct Cap {
 }
 
 /// A text to measure on, or token ids.
-pub const TEXT: Cap = Cap { what: "a text", max_bytes: 256 * MIB };
+pub const TEXT: Cap = Cap { what: "a text", max_bytes: 1024 * MIB };
 /// Rules in TOML.
 pub const RECIPE: Cap = Cap { what: "a recipe", max_bytes: 16 * MIB };
 /// Digests as sha256sum writes them.
 pub const SUMS: Cap = Cap { what: "a list of checksums", max_bytes: 64 * MIB };
 /// What a result consists of: about 500 bytes a tensor.
-pub const MANIFEST: Cap = Cap { what: "a manifest", max_bytes: 512 * MIB };
+pub const MANIFEST: Cap = Cap { what: "a manifest", max_bytes: 1024 * MIB };
 /// Which jobs are done: less than 256 bytes each.
 pub const JOURNAL: Cap = Cap { what: "a journal", max_bytes: 256 * MIB };
 /// A token, a commit, the record of a download.
@@ -112,15 +112,34 @@ pub fn read(path: &Path, cap: Cap) -> Result<Vec<u8>> {
     cap.read_from(path, file)
 }
 
+/// As [`read`], for what the user has named: a pipe will do as well, as the shell makes one of `<(command)`.
+///
+/// # Errors
+/// As there.
+pub fn read_given(path: &Path, cap: Cap) -> Result<Vec<u8>> {
+    if path.metadata().is_ok_and(|metadata| metadata.file_type().is_fifo()) {
+        return cap.read_from(path, File::open(path).map_err(Error::io(path, "open"))?);
+    }
+    read(path, cap)
+}
+
+/// The text that `bytes`, read from `path`, are.
+///
+/// # Errors
+/// When they are not UTF-8.
+pub fn text(path: &Path, bytes: Vec<u8>) -> Result<String> {
+    String::from_utf8(bytes).map_err(|error| {
+        let place = path.display();
+        Error::Request(format!("{place}: not UTF-8 text: {}", error.utf8_error()))
+    })
+}
+
 /// As [`read`], for text.
 ///
 /// # Errors
 /// As there, and when it is not UTF-8.
 pub fn read_text(path: &Path, cap: Cap) -> Result<String> {
-    String::from_utf8(read(path, cap)?).map_err(|error| {
-        let place = path.display();
-        Error::Request(format!("{place}: not UTF-8 text: {}", error.utf8_error()))
-    })
+    text(path, read(path, cap)?)
 }
 
 /// Opens an ordinary file. Never waits: a pipe without a writer would be waited for otherwise.
@@ -180,7 +199,20 @@ pub fn brief(text: &str) -> Cow<'_, str> {
 /// # Errors
 /// Too many values, too deep nesting.
 pub fn check_json(place: &str, bytes: &[u8]) -> Result<()> {
-    count_json(bytes).map_err(|message| Error::checkpoint(place, message))
+    check_json_up_to(place, bytes, MAX_JSON_VALUES)
+}
+
+/// As [`check_json`], with another limit to how many values there are.
+///
+/// # Errors
+/// As there.
+pub fn check_json_up_to(place: &str, bytes: &[u8], max_values: u64) -> Result<()> {
+    let values = count_json(bytes).map_err(|message| Error::checkpoint(place, message))?;
+    if values > max_values {
+        let message = format!("has {values} values, expected at most {max_values}");
+        return Err(Error::checkpoint(place, message));
+    }
+    Ok(())
 }
 
 /// Parses JSON that somebody else wrote; `place` is for the message.
@@ -193,8 +225,8 @@ pub fn json<T: DeserializeOwned>(place: &str, bytes: &[u8]) -> Result<T> {
         .map_err(|error| Error::checkpoint(place, format!("is not valid JSON: {error}")))
 }
 
-/// Counts values and levels of JSON without building them.
-fn count_json(bytes: &[u8]) -> std::result::Result<(), String> {
+/// Counts values of JSON without building them, and refuses too many levels.
+fn count_json(bytes: &[u8]) -> std::result::Result<u64, String> {
     let (mut values, mut depth) = (0u64, 0u32);
     let (mut in_string, mut escaped) = (false, false);
     for &byte in bytes {
@@ -221,10 +253,7 @@ fn count_json(bytes: &[u8]) -> std::result::Result<(), String> {
             _ => {}
         }
     }
-    if values > MAX_JSON_VALUES {
-        return Err(format!("has {values} values, expected at most {MAX_JSON_VALUES}"));
-    }
-    Ok(())
+    Ok(values)
 }
 
 #[cfg(test)]
@@ -269,6 +298,48 @@ mod tests {
             let error = read(path, LINE).unwrap_err().to_string();
             assert!(error.contains(&path.display().to_string()) && error.contains(kind), "{error}");
         }
+    }
+
+    /// As large as the largest that are published, and larger.
+    #[test]
+    fn what_published_models_have_is_read() {
+        let list = |entry: &str, count: usize| {
+            (0..count).map(|number| entry.replace('#', &number.to_string())).collect::<Vec<_>>().join(",")
+        };
+        let expert = "\"model.layers.60.mlp.experts.#.down_proj.weight_scale_inv\":\"model-00001-of-00163.safetensors\"";
+        let module = "\"model.layers.#.self_attn.kv_a_proj_with_mqa\"";
+        for (name, text) in [
+            ("model.safetensors.index.json", format!("{{\"weight_map\":{{{}}}}}", list(expert, 1_000_000))),
+            ("config.json", format!("{{\"modules_to_not_convert\":[{}]}}", list(module, 100_000))),
+            (
+                "tokenizer_config.json",
+                format!("{{\"chat_template\":\"{}\"}}", "{%- if x %}[{".repeat(100_000)),
+            ),
+            ("chat_template.json", format!("{{\"chat_template\":\"{}\"}}", "{{ '[' }}".repeat(100_000))),
+            ("tokenizer.json", format!("{{\"merges\":[{}]}}", list("[\"a#\",\"b#\"]", 2_000_000))),
+        ] {
+            cap_of(name).check(name, text.len() as u64).unwrap();
+            check_json(name, text.as_bytes()).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_pipe_that_the_user_has_named_is_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let pipe = directory.path().join("pipe");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::from(0o600)).unwrap();
+        let cap = Cap { what: "a test", max_bytes: 1000 };
+        let through = |bytes: &[u8]| {
+            std::thread::scope(|scope| {
+                // Fails when the other end has read enough.
+                scope.spawn(|| drop(std::fs::write(&pipe, bytes)));
+                read_given(&pipe, cap)
+            })
+        };
+        assert_eq!(through(&[7; 1000]).unwrap(), [7; 1000]);
+        let error = through(&vec![7; 1 << 20]).unwrap_err().to_string();
+        assert!(error.contains("expected at most 1000"), "{error}");
+        assert!(read_given(Path::new("/dev/zero"), cap).is_err());
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::checkpoint::{Checkpoint, WeightStore};
 use crate::error::{Error, Result};
-use crate::source::{LocalDirectory, Source};
+use crate::source::{self, Source};
 use crate::tokenizer::{SPECIAL_TOKENS_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, Tokenizer};
 
 mod gguf;
@@ -42,7 +42,7 @@ impl Model {
     pub fn open(path: &Path) -> Result<Self> {
         let metadata = std::fs::metadata(path).map_err(Error::io(path, "open"))?;
         if metadata.is_dir() {
-            return Self::from_source(Box::new(LocalDirectory::open(path)?));
+            return Self::from_source(source::open_directory(path)?);
         }
         if path.extension().is_some_and(|extension| extension == "gguf") {
             return Ok(Self { weights: Weights::Gguf(gguf::open(path)?) });
@@ -87,6 +87,11 @@ impl Model {
             Weights::Mlx(store) => tokenizer(store.source()),
         }
     }
+}
+
+/// Values of `tokenizer.ggml.pre` that llama.cpp reads.
+pub fn pre_tokenizers() -> impl Iterator<Item = &'static str> {
+    gguf_cuts::names()
 }
 
 /// The tokenizer that lies beside the weights of `source`.

@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicBool;
 
 use requant::Result;
 use requant::checkpoint::Checkpoint;
+use requant::disk::Disk;
 use requant::pipeline::{self, Outcome, Progress, Settings};
 use requant::plan::{self, Options};
 use requant::source::LocalDirectory;
@@ -43,6 +44,8 @@ pub(crate) fn settings(format: &str, threads: usize) -> Settings {
         format: format.into(),
         recipe: None,
         error_report: false,
+        sync_interval: Settings::SYNC_INTERVAL,
+        disk: Disk::default(),
     }
 }
 

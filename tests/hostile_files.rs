@@ -137,18 +137,14 @@ fn what_is_no_file_in_the_place_of_one() {
 #[test]
 fn files_named_on_the_command_line() {
     let directory = tempfile::tempdir().unwrap();
-    let (huge, pipe) = (directory.path().join("huge"), directory.path().join("pipe"));
+    let huge = directory.path().join("huge");
     sparse(&huge);
-    fifo(&pipe);
     let source = model();
     let source = path(&source);
     let output = directory.path().join("m.gguf");
-    for (file, word) in [
-        (path(&huge), "at most"),
-        (path(&pipe), "a named pipe"),
-        ("/dev/zero", "a device"),
-        (path(directory.path()), "a directory"),
-    ] {
+    for (file, word) in
+        [(path(&huge), "at most"), ("/dev/zero", "a device"), (path(directory.path()), "a directory")]
+    {
         refused(&["plan", source, "--to", "q4_k_m", "--recipe", file], &[file, word]);
         refused(&["perplexity", source, "--text", file], &[file, word]);
         refused(&["perplexity", source, "--tokens", file], &[file, word]);
@@ -158,6 +154,19 @@ fn files_named_on_the_command_line() {
         refused(&validate, &[file, word]);
         assert!(!output.exists());
     }
+    // A text to validate with is read again later, so that it cannot be a pipe. Others can: `--recipe <(command)`.
+    let pipe = directory.path().join("pipe");
+    fifo(&pipe);
+    let validate =
+        ["convert", source, "--to", "q4_k_m", "-o", path(&output), "--validate", path(&pipe), "--quiet"];
+    refused(&validate, &["a named pipe"]);
+    let recipe = "[[rule]]\ntarget = \"token_embd.weight\"\ntype = \"q8_0\"\n";
+    let plan = ["plan", source, "--to", "q4_k_m", "--recipe", path(&pipe)];
+    let planned = std::thread::scope(|scope| {
+        scope.spawn(|| std::fs::write(&pipe, recipe).unwrap());
+        requant(&plan)
+    });
+    assert!(planned.status.success(), "{}", text(&planned.stderr));
 }
 
 #[test]

@@ -26,5 +26,6 @@ pub const TARGETS: &[Target] = &[
     ("sums", records::sums),
     ("manifest", records::manifest),
     ("journal", records::journal),
+    ("kept", records::kept),
     ("listing", records::listing),
 ];

@@ -2,8 +2,10 @@
 
 use std::path::Path;
 
+use requant::disk::Disk;
 use requant::fuzzing;
 use requant::plan::Rules;
+use requant::source::Spool;
 
 /// A model card either is refused, or metadata can be made of it.
 pub(crate) fn front_matter(bytes: &[u8]) {
@@ -50,6 +52,18 @@ pub(crate) fn manifest(bytes: &[u8]) {
 /// A journal either is refused, or can be gone on with.
 pub(crate) fn journal(bytes: &[u8]) {
     let _ = fuzzing::journal(bytes);
+}
+
+/// What a spool has kept of a shard either counts, or counts as not kept: neither stops a run.
+pub(crate) fn kept(bytes: &[u8]) {
+    let Ok(directory) = tempfile::tempdir() else { return };
+    let kept = directory.path().join("kept");
+    if std::fs::create_dir(&kept).is_err() || std::fs::write(kept.join("one"), bytes).is_err() {
+        return;
+    }
+    if let Err(error) = Spool::open(&Disk::default(), directory.path(), 0) {
+        panic!("a kept file stops a run: {error}");
+    }
 }
 
 /// A page of a hub's listing either is refused, or names files below a folder of ours.

@@ -23,7 +23,7 @@ const HEAD_BYTES: u64 = 8 << 10;
 /// # Errors
 /// When it cannot be read, is too long or empty, or a line is none of the forms; names the line.
 pub fn read_sums(path: &Path) -> Result<Vec<Expected>> {
-    parse_sums(&path.display().to_string(), &small::read(path, small::SUMS)?)
+    parse_sums(&path.display().to_string(), &small::read_given(path, small::SUMS)?)
 }
 
 /// As [`read_sums`], of a list that was read from `place`.

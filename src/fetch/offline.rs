@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::small;
-use crate::source::hub::{files_below, linked};
-use crate::source::{ContentDigest, RemoteFile};
+use crate::source::hub::{Notices, Snapshot, files_below, linked};
+use crate::source::{ContentDigest, RemoteFile, Source};
 
 /// Lists the shards of a model.
 const INDEX: &str = "model.safetensors.index.json";
@@ -43,10 +44,10 @@ pub fn cached_files(snapshot: &Path) -> Result<Vec<RemoteFile>> {
 /// Names of the files that the index lists, if there is one.
 fn shards(snapshot: &Path) -> Result<BTreeSet<String>> {
     let path = snapshot.join(INDEX);
-    if !path.exists() {
+    let Some(bytes) = Snapshot::open(snapshot, "", Notices::default(), Arc::default())?.read_small(INDEX)?
+    else {
         return Ok(BTreeSet::new());
-    }
-    let bytes = small::read(&path, small::cap_of(INDEX))?;
+    };
     let index: serde_json::Value = small::json(&path.display().to_string(), &bytes)?;
     let names = index["weight_map"].as_object().into_iter().flat_map(|map| map.values());
     Ok(names.filter_map(|name| name.as_str().map(str::to_owned)).collect())

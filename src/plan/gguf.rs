@@ -58,6 +58,10 @@ impl Target for GgufTarget {
         file_type::FORMATS
     }
 
+    fn is_directory(&self) -> bool {
+        false
+    }
+
     fn blueprint(&self, format: &Format, source: &Checkpoint, options: &Options) -> Result<Blueprint> {
         let file_type = file_type::find(format)?;
         let planned = names::tensors(source)?;

@@ -1,9 +1,10 @@
 //! A checkpoint in a local directory, or some files of one.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::fs::Metadata;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use super::{Source, SourceFile};
 use crate::error::{Error, Result};
@@ -19,7 +20,35 @@ pub struct LocalDirectory {
     files: Vec<SourceFile>,
     /// Directories, pipes and devices, and what each is.
     others: Vec<(String, &'static str)>,
+    /// What the files were when they were listed.
+    states: Vec<FileState>,
     handles: Vec<OnceLock<File>>,
+    /// Headers and small files that were read: file, length from its start, fingerprint.
+    was_read: Mutex<Vec<(usize, u64, u128)>>,
+}
+
+/// What tells, without reading it, that a file is another one or was written to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileState {
+    /// Device and inode.
+    place: (u64, u64),
+    /// Length.
+    pub len_bytes: u64,
+    /// Time of the last change of content, in seconds and nanoseconds.
+    modified: (i64, i64),
+    /// Time of the last change of anything, which no program can set.
+    changed: (i64, i64),
+}
+
+impl From<&Metadata> for FileState {
+    fn from(metadata: &Metadata) -> Self {
+        Self {
+            place: (metadata.dev(), metadata.ino()),
+            len_bytes: metadata.len(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
 }
 
 impl LocalDirectory {
@@ -42,17 +71,29 @@ impl LocalDirectory {
             if let Some(kind) = small::not_ordinary(&metadata) {
                 others.push((name.to_owned(), kind));
             } else {
-                files.push(SourceFile {
+                let file = SourceFile {
                     name: name.to_owned(),
                     len_bytes: metadata.len(),
                     sha256: None,
                     modified: metadata.modified().ok(),
-                });
+                };
+                files.push((file, FileState::from(&metadata)));
             }
         }
-        files.sort_by(|a, b| a.name.cmp(&b.name));
+        files.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));
+        Ok(Self::of(root, files, others, None))
+    }
+
+    fn of(
+        root: &Path,
+        files: Vec<(SourceFile, FileState)>,
+        others: Vec<(String, &'static str)>,
+        first_file: Option<String>,
+    ) -> Self {
         let handles = files.iter().map(|_| OnceLock::new()).collect();
-        Ok(Self { root: root.to_owned(), name: None, first_file: None, files, others, handles })
+        let (files, states) = files.into_iter().unzip();
+        let was_read = Mutex::default();
+        Self { root: root.to_owned(), name: None, first_file, files, others, states, handles, was_read }
     }
 
     /// Those of the files called `names` that are in `root`. Their place is the first one's path.
@@ -60,11 +101,10 @@ impl LocalDirectory {
     /// # Errors
     /// When `root` is not a readable directory.
     pub fn open_files(root: &Path, names: &[String]) -> Result<Self> {
-        let mut source = Self::open(root)?;
-        source.files.retain(|file| names.contains(&file.name));
-        source.handles.truncate(source.files.len());
-        source.first_file = names.first().cloned();
-        Ok(source)
+        let Self { files, states, others, .. } = Self::open(root)?;
+        let mut files: Vec<_> = files.into_iter().zip(states).collect();
+        files.retain(|(file, _)| names.contains(&file.name));
+        Ok(Self::of(root, files, others, names.first().cloned()))
     }
 
     /// Calls the model `name`, for a directory that is called otherwise: a snapshot of a cache.
@@ -74,7 +114,31 @@ impl LocalDirectory {
         self
     }
 
-    fn handle(&self, file: usize) -> Result<&File> {
+    /// The directory.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Where a file is.
+    pub fn path(&self, file: usize) -> PathBuf {
+        self.root.join(&self.files[file].name)
+    }
+
+    /// What a file was when it was listed.
+    pub fn listed(&self, file: usize) -> FileState {
+        self.states[file]
+    }
+
+    /// Headers and small files that were read so far: file, length from its start, fingerprint.
+    pub fn prefixes(&self) -> Vec<(usize, u64, u128)> {
+        self.was_read.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The open file that [`Source::read_at`] reads.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn handle(&self, file: usize) -> Result<&File> {
         if let Some(handle) = self.handles[file].get() {
             return Ok(handle);
         }
@@ -101,23 +165,30 @@ impl Source for LocalDirectory {
     }
 
     fn read_small(&self, name: &str) -> Result<Option<Vec<u8>>> {
-        let Some(id) = self.find(name) else {
-            // Not as if nothing were there.
-            return match self.others.iter().find(|(other, _)| other == name) {
-                Some((_, kind)) => {
-                    let path = self.root.join(name);
-                    Err(Error::checkpoint(
-                        path.display().to_string(),
-                        format!("is {kind}, expected an ordinary file"),
-                    ))
-                }
-                None => Ok(None),
-            };
-        };
-        let cap = small::cap_of(name);
-        cap.check(name, self.files[id].len_bytes)?;
-        // It may have grown since it was listed.
-        cap.read_from(&self.root.join(name), small::open(&self.root.join(name))?).map(Some)
+        if let Some(id) = self.find(name) {
+            return super::read_whole(self, id).map(Some);
+        }
+        // Not as if nothing were there.
+        match self.others.iter().find(|(other, _)| other == name) {
+            None => Ok(None),
+            Some((_, kind)) => {
+                let path = self.root.join(name);
+                let message = format!("is {kind}, expected an ordinary file");
+                Err(Error::checkpoint(path.display().to_string(), message))
+            }
+        }
+    }
+
+    fn was_read(&self, file: usize, len_bytes: u64, fingerprint: u128) {
+        let mut was_read = self.was_read.lock().unwrap_or_else(PoisonError::into_inner);
+        let read = (file, len_bytes, fingerprint);
+        if !was_read.contains(&read) {
+            was_read.push(read);
+        }
+    }
+
+    fn changeable(&self) -> Option<&LocalDirectory> {
+        Some(self)
     }
 
     fn read_at(&self, file: usize, offset_bytes: u64, buf: &mut [u8]) -> Result<()> {

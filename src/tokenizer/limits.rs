@@ -23,7 +23,7 @@ const MAX_STRING_BYTES: usize = 64 << 10;
 /// Longest table of SentencePiece's normalizer.
 const MAX_TABLE_BYTES: usize = 4 << 20;
 /// Longest text that a pattern is replaced by, or that is put before a text.
-const MAX_CONTENT_BYTES: usize = 64;
+const MAX_CONTENT_BYTES: usize = 256;
 /// Most byte mappings one after the other: each can double a text.
 const MAX_BYTE_LEVELS: usize = 4;
 /// How often templates may repeat a text.

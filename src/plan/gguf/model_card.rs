@@ -14,10 +14,10 @@ use crate::error::{Error, Result};
 
 /// File name of the model card.
 pub(super) const MODEL_CARD: &str = "README.md";
-/// Longest front matter; that of a card with hundreds of evaluations has 200 kB.
-const MAX_LEN_BYTES: usize = 1 << 20;
+/// Longest front matter; those of cards with thousands of evaluations have somewhat less than 1 MB.
+const MAX_LEN_BYTES: usize = 4 << 20;
 /// Most bytes with every alias replaced by what it stands for.
-const MAX_EXPANDED_BYTES: usize = 4 << 20;
+const MAX_EXPANDED_BYTES: usize = 16 << 20;
 /// What a node costs apart from its text.
 const NODE_BYTES: usize = 16;
 /// Deepest nesting; the parser's recursion has no limit of its own.
@@ -150,7 +150,7 @@ mod tests {
         for (yaml, why) in [
             ("- ".repeat(32_000), "levels"),
             ("[".repeat(500_000), "recursion limit"),
-            ("{a: ".repeat(100_000), "levels"),
+            ("{a: ".repeat(100_000), "recursion limit"),
             ("? ".repeat(100_000), "levels"),
             ((0..5000).fold(String::new(), |text, level| text + &" ".repeat(level % 150) + "a:\n"), "levels"),
             (laughs, "aliases"),
@@ -162,6 +162,21 @@ mod tests {
             assert!(error.starts_with("README.md: front matter is") && error.contains(why), "{error}");
             assert!(error.len() < 300, "{} bytes", error.len());
         }
+    }
+
+    /// Cards of models that many people have evaluated.
+    #[test]
+    fn a_card_with_thousands_of_results_is_read() {
+        let result = "  - task:\n      type: Classification\n    dataset:\n      name: \"A: B (c)\"\n      config: default\n    \
+                      metrics:\n    - {type: accuracy, value: 71.2}\n";
+        let yaml = format!(
+            "tags: [mteb, 'it''s']\nlanguage:\n- no\nsummary: |\n  # not a comment\n  x: y\nempty: ~\n? complex\n: 1\n\
+             model-index:\n- name: m\n  results:\n{}",
+            result.repeat(20_000)
+        );
+        let card = parse(format!("---\n{yaml}---\n{}", "# Text\n---\n".repeat(100_000)).as_bytes()).unwrap();
+        assert_eq!(card["model-index"][0]["results"].as_array().unwrap().len(), 20_000);
+        assert_eq!(card["summary"], "# not a comment\nx: y\n");
     }
 
     #[test]

@@ -117,6 +117,38 @@ fn patterns_that_backtrack_end() {
     assert!(started.elapsed() < Duration::from_secs(150), "{:?}", started.elapsed());
 }
 
+/// As large as the largest vocabularies that are published: 262,144 tokens, some of them added, and as many merges.
+#[test]
+fn large_tokenizers_are_read() {
+    let result = tokenizer(|definition| {
+        let bytes = ["a", "b", "c", "d", "e", "f", "g", "h"];
+        let mut vocab: Vec<String> = bytes.iter().map(|&byte| byte.to_owned()).collect();
+        let mut merges = Vec::new();
+        for first in 0.. {
+            for byte in bytes {
+                merges.push(json!([vocab[first], byte]));
+                vocab.push(format!("{}{byte}", vocab[first]));
+            }
+            if vocab.len() > 250_000 {
+                break;
+            }
+        }
+        let added = (vocab.len()..262_144).map(|id| {
+            json!({"id": id, "content": format!("<unused{id}>"), "single_word": false, "lstrip": false, "rstrip": false,
+                   "normalized": false, "special": true})
+        });
+        definition["added_tokens"] = added.collect();
+        definition["model"]["merges"] = merges.into();
+        definition["model"]["vocab"] =
+            vocab.into_iter().zip(0..).map(|(token, id)| (token, json!(id))).collect();
+    });
+    let tokenizer = result.unwrap();
+    assert_eq!(tokenizer.vocabulary().len(), 262_144);
+    let ids = tokenizer.encode("abcdefgh<unused262143>abab", false).unwrap();
+    assert_eq!(tokenizer.decode(&ids).unwrap(), "abcdefgh<unused262143>abab");
+    Fingerprint::of(&tokenizer).unwrap();
+}
+
 #[test]
 fn what_published_tokenizers_have_is_read() {
     for normalizer in [
