@@ -21,13 +21,23 @@ pub(crate) struct Delivery {
     /// Bytes of the body after which the connection is cut.
     cut_after: Option<u64>,
     stall: Option<(u64, Duration)>,
+    /// Pause before the answer.
+    late: Duration,
     /// Offsets in the file of bytes to invert.
     flips: Vec<u64>,
 }
 
 impl Delivery {
     pub(crate) fn new(response: Response, head_only: bool) -> Delivery {
-        Delivery { response, head_only, refused: false, cut_after: None, stall: None, flips: Vec::new() }
+        Delivery {
+            response,
+            head_only,
+            refused: false,
+            cut_after: None,
+            stall: None,
+            late: Duration::ZERO,
+            flips: Vec::new(),
+        }
     }
 
     /// True if the action would change this answer.
@@ -38,7 +48,7 @@ impl Delivery {
             _ => None,
         };
         match *action {
-            Action::Status { .. } | Action::Refuse => !self.refused,
+            Action::Status { .. } | Action::Refuse | Action::Late { .. } => !self.refused,
             Action::Drop { after_bytes } | Action::Stall { after_bytes, .. } => {
                 file.is_some() && body_bytes > after_bytes
             }
@@ -81,6 +91,7 @@ impl Delivery {
                 self.response.headers = vec![("Content-Type", "text/html; charset=utf-8".to_string())];
             }
             Action::Refuse => self.refused = true,
+            Action::Late { pause } => self.late = *pause,
         }
     }
 
@@ -89,6 +100,7 @@ impl Delivery {
         if self.refused {
             return Ok(false);
         }
+        pause(self.late, &shared.stop);
         let body_bytes = self.response.body_bytes();
         let head = self.response.head(body_bytes, close);
         stream.write_all(head.as_bytes())?;

@@ -46,6 +46,11 @@ pub enum Action {
     WrongPage,
     /// The connection is closed before an answer.
     Refuse,
+    /// The answer, of whatever kind, comes late.
+    Late {
+        /// How long nothing comes.
+        pause: Duration,
+    },
 }
 
 /// An action and where it strikes: by default at every request whose file or path contains the pattern.
@@ -77,7 +82,7 @@ impl Fault {
         Fault { times: Some(count), ..self }
     }
 
-    /// Strikes at one of the two servers only.
+    /// Strikes at one of the servers only.
     pub fn on(self, host: Host) -> Fault {
         Fault { host: Some(host), ..self }
     }
