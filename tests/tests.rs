@@ -31,6 +31,7 @@
 //! - `economy`: what a measurement reads and how much memory it takes.
 //! - `results`: finished GGUF and MLX results, read back and measured.
 //! - `comparison`: two models side by side.
+//! - `xet`: Xet storage instead of plain ranges, with faults.
 //! - `command`: the command line as scripts see it: exit codes, streams, JSON keys.
 
 #[cfg(test)]
@@ -97,3 +98,5 @@ mod streaming;
 mod variants;
 #[cfg(test)]
 mod verify;
+#[cfg(test)]
+mod xet;

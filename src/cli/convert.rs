@@ -11,7 +11,7 @@ use serde_json::json;
 use super::measured::Measured;
 use super::size::human;
 use super::validation::{self, Original, Validation};
-use super::{MODEL_HELP, Subcommand, errors, plan, report};
+use super::{MODEL_HELP, Subcommand, errors, model, plan, report};
 use crate::error::{Error, Result};
 use crate::pipeline::{self, Need, Settings};
 use crate::plan::{Summary, summary};
@@ -25,6 +25,7 @@ impl Subcommand for Convert {
             .about("Convert a checkpoint in one pass")
             .arg(super::path_argument("MODEL", MODEL_HELP))
             .args(plan::request_arguments())
+            .arg(model::xet_argument())
             .arg(
                 Arg::new("output")
                     .short('o')

@@ -34,6 +34,7 @@ impl Subcommand for Fetch {
                     ),
             )
             .args(model::arguments())
+            .arg(model::xet_argument())
             .arg(
                 Arg::new("force")
                     .long("force")

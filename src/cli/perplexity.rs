@@ -78,6 +78,7 @@ impl Subcommand for Perplexity {
             )
             .args(model::arguments())
             .args(model::spool_arguments())
+            .arg(model::xet_argument())
             .arg(super::threads_argument())
             .args(super::output_arguments())
     }

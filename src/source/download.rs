@@ -72,6 +72,7 @@ impl Download<'_> {
                 return remove(&log_path(self.partial));
             }
             // Nothing tells which byte is wrong: begin anew.
+            self.remote.mistrust(self.file);
             remove(&log_path(self.partial))?;
             remove(self.partial)?;
         }

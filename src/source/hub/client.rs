@@ -12,7 +12,9 @@ use reqwest::redirect::Policy;
 use tokio::runtime::Runtime;
 
 use super::environment::Environment;
+use super::notice::Notices;
 use super::refusal;
+use super::xet::Xet;
 use crate::error::{Error, Result};
 
 /// How often a waiting request looks whether it should stop.
@@ -20,7 +22,7 @@ const STOP_POLL: Duration = Duration::from_millis(100);
 /// Redirects followed on the way to a file.
 pub(super) const MAX_HOPS: usize = 5;
 
-const USER_AGENT: &str = concat!("requant/", env!("CARGO_PKG_VERSION"));
+pub(super) const USER_AGENT: &str = concat!("requant/", env!("CARGO_PKG_VERSION"));
 
 /// A hub's address, the token for it, and the pool of connections to it.
 pub(super) struct Client {
@@ -30,7 +32,7 @@ pub(super) struct Client {
     endpoint: Url,
     authorization: Option<HeaderValue>,
     environment: Environment,
-    xet: AtomicBool,
+    xet: Xet,
 }
 
 impl Client {
@@ -96,7 +98,7 @@ impl Client {
             endpoint,
             authorization,
             environment: environment.clone(),
-            xet: AtomicBool::new(!environment.disable_xet),
+            xet: Xet::new(environment.use_xet && !environment.disable_xet),
         })
     }
 
@@ -158,14 +160,19 @@ impl Client {
         self.environment.back_off
     }
 
-    /// Whether files may be read from Xet storage.
-    pub(super) fn xet(&self) -> bool {
-        self.xet.load(Ordering::Relaxed)
+    /// Xet storage.
+    pub(super) fn xet(&self) -> &Xet {
+        &self.xet
     }
 
-    /// No more Xet in this run: it failed, and plain HTTP serves the same bytes.
-    pub(super) fn give_up_xet(&self) {
-        self.xet.store(false, Ordering::Relaxed);
+    /// What the hub itself is to be sent as `Authorization`.
+    pub(super) fn authorization(&self) -> Option<&HeaderValue> {
+        self.authorization.as_ref()
+    }
+
+    /// Who hears what happens.
+    pub(super) fn notices(&self) -> &Notices {
+        &self.environment.notices
     }
 
     /// `text` fit to be shown: no token, no signed URLs.

@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::notice::Notices;
 use crate::error::{Error, Result};
 
 const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
@@ -23,10 +24,14 @@ pub struct Environment {
     pub offline: bool,
     /// `HF_HUB_DOWNLOAD_TIMEOUT`: longest wait for a connection, an answer or the next byte.
     pub timeout: Duration,
-    /// `HF_HUB_DISABLE_XET`: plain HTTP even for files in Xet storage.
+    /// `HF_HUB_DISABLE_XET`: plain ranges even for files in Xet storage, whoever asks for what.
     pub disable_xet: bool,
+    /// Ranges of large files in Xet storage are read from there; no variable says so.
+    pub use_xet: bool,
     /// Delay before the first retry; later ones double.
     pub back_off: Duration,
+    /// Who hears what happens on the way.
+    pub notices: Notices,
 }
 
 impl fmt::Debug for Environment {
@@ -38,7 +43,9 @@ impl fmt::Debug for Environment {
             .field("offline", &self.offline)
             .field("timeout", &self.timeout)
             .field("disable_xet", &self.disable_xet)
+            .field("use_xet", &self.use_xet)
             .field("back_off", &self.back_off)
+            .field("notices", &self.notices)
             .finish()
     }
 }
@@ -85,7 +92,9 @@ impl Environment {
                 .is_some_and(|value| self::is_true(&value)),
             timeout: timeout(get("HF_HUB_DOWNLOAD_TIMEOUT"))?,
             disable_xet: is_true("HF_HUB_DISABLE_XET"),
+            use_xet: false,
             back_off: DEFAULT_BACK_OFF,
+            notices: Notices::default(),
         })
     }
 }

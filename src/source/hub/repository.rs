@@ -127,6 +127,16 @@ impl Remote for Repository {
         };
         self.client.block_on(range::read(&wanted, range, stop, sink))
     }
+
+    fn mistrust(&self, file: usize) {
+        let file = &self.files[file];
+        if self.client.xet().mistrust(file) {
+            let place = format!("{}: {}", self.location, file.name);
+            let what =
+                "what came from Xet storage is not what the hub states; everything comes as plain ranges now";
+            self.client.notices().say(&place, what);
+        }
+    }
 }
 
 /// Whether a file may have this name below a folder of ours.
