@@ -4,13 +4,16 @@
 //! the digest of the whole file. Its buffers and waits are bounded here: a range is asked for in pieces, and any
 //! failure is answered by plain ranges from the first missing byte on.
 
+use std::future::Future;
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use reqwest::Url;
 use serde::Deserialize;
 use tempfile::TempDir;
+use tokio::runtime::Runtime;
 use tokio::sync::Mutex;
 use xet::xet_session::{
     HeaderMap, HeaderValue, XetConfig, XetDownloadStreamGroup, XetFileInfo, XetSessionBuilder, header,
@@ -21,6 +24,11 @@ use super::patience::Failure;
 use super::range::{Delivery, Wanted};
 use crate::source::RemoteFile;
 
+/// Name of the threads that unpack. The crate panics on them where a storage lies about lengths; that ends one piece,
+/// and whoever installs a panic hook need not show it.
+pub const XET_THREAD: &str = "xet";
+/// How many there are: a conversion needs the other cores.
+const THREADS: usize = 2;
 /// Most bytes asked for at once: they are held unpacked until the first of them is passed on.
 const PIECE_BYTES: u64 = 16 << 20;
 /// Shorter ranges are headers and small files: plain ranges need fewer requests for them.
@@ -43,14 +51,57 @@ pub(super) struct Xet {
     allowed: AtomicBool,
     worked: AtomicBool,
     failures: AtomicU32,
-    open: Mutex<Option<Open>>,
+    open: Mutex<Connected>,
 }
 
-/// Connections to the storage, with a token that the crate renews.
-struct Open {
+/// How far connecting has come.
+#[derive(Default)]
+struct Connected {
+    lines: Option<Lines>,
+    /// Why there are none: nobody waits for the same again.
+    refused: Option<String>,
+}
+
+/// Connections to the storage, with a token that the crate renews. What they need lives as long as a request does.
+#[derive(Clone)]
+struct Lines {
     group: XetDownloadStreamGroup,
+    workers: Arc<Workers>,
     /// The crate wants a folder of its own, in which a reader leaves nothing.
-    _folder: TempDir,
+    _folder: Arc<TempDir>,
+}
+
+/// The threads that unpack.
+struct Workers(Option<Runtime>);
+
+impl Workers {
+    fn start() -> std::io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(THREADS)
+            .thread_name(XET_THREAD)
+            .enable_all()
+            .build()?;
+        Ok(Self(Some(runtime)))
+    }
+
+    /// Runs what the crate is asked for on these threads, where it starts more.
+    async fn run<T: Send + 'static>(
+        &self,
+        future: impl Future<Output = Result<T, xet::XetError>> + Send + 'static,
+    ) -> Result<T, xet::XetError> {
+        let stopped = || xet::XetError::other("its threads have ended");
+        let task = self.0.as_ref().ok_or_else(stopped)?.spawn(future);
+        task.await.unwrap_or_else(|error| Err(xet::XetError::other(error)))
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            // The last one to use them may be an async task, which must not wait.
+            runtime.shutdown_background();
+        }
+    }
 }
 
 /// The hub's answer to a request for a token.
@@ -69,7 +120,7 @@ impl Xet {
             allowed: AtomicBool::new(allowed),
             worked: AtomicBool::new(false),
             failures: AtomicU32::new(0),
-            open: Mutex::new(None),
+            open: Mutex::default(),
         }
     }
 
@@ -112,36 +163,29 @@ pub(super) async fn attempt(
 ) -> Result<bool, Failure> {
     let xet = wanted.client.xet();
     let why = match pieces(wanted, delivery, stop).await {
-        Ok(()) => {
-            xet.succeeded();
-            return Ok(true);
-        }
+        Ok(()) => return Ok(true),
         Err(Failure::Again { why, .. }) => why,
         Err(fatal) => return Err(fatal),
     };
     // A new token, new connections.
-    *xet.open.lock().await = None;
+    xet.open.lock().await.lines = None;
     let start = delivery.missing().start;
-    match xet.failed() {
-        Some(true) => wanted.client.notices().say(
-            &wanted.place,
-            &format!("Xet storage: {why}; everything comes as plain ranges from here on, this file from byte {start}"),
-        ),
-        Some(false) => wanted
-            .client
-            .notices()
-            .say(&wanted.place, &format!("Xet storage: {why}; going on with plain ranges from byte {start}")),
-        None => {}
+    if let Some(is_last) = xet.failed() {
+        let more = if is_last { "; Xet is not asked again in this run" } else { "" };
+        let what = format!("Xet storage: {why}; going on with plain ranges from byte {start}{more}");
+        wanted.client.notices().say(&wanted.place, &what);
     }
     Ok(false)
 }
 
 async fn pieces(wanted: &Wanted<'_>, delivery: &mut Delivery<'_>, stop: &AtomicBool) -> Result<(), Failure> {
-    let group = group(wanted, stop).await?;
+    let lines = lines(wanted, stop).await?;
     loop {
         let missing = delivery.missing();
         let range = missing.start..missing.end.min(missing.start + PIECE_BYTES);
-        if piece(wanted, &group, delivery, range, stop).await? {
+        let is_all = piece(wanted, &lines, delivery, range, stop).await?;
+        wanted.client.xet().succeeded();
+        if is_all {
             return Ok(());
         }
     }
@@ -150,17 +194,19 @@ async fn pieces(wanted: &Wanted<'_>, delivery: &mut Delivery<'_>, stop: &AtomicB
 /// Passes on one piece; gives whether nothing is missing any more.
 async fn piece(
     wanted: &Wanted<'_>,
-    group: &XetDownloadStreamGroup,
+    lines: &Lines,
     delivery: &mut Delivery<'_>,
     range: Range<u64>,
     stop: &AtomicBool,
 ) -> Result<bool, Failure> {
     let patience = wanted.client.timeout() * STALL_TIMEOUTS;
-    let failed = |error: xet::XetError| Failure::again(wanted.client.clean(&error.to_string()));
+    let failed = |error: xet::XetError| failure(wanted, &error);
     let stalled = |_| Failure::again(format!("nothing has come for {} s", patience.as_secs_f64()));
     let hash = wanted.file.xet_hash.clone().unwrap_or_default();
     let info = XetFileInfo::new(hash, wanted.file.len_bytes);
-    let asked = tokio::time::timeout(patience, group.download_stream(info, Some(range.clone())));
+    let (group, asked_for) = (lines.group.clone(), range.clone());
+    let stream = lines.workers.run(async move { group.download_stream(info, Some(asked_for)).await });
+    let asked = tokio::time::timeout(patience, stream);
     let mut stream = unless_stopped(stop, asked).await?.map_err(stalled)?.map_err(failed)?;
     let mut left = range.end - range.start;
     while left > 0 {
@@ -183,25 +229,49 @@ async fn piece(
     Ok(false)
 }
 
-/// Connections to the storage: those that are there, or new ones.
-async fn group(wanted: &Wanted<'_>, stop: &AtomicBool) -> Result<XetDownloadStreamGroup, Failure> {
-    let client = wanted.client;
-    let mut open = unless_stopped(stop, client.xet().open.lock()).await?;
-    if let Some(open) = &*open {
-        return Ok(open.group.clone());
+fn failure(wanted: &Wanted<'_>, error: &xet::XetError) -> Failure {
+    let text = error.to_string();
+    if text.contains("panicked") {
+        return Failure::again("what it says the file is put together from makes no sense");
     }
+    Failure::again(wanted.client.clean(&text))
+}
+
+/// Connections to the storage: those that are there, or new ones.
+async fn lines(wanted: &Wanted<'_>, stop: &AtomicBool) -> Result<Lines, Failure> {
+    let mut open = unless_stopped(stop, wanted.client.xet().open.lock()).await?;
+    match &*open {
+        Connected { refused: Some(why), .. } => return Err(Failure::again(why.clone())),
+        Connected { lines: Some(lines), .. } => return Ok(lines.clone()),
+        Connected { .. } => {}
+    }
+    let connected = connect(wanted, stop).await;
+    match &connected {
+        Ok(lines) => open.lines = Some(lines.clone()),
+        Err(Failure::Again { why, .. }) => open.refused = Some(why.clone()),
+        Err(Failure::Fatal(_)) => {}
+    }
+    connected
+}
+
+async fn connect(wanted: &Wanted<'_>, stop: &AtomicBool) -> Result<Lines, Failure> {
+    let client = wanted.client;
     let of_repo = ["api", "models"].into_iter().chain(wanted.repo.split('/'));
     let url = client.url(of_repo.chain(["xet-read-token", wanted.commit]));
     let token = token(wanted, &url, stop).await?;
     let endpoint = endpoint(client.endpoint_url(), &token.cas_url).ok_or_else(|| {
         Failure::again(format!("the hub names {:?} as its address", client.clean(&token.cas_url)))
     })?;
-    let failed = |error: xet::XetError| Failure::again(client.clean(&error.to_string()));
+    let failed = |error: xet::XetError| failure(wanted, &error);
+    let no_threads = |error| Failure::again(format!("no threads for it: {error}"));
+    let workers = Arc::new(Workers::start().map_err(no_threads)?);
     let folder =
         tempfile::tempdir().map_err(|error| Failure::again(format!("no temporary folder: {error}")))?;
+    let handle = workers.0.as_ref().map(|runtime| runtime.handle().clone());
+    let handle = handle.ok_or_else(|| Failure::again("its threads have ended"))?;
     let session = XetSessionBuilder::new_with_config(config(client.timeout(), client.back_off()))
         .with_cache_dir(folder.path())
-        .with_tokio_handle(tokio::runtime::Handle::current())
+        .with_tokio_handle(handle)
         .build()
         .map_err(failed)?;
     let mut to_hub = HeaderMap::new();
@@ -217,9 +287,8 @@ async fn group(wanted: &Wanted<'_>, stop: &AtomicBool) -> Result<XetDownloadStre
         .with_custom_headers(to_storage)
         .with_token_info(token.access_token, token.exp)
         .with_token_refresh_url(url, to_hub);
-    let group = unless_stopped(stop, builder.build()).await?.map_err(failed)?;
-    *open = Some(Open { group: group.clone(), _folder: folder });
-    Ok(group)
+    let group = unless_stopped(stop, workers.run(builder.build())).await?.map_err(failed)?;
+    Ok(Lines { group, workers, _folder: Arc::new(folder) })
 }
 
 async fn token(wanted: &Wanted<'_>, url: &Url, stop: &AtomicBool) -> Result<Token, Failure> {
