@@ -284,6 +284,7 @@ impl Source for Streamed {
                 }
                 return Ok(Some(bytes));
             }
+            self.remote.mistrust(id);
         }
         let message = format!("found digest {found}, expected {}", wanted.digest.hex());
         Err(Error::hub(self.place(id), message))
