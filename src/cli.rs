@@ -10,6 +10,7 @@ use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use crate::error::{Error, Result};
+use crate::source::hub::XET_THREAD;
 
 mod applies;
 mod console;
@@ -50,6 +51,13 @@ const SUBCOMMANDS: &[&dyn Subcommand] = &[
 
 /// Parses the process arguments and runs what they ask for.
 pub fn main() -> ExitCode {
+    let show = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        // Another way to the same bytes is taken then, and a notice says so.
+        if std::thread::current().name() != Some(XET_THREAD) {
+            show(info);
+        }
+    }));
     let mut command = Command::new("requant")
         .version(env!("CARGO_PKG_VERSION"))
         .about(env!("CARGO_PKG_DESCRIPTION"))

@@ -222,4 +222,8 @@ impl Remote for Counting<'_> {
             sink(bytes)
         })
     }
+
+    fn mistrust(&self, file: usize) {
+        self.remote.mistrust(file);
+    }
 }

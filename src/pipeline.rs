@@ -203,7 +203,7 @@ pub fn convert_and_judge(
 /// Whether the same command may succeed later with what is done: not if the source is broken.
 fn can_go_on(error: &Error) -> bool {
     match error {
-        Error::Interrupted | Error::Hub { .. } | Error::Changed { .. } => true,
+        Error::Interrupted | Error::Hub { .. } | Error::Changed { .. } | Error::Request(_) => true,
         // A source that ends early is not the one that was planned with.
         Error::Io { source, .. } => source.kind() != std::io::ErrorKind::UnexpectedEof,
         _ => false,
@@ -231,6 +231,9 @@ impl Conversion<'_> {
         let redone = kept.check(&mut done, self.settings.threads)?;
         let supply = source.source().supply();
         let schedule = supply.map_or_else(plan::Schedule::default, |supply| self.schedule(supply, &done));
+        if let Some(supply) = supply {
+            check_room(source, supply, &schedule)?;
+        }
         let intake = supply.map(|supply| intake::Intake::new(source.source(), supply, &schedule));
         let at_once = (0..jobs.len()).filter(|&job| supply.is_none() && done[job].is_none()).collect();
         let queue = queue::Queue::new(at_once, &schedule.needs);
@@ -292,6 +295,18 @@ impl Conversion<'_> {
             |file, range| supply.is_kept(file, range),
         )
     }
+}
+
+/// Each file that is to come fits into the spool, at least alone.
+fn check_room(source: &Catalogue, supply: &dyn Supply, schedule: &plan::Schedule) -> Result<()> {
+    let (room_bytes, limit_bytes) = (|file| supply.room_bytes(file), supply.limit_bytes());
+    let mut files = schedule.steps.iter().map(|step| step.file);
+    let Some(file) = files.find(|&file| room_bytes(file) > limit_bytes) else { return Ok(()) };
+    Err(Error::Request(format!(
+        "{} has {} bytes and the spool is limited to {limit_bytes}: give it room for the largest file",
+        source.source().files()[file].name,
+        room_bytes(file)
+    )))
 }
 
 /// Bytes of the source tensors, scales included, that the pieces of `blueprint` read.

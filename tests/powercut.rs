@@ -248,8 +248,20 @@ fn environment(hub: &Hub, root: &Path) -> Environment {
     .unwrap()
 }
 
-/// The repository as a streamed source, as the command line opens it.
+/// The repository as a streamed source, as the command line opens it, with as little room as there may be: the
+/// largest shard.
 fn streamed(hub: &Hub, root: &Path, disk: &Disk, keep_source: bool) -> Result<(Streamed, Pinned)> {
+    streamed_through(hub, root, disk, keep_source, &|largest| largest)
+}
+
+/// The same with another limit, given the largest shard.
+fn streamed_through(
+    hub: &Hub,
+    root: &Path,
+    disk: &Disk,
+    keep_source: bool,
+    limit_bytes: &dyn Fn(u64) -> u64,
+) -> Result<(Streamed, Pinned)> {
     let environment = environment(hub, root);
     let id = HubId::parse(ID).unwrap();
     let stop = Arc::new(AtomicBool::new(false));
@@ -265,10 +277,9 @@ fn streamed(hub: &Hub, root: &Path, disk: &Disk, keep_source: bool) -> Result<(S
             cache.deposit(&pinned.repo, &pinned.commit, "main", &repository.files()[file], path)
         })
     });
-    // As little room as there may be: the largest shard.
     let largest = repository.files().iter().map(|file| file.len_bytes).max().unwrap();
     let source = Streamed::new(repository, cached?, 2, stop);
-    let spool = Spool::open(disk, &root.join("m.gguf.spool"), largest)?;
+    let spool = Spool::open(disk, &root.join("m.gguf.spool"), limit_bytes(largest))?;
     Ok((source.with_spool(spool, deposit), pinned))
 }
 
@@ -291,6 +302,29 @@ fn straight_from_a_hub_and_into_the_cache() {
         // Blobs of the cache have names that vouch for their content: they must be whole as well.
         stop_everywhere(&Case { prepare: &|_| {}, run: &run, after: &only_whole }, &now_and_then);
     }
+}
+
+#[test]
+fn a_spool_smaller_than_a_shard_is_an_error_and_what_is_done_stays() {
+    let (hub, _model) = hub();
+    let root = scratch();
+    let run = |disk: &Disk, limit_bytes: &dyn Fn(u64) -> u64| {
+        let (source, pinned) = streamed_through(&hub, root.path(), disk, false, limit_bytes)?;
+        let settings = Settings { pinned: Some(pinned), ..recording("q4_0", disk, false) };
+        convert(
+            Checkpoint::open(Box::new(source))?,
+            &settings,
+            &Options::default(),
+            &root.path().join("m.gguf"),
+        )
+    };
+    run(&Recorder::new(root.path(), Some(250)).disk(), &|largest| largest).unwrap_err();
+    let begun = names(&tree(root.path())).len();
+    assert!(begun > 3, "{begun}");
+    let error = run(&Disk::default(), &|largest| largest - 1).unwrap_err().to_string();
+    assert!(error.contains("safetensors") && error.contains("largest file"), "{error}");
+    assert!(root.path().join("m.gguf.partial").exists() && root.path().join("m.gguf.journal").exists());
+    run(&Disk::default(), &|largest| largest).unwrap();
 }
 
 #[test]

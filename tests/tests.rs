@@ -42,6 +42,7 @@
 //! - `destinations`: where results go: what may be replaced, and what they stay away from.
 //! - `arguments`: options, MODEL and numbers that make no sense are errors before any work.
 //! - `console`: what leaves to terminals and pipes: nothing unsafe, nothing endless, and no panic.
+//! - `xet`: Xet storage instead of plain ranges, with faults.
 //! - `command`: the command line as scripts see it: exit codes, streams, JSON keys.
 
 #[cfg(test)]
@@ -130,3 +131,4 @@ mod verify;
 mod waits;
 #[cfg(test)]
 mod witness;
+mod xet;

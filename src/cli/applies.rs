@@ -11,7 +11,8 @@ use crate::error::{Error, Result};
 use crate::plan;
 
 /// Options about the hub and what comes from it.
-const OF_THE_HUB: [&str; 6] = ["revision", "cache-dir", "connections", "spool", "spool-limit", "keep-source"];
+const OF_THE_HUB: [&str; 7] =
+    ["revision", "cache-dir", "connections", "spool", "spool-limit", "keep-source", "xet"];
 /// Options about GGUF results.
 const OF_GGUF: [&str; 2] = ["tokenizer-pre", "split-max-size"];
 
@@ -20,7 +21,10 @@ const OF_GGUF: [&str; 2] = ["tokenizer-pre", "split-max-size"];
 /// # Errors
 /// Names the first.
 pub(super) fn refuse(matches: &ArgMatches, options: &[&str], why: impl Display) -> Result<()> {
-    let is_given = |option: &&&str| matches.value_source(option) == Some(ValueSource::CommandLine);
+    // Not every subcommand has all of them.
+    let is_there = |option: &str| matches.try_contains_id(option).is_ok_and(|there| there);
+    let is_given =
+        |option: &&&str| is_there(option) && matches.value_source(option) == Some(ValueSource::CommandLine);
     match options.iter().find(is_given) {
         None => Ok(()),
         Some(option) => Err(Error::Usage(format!("--{option}: {why}"))),

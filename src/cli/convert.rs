@@ -13,7 +13,7 @@ use super::destination::Destination;
 use super::measured::Measured;
 use super::size::human;
 use super::validation::{self, Original, Validation};
-use super::{MODEL_HELP, Subcommand, errors, plan, report};
+use super::{MODEL_HELP, Subcommand, errors, model, plan, report};
 use crate::checkpoint::Catalogue;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
@@ -32,6 +32,7 @@ impl Subcommand for Convert {
             .about("Convert a checkpoint in one pass")
             .arg(super::path_argument("MODEL", MODEL_HELP))
             .args(plan::request_arguments())
+            .arg(model::xet_argument())
             .arg(
                 Arg::new("output")
                     .short('o')

@@ -38,6 +38,7 @@ impl Subcommand for Fetch {
             )
             .args(model::arguments())
             .arg(super::ignore_space_argument())
+            .arg(model::xet_argument())
             .args(super::output_arguments())
     }
 

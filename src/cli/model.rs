@@ -71,6 +71,14 @@ pub(super) fn arguments() -> Vec<Arg> {
     ]
 }
 
+/// Argument of the subcommands that download weights, beside [`arguments`].
+pub(super) fn xet_argument() -> Arg {
+    Arg::new("xet")
+        .long("xet")
+        .action(ArgAction::SetTrue)
+        .help("Hub: read weights from Xet storage, where they are there, instead of by plain ranges")
+}
+
 /// Arguments about the spool, beside [`arguments`].
 pub(super) fn spool_arguments() -> Vec<Arg> {
     vec![
@@ -122,6 +130,13 @@ pub(super) fn environment(matches: &ArgMatches) -> Result<Environment> {
     }
     if let Some(directory) = matches.get_one::<PathBuf>("cache-dir") {
         environment.cache_dir.clone_from(directory);
+    }
+    // Not every subcommand has these.
+    let flag = |name: &str| matches.try_get_one::<bool>(name).is_ok_and(|value| value == Some(&true));
+    environment.use_xet = flag("xet");
+    if environment.use_xet && environment.disable_xet {
+        let message = "--xet and HF_HUB_DISABLE_XET contradict each other: leave one of them out";
+        return Err(Error::Request(message.to_owned()));
     }
     Ok(environment)
 }

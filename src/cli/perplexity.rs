@@ -82,6 +82,7 @@ impl Subcommand for Perplexity {
             .arg(super::ignore_space_argument())
             .args(model::arguments())
             .args(model::spool_arguments())
+            .arg(model::xet_argument())
             .arg(super::threads_argument())
             .args(super::output_arguments())
     }

@@ -141,7 +141,7 @@ impl Run<'_> {
             if let Some(provenance) = self.provenance {
                 for _ in 0..provenance::readers(threads) {
                     scope.spawn(move || {
-                        if let Err(error) = provenance.run(&shared_ref.failed, self.stop) {
+                        if let Err(error) = provenance.run(&shared_ref.failed, self.stop, self.progress) {
                             shared_ref.fail(error);
                         }
                     });
@@ -149,6 +149,9 @@ impl Run<'_> {
             }
             pool.broadcast(|_| self.work(shared_ref, &finished));
             drop(finished);
+            if let Some(provenance) = self.provenance {
+                provenance.left_alone(self.progress);
+            }
             follower.join()
         });
         let digests = match followed {

@@ -10,14 +10,14 @@
 //! while the system's cache holds the files at work: two files hashed at once take little longer than one.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::journal::Done;
 use super::statements::Statements;
 use super::walk::{Segment, Target, Walk};
-use super::{execute, maxima};
+use super::{Progress, execute, maxima};
 use crate::checkpoint::Catalogue;
 use crate::error::{Error, Result};
 use crate::plan::{Blueprint, Job};
@@ -27,6 +27,9 @@ use crate::source::{ContentDigest, FileState, LocalDirectory, Source, file_diges
 const PATIENCE: Duration = Duration::from_millis(100);
 /// Worker threads for which one reader is fast enough.
 const WORKERS_PER_READER: usize = 16;
+
+/// Fewer bytes are read before anybody misses a line about it.
+const SHOWN_BYTES: u64 = 64 << 20;
 
 /// The way out of every error here.
 const WAY_OUT: &str = "Nothing is under the final name. Put the file back as it was and repeat the command, or add --restart \
@@ -45,6 +48,10 @@ pub(super) struct Provenance<'a> {
     /// Headers and small files as they were read: file, length, fingerprint.
     prefixes: Vec<(usize, u64, u128)>,
     statements: Statements,
+    /// Bytes of files that were read to their ends or so far.
+    walked_bytes: AtomicU64,
+    /// Nothing else shows progress any more.
+    is_alone: AtomicBool,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -113,6 +120,8 @@ impl<'a> Provenance<'a> {
             readers,
             prefixes,
             statements,
+            walked_bytes: AtomicU64::new(0),
+            is_alone: AtomicBool::new(false),
             state,
             changed,
         })
@@ -141,11 +150,22 @@ impl<'a> Provenance<'a> {
         self.judge(&state, done.job)
     }
 
+    /// All jobs are done: what is left to be read is shown as a stage of its own.
+    pub(super) fn left_alone(&self, progress: &dyn Progress) {
+        let total: u64 = self.readers.keys().map(|&file| self.local.files()[file].len_bytes).sum();
+        // A chunk more or less is counted twice or not at all.
+        let left = total - self.walked_bytes.load(Ordering::Relaxed).min(total);
+        if left >= SHOWN_BYTES {
+            progress.stage("check", left);
+            self.is_alone.store(true, Ordering::Relaxed);
+        }
+    }
+
     /// Reads files until all are read, or one of the flags is set.
     ///
     /// # Errors
     /// When a file cannot be read, or is not what was read of it or is stated about it.
-    pub(super) fn run(&self, halt: &AtomicBool, stop: &AtomicBool) -> Result<()> {
+    pub(super) fn run(&self, halt: &AtomicBool, stop: &AtomicBool, progress: &dyn Progress) -> Result<()> {
         let mut lanes: [Option<Walk<'_>>; 2] = [None, None];
         while !halt.load(Ordering::Relaxed) && !stop.load(Ordering::Relaxed) {
             for lane in 0..lanes.len() {
@@ -154,7 +174,7 @@ impl<'a> Provenance<'a> {
                     lanes[lane] = self.next_file(is_second).map(|file| self.walk(file)).transpose()?;
                 }
             }
-            match &mut lanes {
+            let read_bytes = match &mut lanes {
                 [Some(one), Some(other)] => Walk::step_both(one, other)?,
                 [Some(only), None] | [None, Some(only)] => only.step()?,
                 [None, None] => {
@@ -169,7 +189,12 @@ impl<'a> Provenance<'a> {
                                 .unwrap_or_else(PoisonError::into_inner),
                         );
                     }
+                    0
                 }
+            };
+            self.walked_bytes.fetch_add(read_bytes, Ordering::Relaxed);
+            if self.is_alone.load(Ordering::Relaxed) {
+                progress.advance(read_bytes);
             }
             for lane in &mut lanes {
                 if let Some(walk) = lane.take_if(|walk| walk.is_at_end()) {

@@ -105,22 +105,22 @@ impl<'a> Walk<'a> {
         self.done == self.len_bytes
     }
 
-    /// Reads on.
-    pub(super) fn step(&mut self) -> Result<()> {
+    /// Reads on; gives how many bytes that were.
+    pub(super) fn step(&mut self) -> Result<u64> {
         self.read()?;
         self.whole.update(&self.buffer);
         self.digest_segments();
-        Ok(())
+        Ok(self.buffer.len() as u64)
     }
 
-    /// Reads on in two files.
-    pub(super) fn step_both(one: &mut Self, other: &mut Self) -> Result<()> {
+    /// Reads on in two files; gives how many bytes that were.
+    pub(super) fn step_both(one: &mut Self, other: &mut Self) -> Result<u64> {
         one.read()?;
         other.read()?;
         Sha256::update_both((&mut one.whole, &one.buffer), (&mut other.whole, &other.buffer));
         one.digest_segments();
         other.digest_segments();
-        Ok(())
+        Ok((one.buffer.len() + other.buffer.len()) as u64)
     }
 
     /// File number, SHA-256, and the fingerprints of all ranges.

@@ -84,6 +84,7 @@ impl Download<'_> {
                 return self.disk.remove(&log_path(self.partial));
             }
             // Nothing tells which byte is wrong: begin anew.
+            self.remote.mistrust(self.file);
             self.disk.remove(&log_path(self.partial))?;
             self.disk.remove(self.partial)?;
         }

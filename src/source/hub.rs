@@ -1,8 +1,8 @@
 //! Hugging Face hubs, and places that speak their language.
 //!
-//! A [`Repository`] is pinned to the commit that its revision was when it was opened. Metadata and
-//! Xet storage go through the `hf-hub` crate; file content otherwise comes by ranged requests of
-//! our own, which check what they are answered with and go on where they were cut off.
+//! A [`Repository`] is pinned to the commit that its revision was when it was opened. Metadata goes
+//! through the `hf-hub` crate; file content comes by ranged requests of our own, which check what they
+//! are answered with and go on where they were cut off, or from Xet storage through `hf-xet`.
 
 mod back_off;
 mod cache;
@@ -34,3 +34,4 @@ pub use local_dir::{LocalDir, Recorded, files_below, is_bookkeeping, linked, rec
 pub use notice::Notices;
 pub use repository::Repository;
 pub use snapshot::Snapshot;
+pub use xet::XET_THREAD;

@@ -93,4 +93,8 @@ pub trait Remote: Send + Sync {
     ) -> Result<()> {
         self.read_range(file, range, stop, sink)
     }
+
+    /// What came of a file did not match its digest. A place that has several ways to the same bytes takes the
+    /// plainest from now on.
+    fn mistrust(&self, _file: usize) {}
 }

@@ -281,6 +281,7 @@ impl Source for Streamed {
                 }
                 return Ok(Some(bytes));
             }
+            self.remote.mistrust(id);
         }
         let message = format!("found digest {found}, expected {}", wanted.digest.hex());
         Err(Error::hub(self.place(id), message))
@@ -385,10 +386,15 @@ impl Supply for Streamed {
     fn finish(&self) -> Result<()> {
         let spool = self.spool()?;
         if let Some(deposit) = &self.deposit {
-            // What an earlier run brought, and no later one needed, belongs into the cache as well.
+            // What an earlier run brought, and no later one needed, belongs into the cache as well, and what only
+            // another commit has linked, or a run that was stopped before it did, into the snapshot.
             for (file, wanted) in self.remote.files().iter().enumerate() {
                 let path = spool.path(&wanted.name)?;
                 if path.is_file() && file_digest(&path, &wanted.digest)? == wanted.digest.hex() {
+                    deposit(file, &path)?;
+                } else if let Some(path) = self.cached_path(file)
+                    && !self.damaged[file].load(Ordering::Relaxed)
+                {
                     deposit(file, &path)?;
                 }
             }

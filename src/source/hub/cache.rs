@@ -89,7 +89,7 @@ impl HubCache {
 
     /// Moves the verified content of `file` at `from` into the cache, links it into the snapshot
     /// and notes which commit `revision` was. Gives the path inside the snapshot. Content is on the disk before
-    /// a blob's name vouches for it.
+    /// a blob's name vouches for it. A `from` that [`HubCache::find`] gave is linked where it is.
     ///
     /// # Errors
     /// When the cache cannot be written; `from` then still is where it was, or in the cache.
@@ -104,10 +104,15 @@ impl HubCache {
         if !is_safe_name(&file.name) {
             return Err(Error::hub(repo, format!("{:?} is no name for a file in the cache", file.name)));
         }
-        let blobs = self.folder(repo).join("blobs");
-        self.disk.make_directories(&blobs)?;
-        self.move_file(from, &blobs.join(file.digest.hex()))?;
         let link = self.snapshot_path(repo, commit).join(&file.name);
+        if from == link {
+            return Ok(link);
+        }
+        let blob = self.folder(repo).join("blobs").join(file.digest.hex());
+        if from != blob {
+            self.disk.make_directories(parent_of(&blob))?;
+            self.move_file(from, &blob)?;
+        }
         self.disk.make_directories(parent_of(&link))?;
         // Out of the file's own folders, the commit's and `snapshots`.
         let up = "../".repeat(file.name.split('/').count() + 1);
@@ -165,7 +170,8 @@ impl HubCache {
         let partial = beside(link, "tmp");
         self.disk.remove(&partial)?;
         self.disk.link(Path::new(target), &partial)?;
-        self.disk.rename(&partial, link)
+        self.disk.rename(&partial, link)?;
+        self.disk.sync_parent(link)
     }
 
     fn folder(&self, repo: &str) -> PathBuf {
@@ -242,5 +248,15 @@ mod tests {
         // A file of this commit that only another commit has linked so far.
         let blob = cache.find("org/name", COMMIT, &file("elsewhere", 6)).unwrap().unwrap();
         assert!(blob.starts_with(folder.join("blobs")));
+        // It is linked where it is, and what is linked stays.
+        for _ in 0..2 {
+            let known = cache.find("org/name", COMMIT, &file("elsewhere", 6)).unwrap().unwrap();
+            let link = cache.deposit("org/name", COMMIT, "main", &file("elsewhere", 6), &known).unwrap();
+            assert_eq!(
+                fs::read_link(&link).unwrap(),
+                Path::new("../../blobs").join(blob.file_name().unwrap())
+            );
+            assert_eq!(fs::read_to_string(&link).unwrap(), "hello\n");
+        }
     }
 }

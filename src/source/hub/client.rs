@@ -5,7 +5,6 @@ use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use hf_hub::HFClient;
 use reqwest::Url;
 use reqwest::header::HeaderValue;
 use reqwest::redirect::Policy;
@@ -15,6 +14,7 @@ use super::credentials::{self, Credentials};
 use super::environment::Environment;
 use super::notice::Notices;
 use super::refusal;
+use super::xet::Xet;
 use crate::error::{Error, Result};
 
 /// How often a waiting request looks whether it should stop.
@@ -22,20 +22,19 @@ const STOP_POLL: Duration = Duration::from_millis(100);
 /// Redirects followed on the way to a file.
 pub(super) const MAX_HOPS: usize = 5;
 
-const USER_AGENT: &str = concat!("requant/", env!("CARGO_PKG_VERSION"));
+pub(super) const USER_AGENT: &str = concat!("requant/", env!("CARGO_PKG_VERSION"));
 
 /// A hub's address, the token for it, and the pool of connections to it.
 pub(super) struct Client {
     runtime: Option<Runtime>,
     http: reqwest::Client,
-    hub: HFClient,
     endpoint: Url,
     /// The endpoint as messages show it.
     shown_endpoint: String,
     authorization: Option<HeaderValue>,
     credentials: Option<Credentials>,
     environment: Environment,
-    xet: AtomicBool,
+    xet: Xet,
 }
 
 impl Client {
@@ -64,32 +63,12 @@ impl Client {
         let authorization = of_address.or(bearer);
         // HTTP/1 so that several requests are several connections: one connection of HTTP/2
         // would hold all of them to one flow-control window.
-        let builder = |policy| {
-            reqwest::Client::builder()
-                .user_agent(USER_AGENT)
-                .http1_only()
-                .redirect(policy)
-                .connect_timeout(environment.timeout)
-                .read_timeout(environment.timeout)
-                .build()
-                .map_err(|error| failed(&error))
-        };
-        let home = endpoint.clone();
-        let same_origin = Policy::custom(move |attempt| {
-            let at_home = attempt.url().origin() == home.origin() && attempt.previous().len() <= MAX_HOPS;
-            if at_home { attempt.follow() } else { attempt.stop() }
-        });
-        let hub = HFClient::builder()
-            .endpoint(environment.endpoint.as_str())
-            // Left out, the crate would look for a token by itself; a line feed cannot be in a
-            // header, so that it sends none.
-            .token(environment.token.as_deref().unwrap_or("\n"))
+        let http = reqwest::Client::builder()
             .user_agent(USER_AGENT)
-            .client(builder(same_origin)?)
-            .cache_dir(&environment.cache_dir)
-            .cache_enabled(false)
-            // We retry ourselves: noticing a stop, and honouring `Retry-After`.
-            .retry_max_attempts(0)
+            .http1_only()
+            .redirect(Policy::none())
+            .connect_timeout(environment.timeout)
+            .read_timeout(environment.timeout)
             .build()
             .map_err(|error| failed(&error))?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -100,14 +79,13 @@ impl Client {
             .map_err(|error| failed(&error))?;
         Ok(Self {
             runtime: Some(runtime),
-            http: builder(Policy::none())?,
-            hub,
+            http,
             endpoint,
             authorization,
             shown_endpoint: place,
             credentials,
             environment: environment.clone(),
-            xet: AtomicBool::new(!environment.disable_xet),
+            xet: Xet::new(environment.use_xet && !environment.disable_xet),
         })
     }
 
@@ -145,10 +123,6 @@ impl Client {
         url
     }
 
-    pub(super) fn hub(&self) -> &HFClient {
-        &self.hub
-    }
-
     /// The endpoint as messages may show it.
     pub(super) fn endpoint(&self) -> &str {
         &self.shown_endpoint
@@ -175,14 +149,14 @@ impl Client {
         self.environment.back_off
     }
 
-    /// Whether files may be read from Xet storage.
-    pub(super) fn xet(&self) -> bool {
-        self.xet.load(Ordering::Relaxed)
+    /// Xet storage.
+    pub(super) fn xet(&self) -> &Xet {
+        &self.xet
     }
 
-    /// No more Xet in this run: it failed, and plain HTTP serves the same bytes.
-    pub(super) fn give_up_xet(&self) {
-        self.xet.store(false, Ordering::Relaxed);
+    /// What the hub itself is to be sent as `Authorization`.
+    pub(super) fn authorization(&self) -> Option<&HeaderValue> {
+        self.authorization.as_ref()
     }
 
     /// `text` fit to be shown: no token, no credentials, no signed URLs.

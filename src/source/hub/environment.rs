@@ -29,11 +29,13 @@ pub struct Environment {
     pub offline: bool,
     /// `HF_HUB_DOWNLOAD_TIMEOUT`: longest wait for a connection, an answer or the next byte.
     pub timeout: Duration,
-    /// Plain ranges even for files in Xet storage: unless `HF_HUB_DISABLE_XET` is set to 0.
+    /// `HF_HUB_DISABLE_XET`: plain ranges even for files in Xet storage, whoever asks for what.
     pub disable_xet: bool,
+    /// Ranges of large files in Xet storage are read from there; no variable says so.
+    pub use_xet: bool,
     /// Delay before the first retry; later ones double.
     pub back_off: Duration,
-    /// Who hears of waits.
+    /// Who hears of waits, and of what goes wrong on the way.
     pub notices: Notices,
 }
 
@@ -46,6 +48,7 @@ impl fmt::Debug for Environment {
             .field("offline", &self.offline)
             .field("timeout", &self.timeout)
             .field("disable_xet", &self.disable_xet)
+            .field("use_xet", &self.use_xet)
             .field("back_off", &self.back_off)
             .field("notices", &self.notices)
             .finish()
@@ -94,8 +97,8 @@ impl Environment {
                 .or_else(|| get("TRANSFORMERS_OFFLINE"))
                 .is_some_and(|value| self::is_true(&value)),
             timeout,
-            // Plain ranges unless Xet is asked for by name: it has not been proven here.
-            disable_xet: get("HF_HUB_DISABLE_XET").is_none_or(|value| self::is_true(&value)),
+            disable_xet: is_true("HF_HUB_DISABLE_XET"),
+            use_xet: false,
             back_off: MAX_BACK_OFF.min(timeout / BACK_OFF_OF_TIMEOUT),
             notices: Notices::default(),
         })
@@ -237,7 +240,8 @@ mod tests {
         let plain = read(&[]).unwrap();
         assert_eq!(plain.endpoint, "https://huggingface.co");
         assert_eq!(plain.timeout, Duration::from_secs(10));
-        assert!(!plain.offline && plain.disable_xet);
+        assert!(!plain.offline && !plain.disable_xet && !plain.use_xet);
+        assert!(read(&[("HF_HUB_DISABLE_XET", "1")]).unwrap().disable_xet);
         assert!(!read(&[("HF_HUB_DISABLE_XET", "0")]).unwrap().disable_xet);
         for (name, value, offline) in [
             ("HF_HUB_OFFLINE", "1", true),

@@ -78,13 +78,12 @@ pub(super) async fn read(
     let Wanted { client, place, file, .. } = wanted;
     assert!(range.end <= file.len_bytes, "{place}: {range:?} of {} bytes", file.len_bytes);
     let mut delivery = Delivery { position: range.start, end: range.end, sink };
-    if file.xet_hash.is_some() && client.xet() && !range.is_empty() {
+    if !wanted.is_awaited && client.xet().serves(file, &range) {
         match xet::attempt(wanted, &mut delivery, stop).await {
-            Ok(()) => return Ok(()),
+            Ok(true) => return Ok(()),
             Err(Failure::Fatal(error)) => return Err(error),
-            // Xet storage is a faster way to the same bytes, not the only one.
-            Err(Failure::Again { .. }) if delivery.position == range.start => client.give_up_xet(),
-            Err(Failure::Again { .. }) => {}
+            // Another way to the same bytes, not the only one.
+            Ok(false) | Err(Failure::Again { .. }) => {}
         }
     }
     let seconds = (range.end - range.start) / AWAITED_BYTES_PER_SECOND;

@@ -129,6 +129,15 @@ impl Remote for Repository {
     ) -> Result<()> {
         self.read(file, range, true, stop, sink)
     }
+
+    fn mistrust(&self, file: usize) {
+        let file = &self.files[file];
+        if self.client.xet().mistrust(file) {
+            let place = format!("{}: {}", self.location, file.name);
+            let what = "what came from Xet storage is not what the hub states; it comes anew as plain ranges, and Xet is not asked again in this run";
+            self.client.notices().say(&place, what);
+        }
+    }
 }
 
 impl Repository {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::{Environment, HubId, Repository};
+use super::{Environment, HubId, Notices, Repository};
 use crate::error::{Error, Result};
 use crate::source::{ContentDigest, Remote};
 
@@ -105,8 +105,9 @@ fn environment(server: &Server, token: Option<&str>) -> Environment {
         offline: false,
         timeout: Duration::from_millis(400),
         disable_xet: false,
+        use_xet: false,
         back_off: Duration::from_millis(2),
-        notices: super::Notices::default(),
+        notices: Notices::default(),
     }
 }
 

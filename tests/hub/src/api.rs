@@ -135,6 +135,9 @@ fn tree_entries(commit: &Commit, below: &str, recursive: bool) -> Vec<Value> {
 
 fn file_entry(file: &RepoFile) -> Value {
     let mut entry = json!({ "type": "file", "oid": file.oid, "size": file.len(), "path": file.name });
+    if let Some(hash) = &file.xet_hash {
+        entry["xetHash"] = json!(hash);
+    }
     if let Some(sha256) = &file.sha256 {
         entry["lfs"] = json!({ "oid": sha256, "size": file.len(), "pointerSize": file.pointer_bytes() });
     }

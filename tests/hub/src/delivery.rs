@@ -25,6 +25,8 @@ pub(crate) struct Delivery {
     /// Bytes of the body after which the connection is cut.
     cut_after: Option<u64>,
     stall: Option<(u64, Duration)>,
+    /// Pause before the answer.
+    late: Duration,
     /// Offsets in the file of bytes to invert.
     flips: Vec<u64>,
     /// Most bytes a second.
@@ -63,6 +65,7 @@ impl Delivery {
             cut_after: None,
             stall: None,
             flips: Vec::new(),
+            late: Duration::ZERO,
             trickle: None,
             is_endless: false,
         }
@@ -78,6 +81,7 @@ impl Delivery {
         match *action {
             Action::Status { .. }
             | Action::Refuse
+            | Action::Late { .. }
             | Action::Answer { .. }
             | Action::Endless { .. }
             | Action::EndlessPages => !self.refused,
@@ -139,6 +143,7 @@ impl Delivery {
                 let next = format!("<?recursive=true&cursor=endless{pages}>; rel=\"next\"");
                 self.response.headers.push(("Link", next));
             }
+            Action::Late { pause } => self.late = *pause,
         }
     }
 
@@ -147,6 +152,7 @@ impl Delivery {
         if self.refused {
             return Ok(false);
         }
+        pause(self.late, &shared.stop);
         let body_bytes = self.response.body_bytes();
         let head = self.response.head(body_bytes, close);
         if self.is_endless {

@@ -67,6 +67,11 @@ pub enum Action {
     },
     /// An empty page of the file tree that names another one, each time.
     EndlessPages,
+    /// The answer, of whatever kind, comes late.
+    Late {
+        /// How long nothing comes.
+        pause: Duration,
+    },
 }
 
 /// An action and where it strikes: by default at every request whose file or path contains the pattern.
@@ -98,7 +103,7 @@ impl Fault {
         Fault { times: Some(count), ..self }
     }
 
-    /// Strikes at one of the two servers only.
+    /// Strikes at one of the servers only.
     pub fn on(self, host: Host) -> Fault {
         Fault { host: Some(host), ..self }
     }

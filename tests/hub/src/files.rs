@@ -9,6 +9,7 @@ use crate::http::{Body, HttpRequest, Response, encode};
 use crate::hub::Shared;
 use crate::repo::{Commit, Repo, RepoFile};
 use crate::routes::{Answer, commit_of, error, pass_gate, visible};
+use crate::xet;
 
 /// `GET /{id}/resolve/{rev}/{path}`: to another host for LFS, to another path for the rest.
 pub(crate) fn resolve(
@@ -30,7 +31,12 @@ pub(crate) fn resolve(
                     .with("X-Linked-ETag", quoted(&file.oid))
             }
         };
-        response.with("X-Linked-Size", file.len().to_string())
+        let response = response.with("X-Linked-Size", file.len().to_string());
+        let Some(hash) = &file.xet_hash else { return response };
+        let token = format!("{}/api/models/{}/xet-read-token/{}", shared.hub_url, repo.id, commit.sha);
+        let place = format!("{}/v1/reconstructions/{hash}", shared.cas_url);
+        let link = format!("<{token}>; rel=\"xet-auth\", <{place}>; rel=\"xet-reconstruction-info\"");
+        response.with("X-Xet-Hash", hash).with("Link", link)
     });
     Answer { file: Some(path.to_string()), ..answer }
 }
@@ -59,6 +65,9 @@ pub(crate) fn from_cdn(shared: &Shared, request: &HttpRequest) -> Answer {
         return Answer::from(Response::text(403, "<Error><Code>AccessDenied</Code></Error>"));
     }
     let sha256 = request.path().rsplit('/').next().unwrap_or_default();
+    if request.path().starts_with("/xorbs/") {
+        return xet::xorb(shared, request, sha256);
+    }
     let repos = shared.repos();
     let files = repos.iter().flat_map(|repo| &repo.commits).flat_map(|commit| &commit.files);
     let found = files.into_iter().find(|file| file.name == name && file.sha256.as_deref() == Some(sha256));
@@ -98,11 +107,15 @@ fn redirect(status: u16, location: String) -> Response {
 }
 
 fn signed_link(shared: &Shared, repo: &Repo, file: &RepoFile, sha256: &str) -> String {
-    let path = format!("/repos/{}/{sha256}", repo.id);
+    signed(shared, &format!("/repos/{}/{sha256}", repo.id), &file.name)
+}
+
+/// A link to `path` on the server of large files, for a file of this name.
+pub(crate) fn signed(shared: &Shared, path: &str, name: &str) -> String {
     let lifetime_ms = u128::from(shared.link_lifetime_ms.load(Ordering::Relaxed));
     let expires = (now_ms() + lifetime_ms).to_string();
-    let disposition = encode(&format!("inline; filename=\"{}\";", file.name));
-    let signature = signature(&path, &file.name, &expires);
+    let disposition = encode(&format!("inline; filename=\"{name}\";"));
+    let signature = signature(path, name, &expires);
     format!(
         "{}{path}?response-content-disposition={disposition}&Expires={expires}&Signature={signature}&Key-Pair-Id=TEST",
         shared.cdn_url
@@ -113,7 +126,7 @@ fn signature(path: &str, name: &str, expires: &str) -> String {
     sha256_of(format!("signed {path} {name} {expires}").as_bytes())
 }
 
-fn now_ms() -> u128 {
+pub(crate) fn now_ms() -> u128 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |duration| duration.as_millis())
 }
 

@@ -1,4 +1,4 @@
-//! The running hub: two listeners, a thread for each connection, and the knobs tests turn.
+//! The running hub: three listeners, a thread for each connection, and the knobs tests turn.
 
 use std::collections::HashMap;
 use std::io;
@@ -13,6 +13,7 @@ use crate::fault::Fault;
 use crate::record::{Host, Record, Request, lock};
 use crate::repo::{Commit, Repo};
 use crate::throttle::Throttle;
+use crate::xet::Edit;
 
 const PAGE_ENTRIES: usize = 1000;
 const LINK_LIFETIME: Duration = Duration::from_secs(3600);
@@ -32,9 +33,12 @@ pub(crate) struct Shared {
     pub(crate) throttle: Throttle,
     pub(crate) page_entries: AtomicUsize,
     pub(crate) link_lifetime_ms: AtomicU64,
+    pub(crate) xet_token_lifetime_ms: AtomicU64,
+    pub(crate) xet_edit: Mutex<Option<Edit>>,
     pub(crate) stop: AtomicBool,
     pub(crate) hub_url: String,
     pub(crate) cdn_url: String,
+    pub(crate) cas_url: String,
     connections: Mutex<HashMap<u64, TcpStream>>,
 }
 
@@ -48,6 +52,7 @@ impl Hub {
     pub fn start_at(port: u16, repos: Vec<Repo>) -> io::Result<Hub> {
         let hub = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
         let cdn = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let cas = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let shared = Arc::new(Shared {
             repos: RwLock::new(repos),
             faults: Mutex::default(),
@@ -55,13 +60,16 @@ impl Hub {
             throttle: Throttle::new(),
             page_entries: AtomicUsize::new(PAGE_ENTRIES),
             link_lifetime_ms: AtomicU64::new(LINK_LIFETIME.as_millis() as u64),
+            xet_token_lifetime_ms: AtomicU64::new(LINK_LIFETIME.as_millis() as u64),
+            xet_edit: Mutex::default(),
             stop: AtomicBool::new(false),
             hub_url: format!("http://127.0.0.1:{}", hub.local_addr()?.port()),
             cdn_url: format!("http://localhost:{}", cdn.local_addr()?.port()),
+            cas_url: format!("http://localhost:{}", cas.local_addr()?.port()),
             connections: Mutex::default(),
         });
         let mut running = Hub { shared, listeners: Vec::new() };
-        for (listener, host) in [(hub, Host::Hub), (cdn, Host::Cdn)] {
+        for (listener, host) in [(hub, Host::Hub), (cdn, Host::Cdn), (cas, Host::Cas)] {
             let shared = Arc::clone(&running.shared);
             let name = format!("test-hub {host:?}");
             let thread =
@@ -126,7 +134,7 @@ impl Hub {
         repos.push(repo);
     }
 
-    /// Limits what both servers send in all.
+    /// Limits what all servers send together.
     pub fn set_rate(&self, bytes_per_second: Option<u64>) {
         self.shared.throttle.set(bytes_per_second);
     }
@@ -140,6 +148,16 @@ impl Hub {
     pub fn set_link_lifetime(&self, lifetime: Duration) {
         self.shared.link_lifetime_ms.store(lifetime.as_millis() as u64, Ordering::Relaxed);
     }
+
+    /// How long a token for Xet storage is good; an hour at first.
+    pub fn set_xet_token_lifetime(&self, lifetime: Duration) {
+        self.shared.xet_token_lifetime_ms.store(lifetime.as_millis() as u64, Ordering::Relaxed);
+    }
+
+    /// Lets `edit` change what files in Xet storage are said to be put together from, each time before it is sent.
+    pub fn set_xet_edit(&self, edit: impl Fn(&mut serde_json::Value) + Send + Sync + 'static) {
+        *lock(&self.shared.xet_edit) = Some(Box::new(edit));
+    }
 }
 
 impl Drop for Hub {
@@ -149,7 +167,7 @@ impl Drop for Hub {
             // A connection that is gone already is as good.
             let _ = stream.shutdown(Shutdown::Both);
         }
-        for url in [&self.shared.hub_url, &self.shared.cdn_url] {
+        for url in [&self.shared.hub_url, &self.shared.cdn_url, &self.shared.cas_url] {
             let port = url.rsplit(':').next().and_then(|text| text.parse().ok()).unwrap_or(0);
             // Wakes the listener, which then sees that it is to stop.
             let _ = TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
@@ -172,7 +190,7 @@ impl Shared {
 
 /// Accepts connections until the hub stops, then waits for their threads.
 fn listen(listener: &TcpListener, host: Host, shared: &Shared) {
-    let next_key = AtomicU64::new(if host == Host::Hub { 0 } else { 1 << 63 });
+    let next_key = AtomicU64::new((host as u64) << 62);
     std::thread::scope(|scope| {
         while !shared.stopping() {
             let Ok((stream, _)) = listener.accept() else {

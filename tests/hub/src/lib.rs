@@ -1,4 +1,4 @@
-//! A local Hugging Face hub with faults, for tests: the read API of the real one, on two ports of this machine.
+//! A local Hugging Face hub with faults, for tests: the read API of the real one, on three ports of this machine.
 //!
 //! [`Hub::start`] serves [`Repo`]s to any client that honours `HF_ENDPOINT`; [`Fault`]s make it misbehave;
 //! [`Hub::requests`] says what it was asked. [`simulate`] makes a full-size checkpoint without a disk.
@@ -17,6 +17,7 @@ mod repo;
 mod routes;
 pub mod simulate;
 mod throttle;
+mod xet;
 
 pub use content::{Bytes, Content, DiskFile};
 pub use digest::{git_blob_oid, sha256_hex};
@@ -24,3 +25,4 @@ pub use fault::{Action, Fault};
 pub use hub::Hub;
 pub use record::{Host, Request};
 pub use repo::{Commit, Gate, GateMode, Repo, RepoFile};
+pub use xet::Cut;

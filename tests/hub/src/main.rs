@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use test_hub::simulate::{Dimensions, Options, deepseek_v3};
-use test_hub::{Gate, GateMode, Hub, Repo};
+use test_hub::{Cut, Gate, GateMode, Hub, Repo};
 
 const USAGE: &str = "\
 test-hub serve DIR --id ORG/NAME [options]
@@ -19,7 +19,8 @@ options: --port N            default: a free one
          --token T           the repository is private
          --gated T           the repository is gated, and the owner of this token has access
          --rate BYTES        limit of bytes per second, all connections together
-         --page-size N       entries of a page of the file tree";
+         --page-size N       entries of a page of the file tree
+         --xet               large files are in Xet storage as well, packed in memory";
 
 struct Arguments {
     words: Vec<String>,
@@ -53,6 +54,9 @@ fn run(arguments: Vec<String>) -> Result<(), String> {
     }
     if let Some(token) = arguments.value("--gated") {
         repo = repo.gated(Gate { mode: GateMode::Manual, granted: vec![token.to_string()] });
+    }
+    if arguments.flag("--xet") {
+        repo = repo.in_xet(Cut::REAL).map_err(|error| format!("Xet storage: {error}"))?;
     }
     let port = arguments.number("--port")?.unwrap_or(0);
     let port = u16::try_from(port).map_err(|_| format!("--port {port} is not a port"))?;
@@ -93,7 +97,7 @@ impl Arguments {
         let mut rest = arguments.into_iter();
         while let Some(argument) = rest.next() {
             match argument.as_str() {
-                "--no-hash" | "--mtp" | "--no-mtp" => parsed.flags.push(argument),
+                "--no-hash" | "--mtp" | "--no-mtp" | "--xet" => parsed.flags.push(argument),
                 "--id" | "--port" | "--token" | "--gated" | "--rate" | "--page-size" | "--layers"
                 | "--dense" | "--experts" | "--vocab" | "--shard-bytes" | "--tokenizer" => {
                     let value = rest.next().ok_or_else(|| format!("{argument} needs a value"))?;

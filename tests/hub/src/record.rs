@@ -3,13 +3,15 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Which of the two servers was asked.
+/// Which of the three servers was asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Host {
     /// The hub itself, `127.0.0.1`.
     Hub,
     /// The server of large files, `localhost` on another port.
     Cdn,
+    /// The server that knows what files in Xet storage are put together from.
+    Cas,
 }
 
 /// One request.

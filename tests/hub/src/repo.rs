@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crate::content::{Bytes, Content, DiskFile};
 use crate::digest::{git_blob_oid, sha1_of, sha256_of_all};
+use crate::xet::{Cut, Stored};
 
 /// Files of this size and more are stored as LFS, whatever their name.
 const LFS_FROM_BYTES: u64 = 1 << 20;
@@ -57,6 +58,10 @@ pub struct RepoFile {
     pub(crate) oid: String,
     /// SHA-256 of the content, if it is kept as LFS.
     pub(crate) sha256: Option<String>,
+    /// Under which hash Xet storage has it, as the hub says.
+    pub(crate) xet_hash: Option<String>,
+    /// What Xet storage has.
+    pub(crate) stored: Option<Arc<Stored>>,
 }
 
 impl RepoFile {
@@ -67,7 +72,8 @@ impl RepoFile {
 
     /// A file that is kept in git itself, whatever its size.
     pub fn plain(name: &str, content: Arc<dyn Content>) -> io::Result<RepoFile> {
-        Ok(RepoFile { name: name.to_string(), oid: git_blob_oid(content.as_ref())?, content, sha256: None })
+        let oid = git_blob_oid(content.as_ref())?;
+        Ok(RepoFile { name: name.to_string(), oid, content, sha256: None, xet_hash: None, stored: None })
     }
 
     /// A file that is kept as LFS, whatever its size.
@@ -80,7 +86,27 @@ impl RepoFile {
     pub fn lfs_with_digest(name: &str, content: Arc<dyn Content>, sha256: String) -> RepoFile {
         let pointer = lfs_pointer(&sha256, content.len());
         let oid = sha1_of(format!("blob {}\0{pointer}", pointer.len()).as_bytes());
-        RepoFile { name: name.to_string(), oid, content, sha256: Some(sha256) }
+        let (sha256, xet_hash, stored) = (Some(sha256), None, None);
+        RepoFile { name: name.to_string(), oid, content, sha256, xet_hash, stored }
+    }
+
+    /// Puts the file into Xet storage as well.
+    pub fn in_xet(mut self, cut: Cut) -> io::Result<RepoFile> {
+        let stored = Stored::new(self.content.as_ref(), cut)?;
+        self.xet_hash = Some(stored.hash.clone());
+        self.stored = Some(Arc::new(stored));
+        Ok(self)
+    }
+
+    /// The hub says this is the hash of the file in Xet storage, whatever is there.
+    pub fn with_xet_hash(mut self, hash: &str) -> RepoFile {
+        self.xet_hash = Some(hash.to_string());
+        self
+    }
+
+    /// The hash in Xet storage, as the hub says.
+    pub fn xet_hash(&self) -> Option<&str> {
+        self.xet_hash.as_deref()
     }
 
     /// Path in the repository.
@@ -183,6 +209,17 @@ impl Repo {
         files.push(file);
         self.move_main(Commit::new(files), false);
         self
+    }
+
+    /// Puts the LFS files of the commit on `main` into Xet storage as well.
+    pub fn in_xet(mut self, cut: Cut) -> io::Result<Repo> {
+        let main = self.refs.get("main").cloned().unwrap_or_default();
+        for commit in self.commits.iter_mut().filter(|commit| commit.sha == main) {
+            let stored = |file: RepoFile| if file.sha256.is_some() { file.in_xet(cut) } else { Ok(file) };
+            commit.files =
+                std::mem::take(&mut commit.files).into_iter().map(stored).collect::<io::Result<_>>()?;
+        }
+        Ok(self)
     }
 
     /// Makes the repository private: visible with this token only.

@@ -6,7 +6,7 @@ use crate::http::{HttpRequest, Response, decode};
 use crate::hub::Shared;
 use crate::record::Host;
 use crate::repo::{Commit, Repo};
-use crate::{api, files};
+use crate::{api, files, xet};
 
 /// An answer, and the repository's file it is about.
 pub(crate) struct Answer {
@@ -21,8 +21,10 @@ impl From<Response> for Answer {
 }
 
 pub(crate) fn answer(shared: &Shared, host: Host, request: &HttpRequest) -> Answer {
-    if host == Host::Cdn {
-        return files::from_cdn(shared, request);
+    match host {
+        Host::Hub => {}
+        Host::Cdn => return files::from_cdn(shared, request),
+        Host::Cas => return xet::answer(shared, request),
     }
     let segments: Vec<String> = request.path().trim_matches('/').split('/').map(decode).collect();
     let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
@@ -44,6 +46,11 @@ pub(crate) fn answer(shared: &Shared, host: Host, request: &HttpRequest) -> Answ
                 }
                 ["paths-info", revision] if request.method == "POST" => {
                     Ok(api::paths_info(commit_of(&repo, revision)?, request))
+                }
+                ["xet-read-token", revision] if is_read => {
+                    pass_gate(&repo, request)?;
+                    commit_of(&repo, revision)?;
+                    Ok(xet::read_token(shared))
                 }
                 ["refs"] if is_read => Ok(api::refs(&repo)),
                 _ => Err(error(404, None, "Sorry, we can't find the page you are looking for.")),
