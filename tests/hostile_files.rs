@@ -23,7 +23,7 @@ const MEMORY_KIB: &str = "3000000";
 /// Runs the program with an upper bound on memory; above it the process aborts.
 fn requant(arguments: &[&str]) -> Output {
     let mut command = Command::new("sh");
-    command.arg("-c").arg(format!("ulimit -v {MEMORY_KIB} -c 0; exec \"$0\" \"$@\""));
+    command.arg("-c").arg(format!("ulimit -v {MEMORY_KIB} && ulimit -c 0 && exec \"$0\" \"$@\""));
     command.arg(env!("CARGO_BIN_EXE_requant")).args(arguments).env("HF_HUB_OFFLINE", "1").process_group(0);
     let mut child = command
         .stdout(std::process::Stdio::piped())
@@ -141,7 +141,8 @@ fn files_named_on_the_command_line() {
     sparse(&huge);
     let source = model();
     let source = path(&source);
-    let output = directory.path().join("m.gguf");
+    let elsewhere = tempfile::tempdir().unwrap();
+    let output = elsewhere.path().join("m.gguf");
     for (file, word) in
         [(path(&huge), "at most"), ("/dev/zero", "a device"), (path(directory.path()), "a directory")]
     {
