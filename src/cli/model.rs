@@ -131,9 +131,8 @@ pub(super) fn environment(matches: &ArgMatches) -> Result<Environment> {
     if let Some(directory) = matches.get_one::<PathBuf>("cache-dir") {
         environment.cache_dir.clone_from(directory);
     }
-    // Not every subcommand has these.
-    let flag = |name: &str| matches.try_get_one::<bool>(name).is_ok_and(|value| value == Some(&true));
-    environment.use_xet = flag("xet");
+    // Not every subcommand has it.
+    environment.use_xet = matches.try_get_one::<bool>("xet").is_ok_and(|value| value == Some(&true));
     if environment.use_xet && environment.disable_xet {
         let message = "--xet and HF_HUB_DISABLE_XET contradict each other: leave one of them out";
         return Err(Error::Request(message.to_owned()));
