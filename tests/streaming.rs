@@ -353,12 +353,9 @@ fn the_cache_is_filled_on_request_and_used() {
     }
     assert!(snapshot.join("config.json").exists() && snapshot.join("tokenizer.json").exists());
     // The crate of the hub's makers understands it.
-    let client = hf_hub::HFClient::builder().cache_dir(desk.cache()).build().unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let known = runtime.block_on(async { client.scan_cache().send().await }).unwrap();
-    assert!(known.warnings.is_empty(), "{:?}", known.warnings);
-    let revision = &known.repos[0].revisions[0];
-    assert_eq!((known.repos[0].repo_id.as_str(), revision.refs.as_slice()), (ID, &["main".to_owned()][..]));
+    let known = test_hub::cached(&desk.cache()).unwrap();
+    let revision = &known[0].revisions[0];
+    assert_eq!((known[0].repo_id.as_str(), revision.refs.as_slice()), (ID, &["main".to_owned()][..]));
     assert_eq!(revision.files.len(), names(&snapshot).len());
     let bytes_of =
         |name: &str| revision.files.iter().find(|file| file.file_name == name).unwrap().size_on_disk;
