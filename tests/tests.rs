@@ -131,4 +131,5 @@ mod verify;
 mod waits;
 #[cfg(test)]
 mod witness;
+#[cfg(test)]
 mod xet;

@@ -107,7 +107,7 @@ mod tests {
         let endless = || loop {
             std::thread::park();
         };
-        let error = within("f", short, endless).map(|()| ()).unwrap_err().to_string();
+        let error = within::<()>("f", short, endless).unwrap_err().to_string();
         assert!(error.starts_with("f: cannot be used: a short text takes more than"), "{error}");
         assert_eq!(caught("f", || Ok(1)).unwrap(), 1);
         assert_eq!(within("f", Duration::from_secs(60), || Ok(1)).unwrap(), 1);

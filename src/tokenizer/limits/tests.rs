@@ -32,7 +32,7 @@ fn error_of(change: impl FnOnce(&mut Value)) -> String {
     let result = tokenizer(change)
         .and_then(|tokenizer| Fingerprint::of(&tokenizer).map_err(|error| error.to_string()));
     assert!(started.elapsed() < Duration::from_secs(100), "{:?}", started.elapsed());
-    let error = result.err().expect("it asks for too much");
+    let error = result.expect_err("it asks for too much");
     assert!(error.starts_with("tokenizer.json: cannot be used: ") && error.len() < 600, "{error}");
     error
 }
