@@ -125,7 +125,7 @@ mod tests {
     fn packed_chunks_are_the_file_again() {
         // Half of it packs well.
         let bytes: Vec<u8> =
-            (0..300_000_u32).map(|i| if i % 2 == 0 { 7 } else { (i * i >> 7) as u8 }).collect();
+            (0..300_000_u32).map(|i| if i % 2 == 0 { 7 } else { (i.wrapping_mul(i) >> 7) as u8 }).collect();
         let cut = Cut { chunk_bytes: 4096, xorb_chunks: 10 };
         let stored = Stored::new(&Bytes(bytes.clone()), cut).unwrap();
         assert!(stored.xorbs.len() > 5 && stored.hash.len() == 64);
