@@ -320,7 +320,7 @@ fn mistakes_on_the_command_line_are_usage_and_those_of_a_file_are_not() {
     std::fs::write(&recipe, b"\xff").unwrap();
     assert!(run(&["--recipe", recipe_text]).1.contains("not UTF-8"));
     std::fs::remove_file(&recipe).unwrap();
-    assert!(run(&["--recipe", recipe_text]).1.contains("r.toml: read failed"));
+    assert!(run(&["--recipe", recipe_text]).1.contains("r.toml: open failed: No such file"));
     assert_eq!(names(directory.path()), Vec::<String>::new());
 }
 
