@@ -14,8 +14,8 @@ use requant_formats::layout::ROW_MAJOR;
 use requant_formats::{Codec, Dtype};
 use serde_json::Value;
 
-use crate::arch::{ArchSpec, Architecture, Role};
 use crate::error::Result;
+use crate::family::{Family, Role, Spec};
 use crate::source::Source;
 
 mod catalogue;
@@ -130,8 +130,8 @@ impl Catalogue {
 pub struct Checkpoint {
     catalogue: Catalogue,
     config: Value,
-    arch: &'static dyn Architecture,
-    spec: ArchSpec,
+    family: &'static Family,
+    spec: Spec,
     by_role: HashMap<Role, usize>,
 }
 
@@ -150,12 +150,12 @@ impl Checkpoint {
     }
 
     /// The model family.
-    pub fn arch(&self) -> &'static dyn Architecture {
-        self.arch
+    pub fn family(&self) -> &'static Family {
+        self.family
     }
 
     /// Resolved hyper-parameters.
-    pub fn spec(&self) -> &ArchSpec {
+    pub fn spec(&self) -> &Spec {
         &self.spec
     }
 

@@ -5,14 +5,13 @@
 //! | floor | rooms |
 //! |---|---|
 //! | S0 | [`error`], `frontier`, `lock` |
-//! | S1 | [`source`], [`arch`], [`tokenizer`] |
+//! | S1 | [`source`], [`family`], [`tokenizer`] |
 //! | S2 | [`checkpoint`] |
 //! | S3 | [`plan`], [`weights`] |
 //! | S4 | `pipeline`, [`model`] |
 //! | S5 | [`evaluate`], [`fetch`], [`checksums`] |
 //! | S6 | `cli` |
 
-pub mod arch;
 pub mod artifact;
 pub mod checkpoint;
 pub mod checksums;
@@ -20,6 +19,7 @@ pub mod checksums;
 pub mod cli;
 pub mod error;
 pub mod evaluate;
+pub mod family;
 pub mod fetch;
 mod frontier;
 mod lock;

@@ -10,7 +10,6 @@ use std::ops::Range;
 use requant_formats::layout::{Layout, Matrix, ROW_MAJOR, Runs, StoredTensor};
 use requant_formats::{Codec, codec};
 
-use crate::arch::{ExpertChoice, Scoring};
 use crate::checkpoint::{Checkpoint, GgufModel, SourceTensor};
 use crate::error::{Error, Result};
 
@@ -24,6 +23,7 @@ mod hf;
 mod jobs;
 mod mlx;
 mod original;
+mod pieces;
 mod python_json;
 mod rules;
 mod schedule;
@@ -331,12 +331,7 @@ pub const TARGETS: &[&dyn Target] = &[
 /// [`Error::Unsupported`] with the known names when `format` is not one of them; else as
 /// [`Target::blueprint`].
 pub fn blueprint(source: &Checkpoint, format: &str, options: &Options) -> Result<Blueprint> {
-    if source.spec().choice != ExpertChoice::GroupsByTwoBest || source.spec().scoring != Scoring::Sigmoid {
-        return Err(Error::Unsupported {
-            what: format!("converting this {} model", source.spec().model_type),
-            hint: "its router is not deepseek_v3's (scoring_func, topk_method); it can be evaluated".into(),
-        });
-    }
+    source.family().check_convertible(source.spec())?;
     let (target, format) = target_of(format)?;
     options.rules.check_format(format.name)?;
     let mut blueprint = target.blueprint(format, source, options)?;

@@ -11,14 +11,8 @@ use crate::tokenizer::{SPECIAL_TOKENS_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FIL
 mod gguf;
 mod gguf_aside;
 mod gguf_cuts;
-mod gguf_families;
-mod gguf_grouped;
-mod gguf_keys;
-mod gguf_latent;
 mod gguf_patterns;
-mod gguf_rotary;
 mod gguf_special;
-mod gguf_tensors;
 mod gguf_tokenizer;
 mod mlx;
 mod packed;

@@ -3,9 +3,9 @@
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
-use requant::arch::{LayerRole, Role};
 use requant::checkpoint::WeightStore;
 use requant::evaluate::{Bos, Windows};
+use requant::family::{LayerRole, Role};
 use requant::model::{self, Storage, Unobserved, Workload, order_of_need, peak_ram_bytes, scratch_bytes};
 use requant::source::{LocalDirectory, Source, SourceFile};
 use requant::weights::Model;

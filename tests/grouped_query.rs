@@ -247,7 +247,7 @@ fn against(path: &Path, original: &Path, tokens: &Windows) -> Report {
 fn quantized_files_are_measured_against_their_originals() {
     let directory = tempfile::tempdir().unwrap();
     for name in models() {
-        let vocab = Model::open(&path(&name)).unwrap().store().spec().vocab as u32;
+        let vocab = Model::open(&path(&name)).unwrap().store().spec().embedding.vocab as u32;
         let windows = Windows::from_tokens((0..512).map(|i: u32| i * 7919 % vocab).collect(), 64);
         let divergence = |format: &str| {
             let output = directory.path().join(format!("{name}-{format}.gguf"));

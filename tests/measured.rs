@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use requant::arch::{ArchSpec, Role};
 use requant::checkpoint::{Weight, WeightStore};
 use requant::evaluate::{self, Request, Windows};
+use requant::family::{Role, Spec};
 use requant::model::{Unobserved, order_of_need};
 use requant::source::Extent;
 use requant::weights::Model;
@@ -280,7 +280,7 @@ struct Recorder<'a> {
 }
 
 impl WeightStore for Recorder<'_> {
-    fn spec(&self) -> &ArchSpec {
+    fn spec(&self) -> &Spec {
         self.store.spec()
     }
 
@@ -311,7 +311,7 @@ fn the_order_of_need_is_the_order_of_reading() {
     for path in [model(), forward.join("deepseek-v2-greedy")].into_iter().chain(grouped) {
         let model = Model::open(&path).unwrap();
         let recorder = Recorder { store: model.store(), read: Mutex::default() };
-        let vocab = model.store().spec().vocab as u32;
+        let vocab = model.store().spec().embedding.vocab as u32;
         let windows = Windows::from_tokens((0..2048).map(|i: u32| i * 7919 % vocab).collect(), 64);
         let request = Request {
             model: &recorder,

@@ -43,7 +43,7 @@ fn merge(from: &Path, to: &Path) {
 fn logits(path: &Path) -> Vec<f32> {
     let opened = Model::open(path).unwrap();
     let store = opened.store();
-    let ids: Vec<u32> = (0..96).map(|at: u32| at * 7919 % store.spec().vocab as u32).collect();
+    let ids: Vec<u32> = (0..96).map(|at: u32| at * 7919 % store.spec().embedding.vocab as u32).collect();
     let hidden = model::forward(store, &ids, 48, &Storage::Memory, &mut Unobserved).unwrap();
     model::logits(store, &hidden, &[20, 47, 60, 95]).unwrap()
 }

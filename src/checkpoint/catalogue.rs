@@ -9,8 +9,8 @@ use serde_json::Value;
 
 use super::quantization::{self, Quantization};
 use super::{BlockScale, Catalogue, Checkpoint, Encoding, ScaleFormat, SourceTensor, packed};
-use crate::arch::{self, Config, Expected};
 use crate::error::{Error, Result};
+use crate::family::{self, Config, Expected};
 use crate::source::{self, Source, SourceReader};
 
 const CONFIG: &str = "config.json";
@@ -28,12 +28,12 @@ const UNUSED_SUFFIXES: [&str; 6] =
 /// See [`Checkpoint::open`].
 pub(super) fn open(source: Box<dyn Source>) -> Result<Checkpoint> {
     let config = required_json(&*source, CONFIG)?;
-    let arch = arch::find(&config)?;
-    let spec = arch.spec(&Config::new(&config))?;
+    let family = family::find(&config)?;
+    let spec = family.spec(&Config::new(&config))?;
     let quantization = quantization::parse(&config)?;
 
     let mut tensors = read_headers(&*source)?;
-    let expected = arch.expected(&spec);
+    let expected = family.expected(&spec);
     let joined = match &quantization {
         Some(quantization) => packed::join(&*source, &mut tensors, &expected, quantization)?,
         None => HashSet::new(),
@@ -44,7 +44,7 @@ pub(super) fn open(source: Box<dyn Source>) -> Result<Checkpoint> {
 
     let by_role =
         tensors.iter().enumerate().filter_map(|(id, tensor)| tensor.role.map(|role| (role, id))).collect();
-    Ok(Checkpoint { catalogue: Catalogue { source, tensors }, config, arch, spec, by_role })
+    Ok(Checkpoint { catalogue: Catalogue { source, tensors }, config, family, spec, by_role })
 }
 
 /// Parses a JSON file that must be there.

@@ -111,7 +111,7 @@ pub struct Choices {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Set {
     /// Before it.
-    pub before: &'static str,
+    pub before: String,
     /// The layer.
     pub layer: usize,
     /// After it.

@@ -14,9 +14,9 @@ use serde_json::{Map, Value, json};
 
 use super::hf::{self, Modules, Packing, Row, Stored};
 use super::{Blueprint, Choices, Format, Options, Rounding, Target};
-use crate::arch::LayerRole;
 use crate::checkpoint::{Checkpoint, SourceTensor};
 use crate::error::{Error, Result};
+use crate::family::LayerRole;
 
 /// compressed-tensors.
 pub(super) struct CompressedTensorsTarget;

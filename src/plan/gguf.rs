@@ -2,9 +2,9 @@
 //! `llama-quantize TYPE`.
 //!
 //! - `names`, `mix`, `file_type`, `overrides`: which tensors, in which order, of which type
-//! - `hparams`, `general` (with `model_card`, `model_id`, `origins`, `size_label`): what the model is
+//! - `general` (with `model_card`, `model_id`, `origins`, `size_label`): what the model is, beside its hyper-parameters,
+//!   which the family writes
 //! - `vocabulary`, `special` (with `template_processing`), `chat_template`: its tokenizer
-//! - `loadable`: what llama.cpp would refuse to open
 //! - `layout`: where every byte goes
 //! - `requantize`: the same for a GGUF source, as `llama-quantize` alone
 
@@ -14,14 +14,13 @@ use serde_json::Value;
 use super::{Blueprint, Choices, Format, Options, Target};
 use crate::checkpoint::{Checkpoint, GgufModel};
 use crate::error::{Error, Result};
+use crate::family::Size;
 use crate::tokenizer::{SPECIAL_TOKENS_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, Tokenizer};
 
 mod chat_template;
 mod file_type;
 mod general;
-mod hparams;
 mod layout;
-mod loadable;
 mod mix;
 mod model_card;
 mod model_id;
@@ -36,7 +35,7 @@ mod vocabulary;
 
 use layout::Typed;
 
-/// The vocabulary of models whose tokenizer is code: Kimi-K2.
+/// The vocabulary of models whose tokenizer is code.
 const TIKTOKEN_FILE: &str = "tiktoken.model";
 /// Version of the block formats (`GGML_QNT_VERSION`).
 const QUANTIZATION_VERSION: u32 = 2;
@@ -66,13 +65,13 @@ impl Target for GgufTarget {
         metadata.set("general.file_type", file_type.id);
 
         let spec = source.spec();
+        let size = Size::of(spec);
         let model = mix::Model {
-            layers: spec.layers,
-            experts: spec.experts,
-            tied_embeddings: spec.tied_embeddings,
-            // Latent attention has one key and value for all heads.
-            shared_heads: spec.latent()?.heads >= 4,
-            is_70b: false,
+            layers: size.blocks,
+            experts: size.experts,
+            tied_embeddings: spec.embedding.tied,
+            shared_heads: size.shares_heads(),
+            is_70b: source.family().gguf.takes_for_70b(&size),
         };
         let extents: Vec<Vec<u64>> = planned.iter().map(names::Planned::ne).collect();
         let named: Vec<(&str, &[u64])> =
@@ -99,7 +98,7 @@ impl Target for GgufTarget {
         if file_type::find(format)?.base.block_len_elems() == 1 {
             return Ok(Vec::new());
         }
-        Ok(overrides::choices(&blueprint.tensors, source.spec().tied_embeddings))
+        Ok(overrides::choices(&blueprint.tensors, source.spec().embedding.tied))
     }
 
     fn requantized_choices(
@@ -127,7 +126,8 @@ fn metadata(source: &Checkpoint, planned: &[names::Planned], options: &Options) 
     let generation = read(general::GENERATION_CONFIG)?.and_then(|bytes| serde_json::from_slice(&bytes).ok());
 
     let mut metadata = Metadata::new();
-    metadata.set("general.architecture", hparams::ARCHITECTURE);
+    let architecture = source.family().gguf;
+    metadata.set("general.architecture", architecture.name);
     metadata.set("general.type", "model");
     let inputs = general::Inputs {
         card: &card,
@@ -137,13 +137,15 @@ fn metadata(source: &Checkpoint, planned: &[names::Planned], options: &Options) 
         counts: size_label::Counts::of(planned),
     };
     general::add(&mut metadata, &inputs)?;
-    hparams::add(&mut metadata, source.config(), source.spec())?;
-    loadable::check(&metadata, source.spec())?;
+    architecture.write(&mut metadata, source.config(), source.spec())?;
 
     let Some(tokenizer) = read(TOKENIZER_FILE)? else { return Err(no_tokenizer(source)) };
     let (config, special_tokens) = (read(TOKENIZER_CONFIG_FILE)?, read(SPECIAL_TOKENS_FILE)?);
     let tokenizer = Tokenizer::new(&tokenizer, config.as_deref(), special_tokens.as_deref())?;
-    vocabulary::add(&mut metadata, &tokenizer, source.spec().vocab, options.tokenizer_pre.as_deref())?;
+    let vocab = source.spec().embedding.vocab;
+    let inputs =
+        vocabulary::Inputs { architecture: architecture.name, vocab, pre: options.tokenizer_pre.as_deref() };
+    vocabulary::add(&mut metadata, &tokenizer, &inputs)?;
     special::add(&mut metadata, &tokenizer, source.config())?;
     let (jinja, json) = (read(chat_template::JINJA_FILE)?, read(chat_template::JSON_FILE)?);
     let template = chat_template::find(tokenizer.config(), jinja.as_deref(), json.as_deref())?;

@@ -13,9 +13,9 @@ use serde_json::{Value, json};
 
 use super::hf::{self, Modules, Packing, Row, Stored};
 use super::{Blueprint, Choices, Format, Options, Sidecar, Target};
-use crate::arch::LayerRole;
 use crate::checkpoint::{Checkpoint, SourceTensor};
 use crate::error::{Error, Result};
+use crate::family::LayerRole;
 
 /// GPTQ.
 pub(super) struct GptqTarget;

@@ -38,8 +38,8 @@ pub(super) fn resolve(source: &dyn Source, stored: Vec<Stored>) -> Result<Vec<St
         weights.iter().enumerate().map(|(id, tensor)| (tensor.name.clone(), id)).collect();
     for factor in factors {
         let stem = factor.name.strip_suffix(FACTOR).unwrap_or_default();
-        let Some(place) = factor.places.first() else { continue };
-        let file = &source.files()[place.file].name;
+        let Some(stream) = factor.streams.first() else { continue };
+        let file = &source.files()[stream.file].name;
         let weight = format!("{stem}.weight");
         let invalid = |message: String| Error::checkpoint(file, format!("tensor {}: {message}", factor.name));
         let id = *ids.get(&weight).ok_or_else(|| invalid(format!("there is no {weight} that it scales")))?;
@@ -50,8 +50,8 @@ pub(super) fn resolve(source: &dyn Source, stored: Vec<Stored>) -> Result<Vec<St
             let expected = if stack == 1 { "1".to_owned() } else { format!("1 or {stack}") };
             return Err(invalid(format!("found {count} values, expected {expected} as for {weight}")));
         }
-        let mut bytes = vec![0; rows * place.row_bytes];
-        source.read_at(place.file, place.offset_bytes, &mut bytes)?;
+        let mut bytes = vec![0; rows * stream.row_bytes];
+        source.read_at(stream.file, stream.offset_bytes, &mut bytes)?;
         let mut values = vec![0.0; count];
         factor.codec.decode(&[&bytes], &mut values);
         if let Some(bad) = values.iter().find(|value| !value.is_finite()) {

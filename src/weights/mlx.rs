@@ -1,7 +1,7 @@
-//! An MLX directory of mlx-lm's `deepseek_v3` model as a weight store.
+//! An MLX directory as a weight store.
 //!
-//! Source: `mlx_lm/models/deepseek_v3.py` (names), `mlx_lm/utils.py` (`load_model`: a module is quantized
-//! when it has scales; `quantization` may say otherwise module by module).
+//! Source: `mlx_lm/utils.py` (`load_model`: a module is quantized when it has scales; `quantization` may say otherwise
+//! module by module).
 
 use std::collections::HashMap;
 
@@ -9,18 +9,14 @@ use requant_formats::Dtype;
 use requant_formats::codec::{self, Codec, MlxMode};
 use serde_json::Value;
 
-use super::packed::{Home, PackedStore, Place, Stored};
-use crate::arch::{self, Config, Expected, LayerRole, Role};
+use super::packed::{PackedStore, Stored, Stream};
 use crate::checkpoint::{SourceTensor, read_headers, required_json};
 use crate::error::{Error, Result};
+use crate::family::{self, Config, Ecosystem, MLX_MARKS};
 use crate::source::Source;
 
 const CONFIG: &str = "config.json";
 const INDEX: &str = "model.safetensors.index.json";
-/// Names that only mlx-lm's models have.
-const MARKS: [&str; 2] = [".self_attn.embed_q.", ".mlp.switch_mlp."];
-/// What follows the layer in the name of a `kv_b_proj` that is in one piece.
-const UNSPLIT: &str = ".self_attn.kv_b_proj.weight";
 
 /// Whether a directory holds an MLX model: its config says how it is quantized, or its tensors have MLX's names.
 ///
@@ -32,7 +28,7 @@ pub(super) fn is_mlx(source: &dyn Source) -> Result<bool> {
     if config.is_some_and(|config| config.get("quantization").is_some()) {
         return Ok(true);
     }
-    let is_mlx = |name: &str| MARKS.iter().any(|mark| name.contains(mark));
+    let is_mlx = |name: &str| MLX_MARKS.iter().any(|mark| name.contains(mark));
     Ok(match source.read_small(INDEX)? {
         Some(index) => is_mlx(&String::from_utf8_lossy(&index)),
         // What is wrong with headers is said by whoever opens the model.
@@ -46,7 +42,7 @@ pub(super) fn is_mlx(source: &dyn Source) -> Result<bool> {
 /// A quantization that MLX does not have, a part that is missing or has the wrong shape.
 pub(super) fn open(source: Box<dyn Source>) -> Result<PackedStore> {
     let config = required_json(&*source, CONFIG)?;
-    let family = arch::find(&config)?;
+    let family = family::find(&config)?;
     let mut spec = family.spec(&Config::new(&config))?;
     // mlx-lm drops the prediction layers.
     spec.mtp_layers = 0;
@@ -67,16 +63,7 @@ pub(super) fn open(source: Box<dyn Source>) -> Result<PackedStore> {
             None => plain(&*source, tensor)?,
         });
     }
-    let expected = family.expected(&spec);
-    // Older versions, and the model of DeepSeek-V2, keep the projection whole.
-    let is_unsplit = stored.iter().any(|tensor| tensor.name.ends_with(UNSPLIT));
-    let home = |expected: &Expected| match expected.role {
-        Role::Layer(layer, LayerRole::KvB) if is_unsplit => {
-            Some(Home::Whole(format!("model.layers.{layer}{UNSPLIT}")))
-        }
-        role => home(role),
-    };
-    PackedStore::new(source, spec, &expected, stored, home)
+    PackedStore::new(source, family, spec, Ecosystem::Mlx, stored)
 }
 
 /// A tensor stored as plain numbers.
@@ -91,8 +78,8 @@ fn plain(source: &dyn Source, tensor: &SourceTensor) -> Result<Stored> {
         Error::checkpoint(&source.files()[tensor.file].name, message)
     })?;
     let row_bytes = tensor.matrix().1 * tensor.dtype.size_bytes();
-    let places = vec![Place { file: tensor.file, offset_bytes: tensor.offset_bytes, row_bytes }];
-    Ok(Stored { name: tensor.name.clone(), shape: tensor.shape.clone(), codec, places, factors: Vec::new() })
+    let streams = vec![Stream { file: tensor.file, offset_bytes: tensor.offset_bytes, row_bytes }];
+    Ok(Stored { name: tensor.name.clone(), shape: tensor.shape.clone(), codec, streams, factors: Vec::new() })
 }
 
 /// A tensor in parts: with scales, and in affine mode with biases.
@@ -122,7 +109,7 @@ fn quantized(
     if let Some(cols) = shape.last_mut() {
         *cols *= codec.group_len_elems();
     }
-    let mut places = Vec::with_capacity(parts.len());
+    let mut streams = Vec::with_capacity(parts.len());
     for (tensor, part) in parts.into_iter().zip(codec.parts()) {
         let row_bytes = groups * part.bytes_per_group;
         if tensor.len_bytes != (rows * row_bytes) as u64 || tensor.dtype != part.dtype {
@@ -138,9 +125,9 @@ fn quantized(
             );
             return Err(Error::checkpoint(&source.files()[tensor.file].name, message));
         }
-        places.push(Place { file: tensor.file, offset_bytes: tensor.offset_bytes, row_bytes });
+        streams.push(Stream { file: tensor.file, offset_bytes: tensor.offset_bytes, row_bytes });
     }
-    Ok(Stored { name: weight.name.clone(), shape, codec, places, factors: Vec::new() })
+    Ok(Stored { name: weight.name.clone(), shape, codec, streams, factors: Vec::new() })
 }
 
 /// The codec of the module `stem`: `quantization` of config.json, or what that says of the module.
@@ -192,41 +179,4 @@ fn hint() -> String {
         }
     });
     format!("this version reads MLX's modes {}", modes.join(", "))
-}
-
-/// Where mlx-lm puts a tensor.
-fn home(role: Role) -> Option<Home> {
-    let (layer, role) = match role {
-        Role::TokenEmbedding => return Some(Home::Whole("model.embed_tokens.weight".into())),
-        Role::OutputNorm => return Some(Home::Whole("model.norm.weight".into())),
-        Role::Output => return Some(Home::Whole("lm_head.weight".into())),
-        Role::OutputBias | Role::RopeDivisors | Role::RopeDivisorsLong | Role::RopeDivisorsShort => {
-            return None;
-        }
-        Role::Layer(layer, role) => (layer, role),
-    };
-    let name = |suffix: &str| format!("model.layers.{layer}.{suffix}");
-    let whole = |suffix: &str| Some(Home::Whole(name(suffix)));
-    match role {
-        LayerRole::AttentionNorm => whole("input_layernorm.weight"),
-        LayerRole::Q => whole("self_attn.q_proj.weight"),
-        LayerRole::QA => whole("self_attn.q_a_proj.weight"),
-        LayerRole::QANorm => whole("self_attn.q_a_layernorm.weight"),
-        LayerRole::QB => whole("self_attn.q_b_proj.weight"),
-        LayerRole::KvA => whole("self_attn.kv_a_proj_with_mqa.weight"),
-        LayerRole::KvANorm => whole("self_attn.kv_a_layernorm.weight"),
-        LayerRole::KvB => {
-            Some(Home::KeyValue(name("self_attn.embed_q.weight"), name("self_attn.unembed_out.weight")))
-        }
-        LayerRole::AttentionOutput => whole("self_attn.o_proj.weight"),
-        LayerRole::FfnNorm => whole("post_attention_layernorm.weight"),
-        LayerRole::Dense(ffn) => whole(&format!("mlp.{}.weight", ffn.hf_name())),
-        LayerRole::Router => whole("mlp.gate.weight"),
-        LayerRole::RouterBias => whole("mlp.gate.e_score_correction_bias"),
-        LayerRole::Expert(expert, ffn) => {
-            Some(Home::Stacked(name(&format!("mlp.switch_mlp.{}.weight", ffn.hf_name())), expert))
-        }
-        LayerRole::Shared(ffn) => whole(&format!("mlp.shared_experts.{}.weight", ffn.hf_name())),
-        _ => None,
-    }
 }

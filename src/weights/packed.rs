@@ -1,23 +1,20 @@
-//! A weight store over stacked and split tensors, as GGUF and MLX arrange them.
+//! A weight store over tensors that are stacked, fused and split, as GGUF and MLX arrange them.
 //!
-//! Both stack the experts of a layer, `[experts, rows, cols]`, and split `kv_b_proj` into the key half of
-//! every head, transposed, `[heads, kv_lora, nope]`, and the value half, `[heads, v, kv_lora]`. They
-//! differ in names and block formats only: a [`Home`] says which tensors hold a role, a [`Stored`] how
-//! a tensor is encoded.
+//! A [`Place`] of the family says which tensors hold a role, a [`Stored`] how a tensor is encoded.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 use requant_formats::codec::Codec;
 
-use crate::arch::{ArchSpec, Expected, Latent, Role};
 use crate::checkpoint::{Weight, WeightStore, check_finite};
 use crate::error::{Error, Result};
+use crate::family::{Ecosystem, Family, Place, Presence, Role, Spec};
 use crate::source::{Extent, Source};
 
 /// Where one byte stream of a tensor lies.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Place {
+pub(super) struct Stream {
     pub(super) file: usize,
     pub(super) offset_bytes: u64,
     pub(super) row_bytes: usize,
@@ -29,8 +26,8 @@ pub(super) struct Stored {
     /// Outermost dimension first.
     pub(super) shape: Vec<usize>,
     pub(super) codec: &'static dyn Codec,
-    /// One place for each part of the codec.
-    pub(super) places: Vec<Place>,
+    /// One for each part of the codec.
+    pub(super) streams: Vec<Stream>,
     /// Factors on what the codec says, one for each of as many equal runs of rows; none is 1.
     pub(super) factors: Vec<f32>,
 }
@@ -43,139 +40,72 @@ impl Stored {
     }
 }
 
-/// Names of the tensors that hold a role.
-pub(super) enum Home {
-    /// The whole of one.
-    Whole(String),
-    /// Matrix number `.1` of a stack.
-    Stacked(String, usize),
-    /// One of two matrices of the same shape that are number `number` of a stack, one after the other.
-    Half { name: String, number: usize, is_second: bool },
-    /// Rows of one that holds several, one after the other.
-    Part {
-        name: String,
-        /// First row.
-        first: usize,
-        /// Rows of all.
-        rows: usize,
-    },
-    /// Elements of a vector that holds several, one after the other.
-    Section {
-        name: String,
-        /// First element.
-        first: usize,
-        /// Elements of all.
-        len: usize,
-    },
-    /// Keys, transposed, and values.
-    KeyValue(String, String),
-}
-
-/// The same, resolved.
+/// A [`Place`], resolved.
 #[derive(Clone, Copy)]
 enum Rows {
     /// From this row of a tensor on.
-    From {
-        tensor: usize,
-        first: usize,
-        rows: usize,
-        cols: usize,
-    },
+    From { tensor: usize, first: usize, rows: usize, cols: usize },
     /// From this element of a vector on.
-    Section {
-        tensor: usize,
-        first: usize,
-        len: usize,
-    },
-    KeyValue {
-        keys: usize,
-        values: usize,
-    },
+    Section { tensor: usize, first: usize, len: usize },
+    /// The first rows of each head transposed, and the others.
+    Split(Split),
+}
+
+/// Heads whose first rows are transposed in one tensor and whose other rows are in another.
+#[derive(Clone, Copy)]
+struct Split {
+    keys: usize,
+    values: usize,
+    heads: usize,
+    key_rows: usize,
+    value_rows: usize,
+    cols: usize,
 }
 
 /// A model in such a container.
 pub(super) struct PackedStore {
     source: Box<dyn Source>,
-    spec: ArchSpec,
+    spec: Spec,
     tensors: Vec<Stored>,
     by_role: HashMap<Role, Rows>,
 }
 
 impl PackedStore {
-    /// Finds the home of every tensor in `expected` and checks its shape.
+    /// Finds every tensor of a model of `family` among those that `ecosystem` has stored, and checks its shape.
     ///
     /// # Errors
     /// A tensor that is missing, has another shape, or that nobody knows.
     pub(super) fn new(
         source: Box<dyn Source>,
-        spec: ArchSpec,
-        expected: &[Expected],
+        family: &Family,
+        spec: Spec,
+        ecosystem: Ecosystem,
         tensors: Vec<Stored>,
-        home: impl Fn(&Expected) -> Option<Home>,
     ) -> Result<Self> {
         let mut store = Self { source, spec, tensors, by_role: HashMap::new() };
         let names: HashMap<String, usize> =
             store.tensors.iter().enumerate().map(|(id, tensor)| (tensor.name.clone(), id)).collect();
-        let mut used = HashSet::new();
-        for expected in expected {
-            let Some(home) = home(expected) else { continue };
-            let (cols, rows) = match expected.shape.as_slice() {
-                [cols] => (*cols, 1),
-                [rows, cols] => (*cols, *rows),
-                _ => continue,
-            };
-            let place = match home {
-                Home::Whole(name) => {
-                    let Some(&tensor) = names.get(&name) else {
-                        if expected.required {
-                            return Err(store.missing(&name, &expected.shape));
-                        }
-                        continue;
-                    };
-                    store.expect_shape(tensor, &expected.shape)?;
-                    used.insert(tensor);
-                    Rows::From { tensor, first: 0, rows, cols }
+        let mut used: HashSet<usize> = HashSet::new();
+        for expected in family.tensors(&store.spec) {
+            let places = expected.places(ecosystem);
+            let is_there = |place: &&Place| place.names().any(|name| names.contains_key(name));
+            // The preferred place is the one that is missing where none is there.
+            let Some(place) = places.iter().find(is_there).or(places.first()) else { continue };
+            let mut ids = Vec::with_capacity(2);
+            for (name, shape) in place.holders(&expected.shape) {
+                match names.get(name) {
+                    Some(&id) => {
+                        store.expect_shape(id, &shape)?;
+                        ids.push(id);
+                    }
+                    None if expected.presence == Presence::Always => return Err(store.missing(name, &shape)),
+                    None => {}
                 }
-                Home::Stacked(name, number) => {
-                    let shape = [store.spec.experts, rows, cols];
-                    let tensor = *names.get(&name).ok_or_else(|| store.missing(&name, &shape))?;
-                    store.expect_shape(tensor, &shape)?;
-                    used.insert(tensor);
-                    Rows::From { tensor, first: number * rows, rows, cols }
-                }
-                Home::Half { name, number, is_second } => {
-                    let shape = [store.spec.experts, 2 * rows, cols];
-                    let tensor = *names.get(&name).ok_or_else(|| store.missing(&name, &shape))?;
-                    store.expect_shape(tensor, &shape)?;
-                    used.insert(tensor);
-                    Rows::From { tensor, first: (2 * number + usize::from(is_second)) * rows, rows, cols }
-                }
-                Home::Part { name, first, rows: all } => {
-                    let shape = [all, cols];
-                    let tensor = *names.get(&name).ok_or_else(|| store.missing(&name, &shape))?;
-                    store.expect_shape(tensor, &shape)?;
-                    used.insert(tensor);
-                    Rows::From { tensor, first, rows, cols }
-                }
-                Home::Section { name, first, len } => {
-                    let tensor = *names.get(&name).ok_or_else(|| store.missing(&name, &[len]))?;
-                    store.expect_shape(tensor, &[len])?;
-                    used.insert(tensor);
-                    Rows::Section { tensor, first, len: cols }
-                }
-                Home::KeyValue(keys, values) => {
-                    let &Latent { heads, kv_lora, nope_dim, v_dim, .. } = store.spec.latent()?;
-                    let mut find = |name: &str, shape: [usize; 3]| -> Result<usize> {
-                        let tensor = *names.get(name).ok_or_else(|| store.missing(name, &shape))?;
-                        store.expect_shape(tensor, &shape)?;
-                        used.insert(tensor);
-                        Ok(tensor)
-                    };
-                    let keys = find(&keys, [heads, kv_lora, nope_dim])?;
-                    Rows::KeyValue { keys, values: find(&values, [heads, v_dim, kv_lora])? }
-                }
-            };
-            store.by_role.insert(expected.role, place);
+            }
+            used.extend(&ids);
+            if let Some(rows) = resolved(place, &expected.shape, &ids) {
+                store.by_role.insert(expected.role, rows);
+            }
         }
         match (0..store.tensors.len()).find(|id| !used.contains(id)) {
             None => Ok(store),
@@ -214,12 +144,12 @@ impl PackedStore {
     }
 
     fn file_name(&self, tensor: usize) -> String {
-        let file = self.tensors[tensor].places.first().map(|place| place.file);
+        let file = self.tensors[tensor].streams.first().map(|stream| stream.file);
         file.map_or_else(|| self.source.location(), |file| self.source.files()[file].name.clone())
     }
 
     fn rows_of(&self, role: Role) -> Result<Rows> {
-        let tied = role == Role::Output && self.spec.tied_embeddings;
+        let tied = role == Role::Output && self.spec.embedding.tied;
         let found = self
             .by_role
             .get(&role)
@@ -234,12 +164,12 @@ impl PackedStore {
     fn decode(&self, tensor: usize, rows: Range<usize>, tile: &mut [f32]) -> Result<()> {
         let stored = &self.tensors[tensor];
         let bytes: Vec<Vec<u8>> = stored
-            .places
+            .streams
             .iter()
-            .map(|place| {
-                let mut bytes = vec![0; rows.len() * place.row_bytes];
-                let offset = place.offset_bytes + (rows.start * place.row_bytes) as u64;
-                self.source.read_at(place.file, offset, &mut bytes)?;
+            .map(|stream| {
+                let mut bytes = vec![0; rows.len() * stream.row_bytes];
+                let offset = stream.offset_bytes + (rows.start * stream.row_bytes) as u64;
+                self.source.read_at(stream.file, offset, &mut bytes)?;
                 Ok(bytes)
             })
             .collect::<Result<_>>()?;
@@ -256,33 +186,27 @@ impl PackedStore {
         check_finite(&stored.name, &self.file_name(tensor), rows.start, cols, tile)
     }
 
-    /// Rows of `kv_b_proj`, head by head: `nope` key rows, then `v` value rows.
-    fn decode_key_value(
-        &self,
-        keys: usize,
-        values: usize,
-        rows: Range<usize>,
-        tile: &mut [f32],
-    ) -> Result<()> {
-        let &Latent { kv_lora, nope_dim, v_dim, .. } = self.spec.latent()?;
-        let head_rows = nope_dim + v_dim;
-        let mut transposed = vec![0.0; kv_lora * nope_dim];
+    /// Rows of a split matrix, head by head: those that are transposed, then the others.
+    fn decode_split(&self, split: Split, rows: Range<usize>, tile: &mut [f32]) -> Result<()> {
+        let Split { keys, values, key_rows, value_rows, cols, .. } = split;
+        let head_rows = key_rows + value_rows;
+        let mut transposed = vec![0.0; cols * key_rows];
         for head in rows.start / head_rows..rows.end.div_ceil(head_rows) {
             let first = head * head_rows;
             // Wanted rows of this head, counted from its first.
             let wanted = rows.start.max(first) - first..rows.end.min(first + head_rows) - first;
-            let at = |row: usize| (first + row - rows.start) * kv_lora;
-            if wanted.start < nope_dim {
-                self.decode(keys, head * kv_lora..(head + 1) * kv_lora, &mut transposed)?;
-                for row in wanted.start..wanted.end.min(nope_dim) {
-                    let column = transposed[row..].iter().step_by(nope_dim);
-                    tile[at(row)..][..kv_lora].iter_mut().zip(column).for_each(|(to, &from)| *to = from);
+            let at = |row: usize| (first + row - rows.start) * cols;
+            if wanted.start < key_rows {
+                self.decode(keys, head * cols..(head + 1) * cols, &mut transposed)?;
+                for row in wanted.start..wanted.end.min(key_rows) {
+                    let column = transposed[row..].iter().step_by(key_rows);
+                    tile[at(row)..][..cols].iter_mut().zip(column).for_each(|(to, &from)| *to = from);
                 }
             }
-            if wanted.end > nope_dim {
-                let (start, end) = (wanted.start.max(nope_dim), wanted.end);
-                let stored = head * v_dim + start - nope_dim..head * v_dim + end - nope_dim;
-                let len = (end - start) * kv_lora;
+            if wanted.end > key_rows {
+                let (start, end) = (wanted.start.max(key_rows), wanted.end);
+                let stored = head * value_rows + start - key_rows..head * value_rows + end - key_rows;
+                let len = (end - start) * cols;
                 self.decode(values, stored, &mut tile[at(start)..][..len])?;
             }
         }
@@ -290,8 +214,31 @@ impl PackedStore {
     }
 }
 
+/// Where the rows of a tensor of this shape are, if all the tensors that hold it are there.
+fn resolved(place: &Place, shape: &[usize], ids: &[usize]) -> Option<Rows> {
+    let (rows, cols) = match *shape {
+        [cols] => (1, cols),
+        [rows, cols] => (rows, cols),
+        _ => return None,
+    };
+    match (place, ids) {
+        (Place::Whole(_), &[tensor]) => Some(Rows::From { tensor, first: 0, rows, cols }),
+        (&Place::Rows { first, .. }, &[tensor]) if shape.len() < 2 => {
+            Some(Rows::Section { tensor, first, len: cols })
+        }
+        (&Place::Rows { first, .. }, &[tensor]) => Some(Rows::From { tensor, first, rows, cols }),
+        (&Place::Stacked { number, first, of, .. }, &[tensor]) => {
+            Some(Rows::From { tensor, first: number * of + first, rows, cols })
+        }
+        (&Place::SplitTransposed { heads, key_rows, value_rows, .. }, &[keys, values]) => {
+            Some(Rows::Split(Split { keys, values, heads, key_rows, value_rows, cols }))
+        }
+        _ => None,
+    }
+}
+
 impl WeightStore for PackedStore {
-    fn spec(&self) -> &ArchSpec {
+    fn spec(&self) -> &Spec {
         &self.spec
     }
 
@@ -299,11 +246,10 @@ impl WeightStore for PackedStore {
         let (tensor, rows, cols, unit_rows) = match self.rows_of(role)? {
             Rows::From { tensor, rows, cols, .. } => (tensor, rows, cols, 1),
             Rows::Section { tensor, len, .. } => (tensor, 1, len, 1),
-            Rows::KeyValue { keys, .. } => {
-                // A head's keys are stored transposed: any row takes all of them.
-                let &Latent { heads, kv_lora, nope_dim, v_dim, .. } = self.spec.latent()?;
-                let head_rows = nope_dim + v_dim;
-                (keys, heads * head_rows, kv_lora, head_rows)
+            Rows::Split(Split { keys, heads, key_rows, value_rows, cols, .. }) => {
+                // A head's first rows are stored transposed: any of them takes all.
+                let head_rows = key_rows + value_rows;
+                (keys, heads * head_rows, cols, head_rows)
             }
         };
         let (name, file) = (self.tensors[tensor].name.clone(), self.file_name(tensor));
@@ -321,22 +267,22 @@ impl WeightStore for PackedStore {
                 tile.copy_from_slice(&whole[first..][..len]);
                 Ok(())
             }
-            Rows::KeyValue { keys, values } => self.decode_key_value(keys, values, rows, tile),
+            Rows::Split(split) => self.decode_split(split, rows, tile),
         }
     }
 
     fn extents(&self, role: Role) -> Result<Vec<Extent>> {
         let of = |tensor: usize, rows: Range<usize>| {
-            let Stored { shape, places, .. } = &self.tensors[tensor];
-            places.iter().map(move |place| {
-                let at = |row: usize| place.offset_bytes + (row * place.row_bytes) as u64;
-                Extent { file: place.file, range: at(rows.start)..at(rows.end), is_small: shape.len() < 2 }
+            let Stored { shape, streams, .. } = &self.tensors[tensor];
+            streams.iter().map(move |stream| {
+                let at = |row: usize| stream.offset_bytes + (row * stream.row_bytes) as u64;
+                Extent { file: stream.file, range: at(rows.start)..at(rows.end), is_small: shape.len() < 2 }
             })
         };
         Ok(match self.rows_of(role)? {
             Rows::From { tensor, first, rows, .. } => of(tensor, first..first + rows).collect(),
             Rows::Section { tensor, .. } => of(tensor, 0..1).collect(),
-            Rows::KeyValue { keys, values } => {
+            Rows::Split(Split { keys, values, .. }) => {
                 let whole = |tensor: usize| of(tensor, 0..self.tensors[tensor].matrix().0);
                 whole(keys).chain(whole(values)).collect()
             }

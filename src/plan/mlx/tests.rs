@@ -7,7 +7,7 @@ use requant_formats::container::safetensors;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::arch::{self, Config};
+use crate::family::{self, Config};
 use crate::plan::{Rounding, Sidecar};
 use crate::source::{Source, SourceFile};
 
@@ -49,7 +49,7 @@ fn config() -> Value {
 
 /// A checkpoint with every tensor of its config stored as `matrix` (FP8 with scales) or `vector`.
 fn checkpoint(config: &Value, matrix: Dtype, vector: Dtype, others: &[(&str, &str)]) -> Checkpoint {
-    let family = arch::find(config).unwrap();
+    let family = family::find(config).unwrap();
     let spec = family.spec(&Config::new(config)).unwrap();
     let mut config = config.clone();
     if matrix == Dtype::F8_E4M3 {

@@ -23,16 +23,15 @@
 
 use requant_formats::container::gguf::{Metadata, Value};
 
-use super::gguf_keys::{Contents, Keys};
-use super::gguf_rotary::{scaling, stated_amplitude};
-use crate::arch::{
-    ArchSpec, Attention, ByLayer, Divisors, ExpertChoice, Latent, Pairing, Rotary, Scaling, Scoring,
-    Temperature,
-};
+use super::Architecture;
+use super::keys::{Contents, Keys};
+use super::rotary::{scaling, stated_amplitude};
 use crate::error::Result;
+use crate::family::{
+    Attention, ByLayer, Divisors, ExpertChoice, Latent, Moe, Presence, Rotary, Router, Scaling, Scoring,
+    Shared, Spec, Temperature,
+};
 
-/// The one architecture with latent attention.
-pub(super) const ARCHITECTURE: &str = "deepseek2";
 /// Most layers, prediction layers included; what llama.cpp reads.
 const MAX_LAYERS: usize = 512;
 /// Most experts; what llama.cpp reads.
@@ -45,8 +44,13 @@ const NEUTRAL: &[&str] = &["attention.head_count_kv", "attention.key_length", "a
 ///
 /// # Errors
 /// A key that is missing, out of range, of the wrong type or unknown; what this version cannot evaluate.
-pub(super) fn spec(metadata: &Metadata, file: &str, contents: &Contents) -> Result<ArchSpec> {
-    let keys = Keys::new(metadata, file, ARCHITECTURE);
+pub(super) fn spec(
+    architecture: &Architecture,
+    metadata: &Metadata,
+    file: &str,
+    contents: &Contents,
+) -> Result<Spec> {
+    let keys = Keys::new(metadata, file, architecture.name);
     if keys.value("attention.causal").and_then(Value::as_bool) == Some(false) {
         return Err(keys.unsupported("attention.causal", "false", "models that predict the next token"));
     }
@@ -58,7 +62,7 @@ pub(super) fn spec(metadata: &Metadata, file: &str, contents: &Contents) -> Resu
         keys.invalid("block_count", &Value::from(blocks as u32), &expected)
     })?;
     let has_predictor = contents.names.contains(format!("blk.{layers}.nextn.eh_proj.weight").as_str());
-    let (rope, nope_dim) = rotary(&keys)?;
+    let (rope, nope_dim) = rotary(architecture, &keys)?;
     let attention = Attention::Latent(Latent {
         heads: keys.required_count("attention.head_count")?,
         q_lora: Some(count(&keys, "attention.q_lora_rank")?).filter(|&rank| rank > 0),
@@ -67,19 +71,19 @@ pub(super) fn spec(metadata: &Metadata, file: &str, contents: &Contents) -> Resu
         v_dim: head_length(&keys, "value_length")?,
         temperature: temperature(&keys)?,
     });
-    let mut spec = ArchSpec {
-        hidden: keys.required_count("embedding_length")?,
-        mtp_layers: if has_predictor { predictors } else { 0 },
-        dense_intermediate: keys.counts("feed_forward_length", blocks)?.unwrap_or(ByLayer::all(0)),
-        vocab: contents.vocab,
-        norm_eps: keys.positive(EPSILON)?.ok_or_else(|| keys.missing(EPSILON))?,
-        tied_embeddings: !contents.names.contains("output.weight"),
-        ..ArchSpec::plain(ARCHITECTURE, layers, attention, rope)
-    };
+    let mut spec = Spec::plain(architecture.name, layers, attention, rope);
+    spec.hidden = keys.required_count("embedding_length")?;
+    spec.mtp_layers = if has_predictor { predictors } else { 0 };
+    spec.ffn.activation = architecture.activation;
+    spec.ffn.dense.width = keys.counts("feed_forward_length", blocks)?.unwrap_or(ByLayer::all(0));
+    spec.embedding.vocab = contents.vocab;
+    spec.norms.eps = keys.positive(EPSILON)?.ok_or_else(|| keys.missing(EPSILON))?;
+    spec.embedding.tied = !contents.names.contains("output.weight");
     experts(&keys, contents, &mut spec)?;
-    if spec.dense_layers == 0 {
-        spec.dense_intermediate = ByLayer::all(0);
-    } else if (0..spec.dense_layers).any(|layer| *spec.dense_intermediate.of(layer) == 0) {
+    let dense = &mut spec.ffn.dense;
+    if dense.layers == 0 {
+        dense.width = ByLayer::all(0);
+    } else if (0..dense.layers).any(|layer| *dense.width.of(layer) == 0) {
         return Err(keys.missing("feed_forward_length"));
     }
     keys.check_all_known(NEUTRAL)?;
@@ -102,7 +106,7 @@ fn head_length(keys: &Keys, key: &str) -> Result<usize> {
 }
 
 /// Rotary positions, and the width of a key without them.
-fn rotary(keys: &Keys) -> Result<(Rotary, usize)> {
+fn rotary(architecture: &Architecture, keys: &Keys) -> Result<(Rotary, usize)> {
     let key_length = head_length(keys, "key_length")?;
     let key = "rope.dimension_count";
     let dim = keys.required_count(key)?;
@@ -127,7 +131,7 @@ fn rotary(keys: &Keys) -> Result<(Rotary, usize)> {
     }
     let amplitude = stated_amplitude(keys, &scaling)?;
     let theta = keys.positive("rope.freq_base")?.unwrap_or(10000.0);
-    let pairing = Pairing::Adjacent;
+    let pairing = architecture.pairing;
     Ok((
         Rotary { dim, pairing, theta, scaling, amplitude, divisors: Divisors::Absent, sections: None },
         nope_dim,
@@ -148,7 +152,7 @@ fn temperature(keys: &Keys) -> Result<Option<Temperature>> {
 }
 
 /// Experts, in the layers behind the leading dense ones.
-fn experts(keys: &Keys, contents: &Contents, spec: &mut ArchSpec) -> Result<()> {
+fn experts(keys: &Keys, contents: &Contents, spec: &mut Spec) -> Result<()> {
     let [experts, shared, dense, groups, top_groups] = [
         "expert_count",
         "expert_shared_count",
@@ -186,31 +190,34 @@ fn experts(keys: &Keys, contents: &Contents, spec: &mut ArchSpec) -> Result<()> 
         let expected = format!("{groups} groups at most");
         return Err(keys.invalid("expert_group_used_count", &Value::from(top_groups as u32), &expected));
     }
-    spec.dense_layers = dense;
-    spec.experts = experts;
-    spec.experts_per_token = per_token;
-    spec.shared_experts = shared;
-    spec.shared_intermediate = widths.map(|width| shared * width);
-    spec.expert_intermediate = widths;
-    spec.expert_groups = groups;
-    spec.top_groups = top_groups;
-    // llama.cpp takes 0 for absent.
-    spec.routed_scale = scale.filter(|&scale| scale != 0.0).unwrap_or(1.0);
-    spec.normalize_top = normalize_top;
-    spec.scoring = scoring;
-    spec.router_bias = contents.names.iter().any(|name| name.ends_with(".exp_probs_b.bias"));
-    spec.choice = match (groups, spec.scoring, spec.router_bias) {
+    // Layer by layer, there or not.
+    let has_bias = contents.names.iter().any(|name| name.ends_with(".exp_probs_b.bias"));
+    let choice = match (groups, scoring, has_bias) {
         (1, ..) => ExpertChoice::Ungrouped,
         (_, Scoring::Softmax, false) => ExpertChoice::GroupsByBest,
         _ => ExpertChoice::GroupsByTwoBest,
     };
+    let router = Router {
+        scoring,
+        choice,
+        groups,
+        top_groups,
+        bias: if has_bias { Presence::Perhaps } else { Presence::Never },
+        normalize: normalize_top,
+        // llama.cpp takes 0 for absent.
+        scale: scale.filter(|&scale| scale != 0.0).unwrap_or(1.0),
+    };
+    let of_shared = || Shared { experts: shared, width: widths.map(|width| shared * width), gate: false };
+    let shared = (shared > 0).then(of_shared);
+    spec.ffn.dense.layers = dense;
+    spec.ffn.moe = Some(Moe { experts, per_token, width: widths, router, shared });
     Ok(())
 }
 
 /// `expert_gating_func`. Files of DeepSeek-V2 lack it and mean a softmax, the first ones of GLM-4.7-Flash lack it and mean
 /// sigmoids; llama.cpp knows these by their layers and vocabulary.
-fn scoring(keys: &Keys, spec: &ArchSpec) -> Result<Scoring> {
-    let is_glm = matches!(spec.layers, 47 | 48) && spec.vocab == 154_880;
+fn scoring(keys: &Keys, spec: &Spec) -> Result<Scoring> {
+    let is_glm = matches!(spec.layers, 47 | 48) && spec.embedding.vocab == 154_880;
     match keys.count("expert_gating_func")?.unwrap_or(0) {
         0 if is_glm => Ok(Scoring::Sigmoid),
         0 | 1 => Ok(Scoring::Softmax),

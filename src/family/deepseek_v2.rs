@@ -6,38 +6,35 @@
 //!
 //! Source: `modeling_deepseek.py` of the published checkpoints (`MoEGate`).
 
-use super::deepseek::{self, Family};
-use super::{ArchSpec, Architecture, Config, Expected, ExpertChoice, Scoring};
+use super::deepseek::{self, Defaults};
+use super::{Config, ExpertChoice, Family, Moe, NAMING, Scoring, Spec};
 use crate::error::Result;
 
 /// The `deepseek_v2` family.
-pub(super) struct DeepseekV2;
+pub(super) const FAMILY: Family = Family {
+    model_type: DEFAULTS.model_type,
+    checkpoint: Some(deepseek::checkpoints(spec)),
+    gguf: &deepseek::GGUF,
+    naming: NAMING,
+};
 
-const FAMILY: Family = Family {
+const DEFAULTS: Defaults = Defaults {
     model_type: "deepseek_v2",
     scoring: Scoring::Softmax,
     choice: ExpertChoice::Ungrouped,
     normalize_top: false,
 };
 
-impl Architecture for DeepseekV2 {
-    fn model_type(&self) -> &'static str {
-        FAMILY.model_type
-    }
-
-    fn spec(&self, config: &Config) -> Result<ArchSpec> {
-        let mut spec = deepseek::spec(config, &FAMILY)?;
+fn spec(config: &Config) -> Result<Spec> {
+    let mut spec = deepseek::spec(config, &DEFAULTS)?;
+    if let Some(Moe { per_token, router, .. }) = &mut spec.ffn.moe {
         // With one expert there is nothing to normalize, and MoEGate scales.
-        spec.normalize_top &= spec.experts_per_token.most() > 1;
-        if spec.normalize_top {
-            spec.routed_scale = 1.0;
+        router.normalize &= per_token.most() > 1;
+        if router.normalize {
+            router.scale = 1.0;
         }
-        Ok(spec)
     }
-
-    fn expected(&self, spec: &ArchSpec) -> Vec<Expected> {
-        deepseek::expected(spec)
-    }
+    Ok(spec)
 }
 
 #[cfg(test)]
@@ -53,8 +50,9 @@ mod tests {
             "vocab_size": 8,
         });
         let scale = |config: &serde_json::Value| {
-            let spec = DeepseekV2.spec(&Config::new(config)).unwrap();
-            (spec.normalize_top, spec.routed_scale)
+            let spec = FAMILY.spec(&Config::new(config)).unwrap();
+            let router = spec.ffn.moe.unwrap().router;
+            (router.normalize, router.scale)
         };
         assert_eq!(scale(&config), (false, 16.0));
         config["norm_topk_prob"] = true.into();

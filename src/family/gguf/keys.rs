@@ -8,11 +8,9 @@ use std::collections::HashSet;
 
 use requant_formats::container::gguf::{Array, Metadata, Value};
 
-use crate::arch::ByLayer;
 use crate::error::{Error, Result};
+use crate::family::ByLayer;
 
-/// Key of the architecture's name.
-pub(super) const ARCHITECTURE_KEY: &str = "general.architecture";
 /// Largest count or dimension accepted; far above any real model, low enough that products of two fit in 64 bits.
 const MAX_COUNT: u64 = 1 << 24;
 /// Keys that change nothing about what a model computes.
@@ -39,11 +37,11 @@ const NEUTRAL: &[&str] = &[
 ];
 
 /// What is in a file beside its metadata.
-pub(super) struct Contents<'a> {
+pub struct Contents<'a> {
     /// Rows of its token embedding.
-    pub(super) vocab: usize,
+    pub vocab: usize,
     /// Names of its tensors.
-    pub(super) names: &'a HashSet<&'a str>,
+    pub names: &'a HashSet<&'a str>,
 }
 
 /// Hyper-parameters of one architecture.
@@ -53,11 +51,6 @@ pub(super) struct Keys<'a> {
     file: &'a str,
     architecture: &'a str,
     asked: RefCell<HashSet<String>>,
-}
-
-/// The architecture of a file.
-pub(super) fn architecture(metadata: &Metadata) -> &str {
-    metadata.get(ARCHITECTURE_KEY).and_then(Value::as_str).unwrap_or("(none)")
 }
 
 /// A count, or an array of counts; `None` for anything else.

@@ -1,12 +1,13 @@
 //! Published models by their metadata, as converters write it.
 
 use super::*;
-use crate::arch::Yarn;
+use crate::family::Yarn;
+use crate::family::deepseek::GGUF;
 
 /// Metadata with these counts and numbers, and what every converter writes.
 fn metadata(counts: &[(&str, u32)], numbers: &[(&str, f32)]) -> Metadata {
     let mut metadata = Metadata::new();
-    metadata.set("general.architecture", ARCHITECTURE);
+    metadata.set("general.architecture", GGUF.name);
     metadata.set("general.file_type", 7u32);
     for &(key, count) in counts {
         metadata.set(format!("deepseek2.{key}"), count);
@@ -95,17 +96,22 @@ fn deepseek_v2() -> Metadata {
     metadata
 }
 
-fn read(metadata: &Metadata, names: &[&str]) -> Result<ArchSpec> {
+fn read(metadata: &Metadata, names: &[&str]) -> Result<Spec> {
     let vocab = metadata.get("deepseek2.vocab_size").and_then(Value::as_u64).unwrap_or(0) as usize;
-    spec(metadata, "m.gguf", &Contents { vocab, names: &names.iter().copied().collect() })
+    spec(&GGUF, metadata, "m.gguf", &Contents { vocab, names: &names.iter().copied().collect() })
 }
 
-fn latent(spec: &ArchSpec) -> Latent {
+fn latent(spec: &Spec) -> Latent {
     spec.latent().unwrap().clone()
 }
 
-fn routing(spec: &ArchSpec) -> (Scoring, ExpertChoice, bool, bool, f64) {
-    (spec.scoring, spec.choice, spec.router_bias, spec.normalize_top, spec.routed_scale)
+fn moe(spec: &Spec) -> &Moe {
+    spec.ffn.moe.as_ref().unwrap()
+}
+
+fn routing(spec: &Spec) -> (Scoring, ExpertChoice, bool, bool, f64) {
+    let router = &moe(spec).router;
+    (router.scoring, router.choice, router.bias != Presence::Never, router.normalize, router.scale)
 }
 
 #[test]
@@ -113,9 +119,9 @@ fn deepseek_v2_and_lite() {
     let spec = read(&deepseek_v2(), &["output.weight"]).unwrap();
     assert_eq!(spec.model_type, "deepseek2");
     assert_eq!(routing(&spec), (Scoring::Softmax, ExpertChoice::GroupsByBest, false, false, 16.0));
-    assert_eq!((spec.expert_groups, spec.top_groups, spec.norm_eps), (8, 3, 1e-6));
+    assert_eq!((moe(&spec).router.groups, moe(&spec).router.top_groups, spec.norms.eps), (8, 3, 1e-6));
     assert_eq!(
-        (spec.shared_intermediate.most(), spec.dense_layers, spec.dense_intermediate.most()),
+        (moe(&spec).shared_width(1), spec.ffn.dense.layers, spec.ffn.dense.width.most()),
         (3072, 1, 12288)
     );
     let expected =
@@ -153,13 +159,13 @@ fn deepseek_v3() {
     yarn(&mut metadata, 4096, &numbers);
     let spec = read(&metadata, &["output.weight", BIAS]).unwrap();
     assert_eq!(routing(&spec), (Scoring::Sigmoid, ExpertChoice::GroupsByTwoBest, true, true, 2.5));
-    assert_eq!((spec.layers, spec.mtp_layers, spec.tied_embeddings), (61, 0, false));
+    assert_eq!((spec.layers, spec.mtp_layers, spec.embedding.tied), (61, 0, false));
     assert_eq!(spec.rope.yarn().unwrap().mscale_all_dim, 1.0);
     // Early files lack the groups: all experts then.
     for key in ["group_count", "group_used_count"] {
         metadata.remove(&format!("deepseek2.expert_{key}"));
     }
-    assert_eq!(read(&metadata, &[BIAS]).unwrap().choice, ExpertChoice::Ungrouped);
+    assert_eq!(moe(&read(&metadata, &[BIAS]).unwrap()).router.choice, ExpertChoice::Ungrouped);
 }
 
 #[test]
@@ -180,7 +186,7 @@ fn kimi_k2_and_moonlight() {
     yarn(&mut kimi, 4096, &numbers);
     let spec = read(&kimi, &["output.weight", BIAS]).unwrap();
     assert_eq!(routing(&spec), (Scoring::Sigmoid, ExpertChoice::Ungrouped, true, true, 2.827));
-    assert_eq!((spec.experts, spec.rope.theta, spec.rope.yarn().unwrap().beta_fast), (384, 50000.0, 1.0));
+    assert_eq!((spec.experts(), spec.rope.theta, spec.rope.yarn().unwrap().beta_fast), (384, 50000.0, 1.0));
 
     let counts = [
         whole(27, 2048, 11264, 1, 163_840, 8192),
@@ -195,7 +201,7 @@ fn kimi_k2_and_moonlight() {
     moonlight.set("deepseek2.expert_weights_norm", true);
     let spec = read(&moonlight, &["output.weight", BIAS]).unwrap();
     assert_eq!(routing(&spec), (Scoring::Sigmoid, ExpertChoice::Ungrouped, true, true, 2.446));
-    assert_eq!((latent(&spec).q_lora, &spec.rope.scaling, spec.norm_eps), (None, &None, 1e-5));
+    assert_eq!((latent(&spec).q_lora, &spec.rope.scaling, spec.norms.eps), (None, &None, 1e-5));
 }
 
 /// Its first files have no `expert_gating_func`, later ones the prediction layer.
@@ -215,9 +221,9 @@ fn glm_4_7_flash() {
     assert_eq!((routing(&spec), spec.mtp_layers), (expected, 0));
     assert_eq!((latent(&spec).nope_dim, latent(&spec).v_dim), (192, 256));
     metadata.set("deepseek2.expert_gating_func", 0u32);
-    assert_eq!(read(&metadata, &[BIAS]).unwrap().scoring, Scoring::Sigmoid);
+    assert_eq!(moe(&read(&metadata, &[BIAS]).unwrap()).router.scoring, Scoring::Sigmoid);
     metadata.set("deepseek2.vocab_size", 154_881u32);
-    assert_eq!(read(&metadata, &[BIAS]).unwrap().scoring, Scoring::Softmax);
+    assert_eq!(moe(&read(&metadata, &[BIAS]).unwrap()).router.scoring, Scoring::Softmax);
 
     metadata.set("deepseek2.vocab_size", 154_880u32);
     metadata.set("deepseek2.block_count", 48u32);
@@ -271,9 +277,9 @@ fn youtu_llm_has_no_experts() {
     ];
     let mut metadata = metadata(&counts.concat(), &[EPS, ("rope.freq_base", 1.6e6)]);
     let spec = read(&metadata, &[]).unwrap();
-    assert_eq!((spec.experts, spec.dense_layers, spec.dense_intermediate.most()), (0, 32, 6144));
-    assert_eq!((spec.expert_intermediate.most(), spec.shared_experts), (0, 0));
-    assert!(spec.tied_embeddings && !(0..32).any(|layer| spec.is_moe(layer)));
+    assert_eq!((spec.experts(), spec.ffn.dense.layers, spec.ffn.dense.width.most()), (0, 32, 6144));
+    assert_eq!(spec.ffn.moe, None);
+    assert!(spec.embedding.tied && !(0..32).any(|layer| spec.moe(layer).is_some()));
     // What is not dense needs them.
     metadata.set("deepseek2.leading_dense_block_count", 31u32);
     assert!(read(&metadata, &[]).unwrap_err().to_string().contains("expert_count"));
@@ -324,7 +330,7 @@ fn routers_by_gating_bias_and_groups() {
             assert_eq!(routing(&read(&metadata, &names).unwrap()), (scoring, choice, has_bias, false, 16.0));
             metadata.set("deepseek2.expert_group_count", 0u32);
             metadata.set("deepseek2.expert_group_used_count", 0u32);
-            assert_eq!(read(&metadata, &names).unwrap().choice, Ungrouped);
+            assert_eq!(moe(&read(&metadata, &names).unwrap()).router.choice, Ungrouped);
         }
     }
 }

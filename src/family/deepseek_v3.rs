@@ -1,32 +1,27 @@
 //! DeepSeek-V3 and its kin (V3, V3-0324, R1, V3.1): sigmoid scores, a correction bias for the choice,
 //! groups of experts.
 
-use super::deepseek::{self, Family};
-use super::{ArchSpec, Architecture, Config, Expected, ExpertChoice, Scoring};
+use super::deepseek::{self, Defaults};
+use super::{Config, ExpertChoice, Family, NAMING, Scoring, Spec};
 use crate::error::Result;
 
 /// The `deepseek_v3` family.
-pub(super) struct DeepseekV3;
+pub(super) const FAMILY: Family = Family {
+    model_type: DEFAULTS.model_type,
+    checkpoint: Some(deepseek::checkpoints(spec)),
+    gguf: &deepseek::GGUF,
+    naming: NAMING,
+};
 
-const FAMILY: Family = Family {
+const DEFAULTS: Defaults = Defaults {
     model_type: "deepseek_v3",
     scoring: Scoring::Sigmoid,
     choice: ExpertChoice::GroupsByTwoBest,
     normalize_top: true,
 };
 
-impl Architecture for DeepseekV3 {
-    fn model_type(&self) -> &'static str {
-        FAMILY.model_type
-    }
-
-    fn spec(&self, config: &Config) -> Result<ArchSpec> {
-        deepseek::spec(config, &FAMILY)
-    }
-
-    fn expected(&self, spec: &ArchSpec) -> Vec<Expected> {
-        deepseek::expected(spec)
-    }
+fn spec(config: &Config) -> Result<Spec> {
+    deepseek::spec(config, &DEFAULTS)
 }
 
 #[cfg(test)]
@@ -50,8 +45,8 @@ mod tests {
     #[test]
     fn the_published_model_has_671_billion_parameters_and_one_prediction_layer() {
         let value = published();
-        let spec = DeepseekV3.spec(&Config::new(&value)).unwrap();
-        let expected = DeepseekV3.expected(&spec);
+        let spec = FAMILY.spec(&Config::new(&value)).unwrap();
+        let expected = FAMILY.expected(&spec);
         let count = |required: bool| -> u64 {
             let of_kind = expected.iter().filter(|tensor| tensor.required == required);
             of_kind.map(|tensor| tensor.shape.iter().map(|&d| d as u64).product::<u64>()).sum()
@@ -91,7 +86,7 @@ mod tests {
                 None => config[key] = value,
                 Some((section, key)) => config[section][key] = value,
             }
-            let error = DeepseekV3.spec(&Config::new(&config)).unwrap_err().to_string();
+            let error = FAMILY.spec(&Config::new(&config)).unwrap_err().to_string();
             assert!(error.contains(key), "{key}: {error}");
         }
     }

@@ -14,17 +14,17 @@ use std::collections::HashSet;
 
 use requant_formats::container::gguf::{Array, Value};
 
-use super::gguf_families::{Family, Windows};
-use super::gguf_keys::{Keys, counts_of};
-use crate::arch::{Divisors, Rotary, Scaling, Sections, Sliding, Yarn};
+use super::keys::{Keys, counts_of};
+use super::{Architecture, Windows};
 use crate::error::Result;
+use crate::family::{Divisors, Rotary, Scaling, Sections, Sliding, Yarn};
 
 /// Rotary positions, and those of layers with a sliding window; `names` are those of the file's tensors.
 ///
 /// # Errors
 /// What is out of range, and what this version cannot evaluate.
 pub(super) fn rotary(
-    family: &Family,
+    architecture: &Architecture,
     keys: &Keys,
     head_dim: usize,
     names: &HashSet<&str>,
@@ -37,7 +37,7 @@ pub(super) fn rotary(
     let stored = ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"];
     let [always, long, short] = stored.map(|name| names.contains(name));
     let divisors = match (always, long || short) {
-        _ if !family.has_divisors => Divisors::Absent,
+        _ if !architecture.has_divisors => Divisors::Absent,
         (true, _) => Divisors::Always,
         (false, true) => Divisors::ByContext { original_context: original_context(keys)? },
         (false, false) => Divisors::Absent,
@@ -52,19 +52,19 @@ pub(super) fn rotary(
     let stated = stated_amplitude(keys, &scaling)?;
     let rope = Rotary {
         dim,
-        pairing: family.pairing,
+        pairing: architecture.pairing,
         theta: keys.positive("rope.freq_base")?.unwrap_or(10000.0),
         scaling,
         amplitude: stated * keys.positive("rope.scaling.attn_factor")?.unwrap_or(1.0),
         divisors,
-        sections: sections(family, keys)?,
+        sections: sections(architecture, keys)?,
     };
-    let sliding = match family.windows {
+    let sliding = match architecture.windows {
         Windows::Never | Windows::Every => rope.clone(),
         Windows::AllBut(..) => {
             // Gemma 2 has one base and scale for all layers, Gemma 3 another base for these, and no scale.
             let own = keys.positive("rope.freq_base_swa")?;
-            match family.caps {
+            match architecture.caps {
                 Some(_) => Rotary { theta: own.unwrap_or(rope.theta), ..rope.clone() },
                 None => Rotary { theta: own.unwrap_or(10000.0), scaling: None, ..rope.clone() },
             }
@@ -74,14 +74,14 @@ pub(super) fn rotary(
 }
 
 /// Sections of pairs that turn by different dimensions of a position, if there are two at least.
-fn sections(family: &Family, keys: &Keys) -> Result<Option<Sections>> {
+fn sections(architecture: &Architecture, keys: &Keys) -> Result<Option<Sections>> {
     let key = "rope.dimension_sections";
     let Some(value) = keys.value(key) else { return Ok(None) };
     let is_few = |counts: &Vec<usize>| matches!(value, Value::Array(_)) && counts.len() <= 4;
     let counts = counts_of(value).filter(is_few);
     let counts = counts.ok_or_else(|| keys.invalid(key, value, "counts of pairs, four at most"))?;
     let count = |at: usize| counts.get(at).copied().unwrap_or(0);
-    let are_used = family.has_sections && count(0) > 0 && count(1) > 0;
+    let are_used = architecture.has_sections && count(0) > 0 && count(1) > 0;
     Ok(are_used.then(|| Sections([0, 1, 2, 3].map(count))))
 }
 
@@ -150,9 +150,14 @@ fn yarn(keys: &Keys, factor: Option<f64>, original_context: u64) -> Result<Optio
 ///
 /// # Errors
 /// A window or a pattern of the wrong type.
-pub(super) fn sliding(family: &Family, keys: &Keys, layers: usize, rope: Rotary) -> Result<Option<Sliding>> {
+pub(super) fn sliding(
+    architecture: &Architecture,
+    keys: &Keys,
+    layers: usize,
+    rope: Rotary,
+) -> Result<Option<Sliding>> {
     let key = "attention.sliding_window_pattern";
-    let (period, default, pattern) = match family.windows {
+    let (period, default, pattern) = match architecture.windows {
         Windows::Never => return Ok(None),
         Windows::Every => (0, None, None),
         Windows::AllBut(period, default) => (period, default, keys.value(key)),

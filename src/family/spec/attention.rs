@@ -1,6 +1,6 @@
 //! How the tokens of a layer look at each other: latent attention or grouped queries, and the rotary positions of both.
 
-use super::ByLayer;
+use super::{ByLayer, Presence};
 
 /// Attention of a model.
 #[derive(Debug, Clone, PartialEq)]
@@ -45,7 +45,7 @@ impl Temperature {
     }
 }
 
-/// Grouped-query attention (arXiv 2305.13245). Biases, and norms of heads, are there where a layer has their weights.
+/// Grouped-query attention (arXiv 2305.13245).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Grouped {
     /// Heads of every layer.
@@ -60,6 +60,12 @@ pub struct Grouped {
     pub score_cap: Option<f64>,
     /// Layers in which a token sees the nearest ones only.
     pub sliding: Option<Sliding>,
+    /// Norms of query and key heads.
+    pub head_norms: Presence,
+    /// Biases of the projections of queries, keys and values.
+    pub biases: Presence,
+    /// Bias of the output projection.
+    pub output_bias: Presence,
 }
 
 /// Heads of a layer.

@@ -31,6 +31,11 @@ impl<'a> Config<'a> {
         self.value.get(key).filter(|value| !value.is_null())
     }
 
+    /// Whether `key` is there and says nothing.
+    pub fn is_null(&self, key: &str) -> bool {
+        self.value.get(key).is_some_and(Value::is_null)
+    }
+
     /// A count or dimension.
     ///
     /// # Errors

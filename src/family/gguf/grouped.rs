@@ -6,11 +6,13 @@
 
 use requant_formats::container::gguf::{Metadata, Value};
 
-use super::gguf_families::{Experts, Family};
-use super::gguf_keys::{Contents, Keys};
-use super::gguf_rotary::{rotary, sliding};
-use crate::arch::{ArchSpec, Attention, ByLayer, ExpertChoice, Grouped, Heads, Scoring};
+use super::keys::{Contents, Keys};
+use super::rotary::{rotary, sliding};
+use super::{Architecture, Experts};
 use crate::error::Result;
+use crate::family::{
+    Attention, ByLayer, ExpertChoice, Grouped, Heads, Moe, Presence, Router, Scoring, Shared, Spec,
+};
 
 /// Most layers, prediction layers included; what llama.cpp reads.
 const MAX_LAYERS: usize = 512;
@@ -25,19 +27,19 @@ const GATING_SIGMOID: u64 = 2;
 /// # Errors
 /// A key that is missing, out of range, of the wrong type or unknown; what this version cannot evaluate.
 pub(super) fn spec(
-    family: &Family,
+    architecture: &Architecture,
     metadata: &Metadata,
     file: &str,
     contents: &Contents,
-) -> Result<ArchSpec> {
-    let keys = Keys::new(metadata, file, family.architecture);
+) -> Result<Spec> {
+    let keys = Keys::new(metadata, file, architecture.name);
     if keys.value("attention.causal").and_then(Value::as_bool) == Some(false) {
         return Err(keys.unsupported("attention.causal", "false", "models that predict the next token"));
     }
     let blocks = keys.required_count("block_count")?;
     let hidden = keys.required_count("embedding_length")?;
     let heads = heads(&keys, blocks)?;
-    let mtp = predictors(family, &keys)?;
+    let mtp = predictors(architecture, &keys)?;
     let layers = blocks.checked_sub(mtp).filter(|&layers| layers > 0 && blocks <= MAX_LAYERS);
     let layers = layers.ok_or_else(|| {
         let expected = format!("more than the {mtp} prediction layers, and {MAX_LAYERS} at most");
@@ -46,9 +48,9 @@ pub(super) fn spec(
     // Of the first layer's heads, as in llama.cpp, where widths of heads and their scale follow from it.
     let head_dim = hidden / heads.of(0).query;
     let key_dim = width(&keys, "attention.key_length", head_dim)?;
-    let (rope, sliding_rope) = rotary(family, &keys, key_dim, contents.names)?;
-    let scaled_by = if family.gemma == Some(layers) { head_dim } else { key_dim };
-    let score_cap = match family.caps {
+    let (rope, sliding_rope) = rotary(architecture, &keys, key_dim, contents.names)?;
+    let scaled_by = if architecture.gemma == Some(layers) { head_dim } else { key_dim };
+    let score_cap = match architecture.caps {
         Some((default, _)) => Some(keys.positive("attn_logit_softcapping")?.unwrap_or(default)),
         None => None,
     };
@@ -57,34 +59,40 @@ pub(super) fn spec(
         value_dim: width(&keys, "attention.value_length", head_dim)?,
         score_scale: 1.0 / (scaled_by as f64).sqrt(),
         score_cap,
-        sliding: sliding(family, &keys, layers, sliding_rope)?,
+        sliding: sliding(architecture, &keys, layers, sliding_rope)?,
         heads,
+        head_norms: architecture.head_norms,
+        // A converter writes them for models that have some.
+        biases: Presence::Perhaps,
+        output_bias: Presence::Perhaps,
     };
-    let mut spec = ArchSpec {
-        hidden,
-        // A file may have been made without the layers that its metadata counts.
-        mtp_layers: if contents.names.iter().any(|name| name.ends_with(".nextn.eh_proj.weight")) {
-            mtp
-        } else {
-            0
-        },
-        dense_intermediate: keys.counts("feed_forward_length", blocks)?.unwrap_or(ByLayer::all(0)),
-        vocab: contents.vocab,
-        norm_eps: keys.positive(EPSILON)?.ok_or_else(|| keys.missing(EPSILON))?,
-        tied_embeddings: !contents.names.contains("output.weight"),
-        activation: family.activation,
-        post_norms: family.gemma.is_some(),
-        embedding_scale: if family.gemma.is_some() { (hidden as f64).sqrt() } else { 1.0 },
-        logit_cap: match (family.gemma, family.caps) {
-            (Some(_), caps) => keys.positive("final_logit_softcapping")?.or(caps.map(|caps| caps.1)),
-            (None, _) => None,
-        },
-        ..ArchSpec::plain(family.architecture, layers, Attention::Grouped(attention), rope)
-    };
-    experts(family, &keys, &mut spec)?;
-    if spec.dense_layers == 0 {
-        spec.dense_intermediate = ByLayer::all(0);
-    } else if (0..spec.dense_layers).any(|layer| *spec.dense_intermediate.of(layer) == 0) {
+    let mut spec = Spec::plain(architecture.name, layers, Attention::Grouped(attention), rope);
+    spec.hidden = hidden;
+    // A file may have been made without the layers that its metadata counts.
+    let has_predictor = contents.names.iter().any(|name| name.ends_with(".nextn.eh_proj.weight"));
+    spec.mtp_layers = if has_predictor { mtp } else { 0 };
+    spec.mtp_presence = Presence::Always;
+    spec.ffn.activation = architecture.activation;
+    spec.ffn.dense.width = keys.counts("feed_forward_length", blocks)?.unwrap_or(ByLayer::all(0));
+    spec.ffn.dense.biases = architecture.dense_biases;
+    spec.norms.eps = keys.positive(EPSILON)?.ok_or_else(|| keys.missing(EPSILON))?;
+    spec.norms.post = architecture.gemma.is_some();
+    let embedding = &mut spec.embedding;
+    embedding.vocab = contents.vocab;
+    embedding.tied = !contents.names.contains("output.weight");
+    if architecture.has_output_bias && contents.names.contains("output.bias") {
+        embedding.output_bias = Presence::Always;
+    }
+    if architecture.gemma.is_some() {
+        embedding.scale = (hidden as f64).sqrt();
+        embedding.logit_cap =
+            keys.positive("final_logit_softcapping")?.or(architecture.caps.map(|caps| caps.1));
+    }
+    experts(architecture, &keys, &mut spec)?;
+    let dense = &mut spec.ffn.dense;
+    if dense.layers == 0 {
+        dense.width = ByLayer::all(0);
+    } else if (0..dense.layers).any(|layer| *dense.width.of(layer) == 0) {
         return Err(keys.missing("feed_forward_length"));
     }
     keys.check_all_known(&[])?;
@@ -92,8 +100,8 @@ pub(super) fn spec(
 }
 
 /// Prediction layers, which `block_count` includes.
-fn predictors(family: &Family, keys: &Keys) -> Result<usize> {
-    match family.experts {
+fn predictors(architecture: &Architecture, keys: &Keys) -> Result<usize> {
+    match architecture.experts {
         Experts::Biased => Ok(keys.count("nextn_predict_layers")?.unwrap_or(0) as usize),
         _ => Ok(0),
     }
@@ -130,9 +138,9 @@ fn width(keys: &Keys, key: &str, default: usize) -> Result<usize> {
 }
 
 /// Experts.
-fn experts(family: &Family, keys: &Keys, spec: &mut ArchSpec) -> Result<()> {
+fn experts(architecture: &Architecture, keys: &Keys, spec: &mut Spec) -> Result<()> {
     let count = |key: &str| -> Result<usize> { Ok(keys.count(key)?.unwrap_or(0) as usize) };
-    spec.experts = match family.experts {
+    let experts = match architecture.experts {
         Experts::Never => {
             return match (count("expert_count")?, count("expert_used_count")?) {
                 (0, _) => Ok(()),
@@ -146,79 +154,85 @@ fn experts(family: &Family, keys: &Keys, spec: &mut ArchSpec) -> Result<()> {
     };
     let layers = spec.layers;
     let per_token = keys.counts("expert_used_count", layers)?.unwrap_or(ByLayer::all(0));
-    if spec.experts == 0 {
+    if experts == 0 {
         return Ok(());
     }
-    if per_token.least() == 0 || per_token.most() > spec.experts || spec.experts > MAX_EXPERTS {
+    if per_token.least() == 0 || per_token.most() > experts || experts > MAX_EXPERTS {
         let found = Value::from(per_token.most() as u32);
-        let expected = format!("1 to {} experts, of {MAX_EXPERTS} at most", spec.experts);
+        let expected = format!("1 to {experts} experts, of {MAX_EXPERTS} at most");
         return Err(keys.invalid("expert_used_count", &found, &expected));
     }
-    spec.dense_layers = 0;
-    let dense = &spec.dense_intermediate;
-    let own = match family.experts {
+    let dense = &spec.ffn.dense.width;
+    let own = match architecture.experts {
         Experts::Perhaps => Some(dense.clone()),
         _ => keys.counts("expert_feed_forward_length", layers)?.filter(|widths| widths.most() > 0),
     };
     // As wide together as a dense block.
     let shares = || ByLayer::each((0..layers).map(|layer| dense.of(layer) / per_token.of(layer)));
-    let widths = own.or_else(shares).filter(|widths| widths.least() > 0);
-    spec.expert_intermediate = widths.ok_or_else(|| keys.missing("expert_feed_forward_length"))?;
-    spec.experts_per_token = per_token;
-    spec.normalize_top = matches!(family.experts, Experts::Perhaps | Experts::Normalized);
-    match family.experts {
+    let width = own.or_else(shares).filter(|widths| widths.least() > 0);
+    let width = width.ok_or_else(|| keys.missing("expert_feed_forward_length"))?;
+    let mut router = Router::softmax();
+    router.normalize = matches!(architecture.experts, Experts::Perhaps | Experts::Normalized);
+    let (mut shared, mut dense_layers) = (None, 0);
+    match architecture.experts {
         Experts::GatedShared => {
-            spec.shared_experts = 1;
-            spec.shared_gate = true;
-            spec.shared_intermediate = match count("expert_shared_feed_forward_length")? {
-                0 => spec.dense_intermediate.clone(),
+            let width = match count("expert_shared_feed_forward_length")? {
+                0 => dense.clone(),
                 width => ByLayer::all(width),
             };
+            shared = Some(Shared { experts: 1, width, gate: true });
         }
         Experts::Biased => {
-            spec.dense_layers = count("leading_dense_block_count")?;
-            spec.shared_experts = count("expert_shared_count")?;
-            spec.shared_intermediate = spec.expert_intermediate.map(|width| spec.shared_experts * width);
+            dense_layers = count("leading_dense_block_count")?;
+            let number = count("expert_shared_count")?;
+            let all = || Shared { experts: number, width: width.map(|width| number * width), gate: false };
+            shared = (number > 0).then(all);
             let scale = keys.number("expert_weights_scale")?;
-            spec.routed_scale = scale.filter(|&scale| scale != 0.0).unwrap_or(1.0);
-            spec.normalize_top = keys.flag("expert_weights_norm")?;
-            spec.choice = ExpertChoice::GroupsByTwoBest;
-            spec.router_bias = true;
+            router.scale = scale.filter(|&scale| scale != 0.0).unwrap_or(1.0);
+            router.normalize = keys.flag("expert_weights_norm")?;
+            router.choice = ExpertChoice::GroupsByTwoBest;
+            router.bias = Presence::Always;
         }
         Experts::Never | Experts::Perhaps | Experts::Normalized => {}
     }
-    let own = if family.experts == Experts::Biased { GATING_SIGMOID } else { GATING_SOFTMAX };
-    spec.scoring = match keys.count("expert_gating_func")?.filter(|&gating| gating != 0).unwrap_or(own) {
+    let is_biased = architecture.experts == Experts::Biased;
+    let own = if is_biased { GATING_SIGMOID } else { GATING_SOFTMAX };
+    router.scoring = match keys.count("expert_gating_func")?.filter(|&gating| gating != 0).unwrap_or(own) {
         GATING_SOFTMAX => Scoring::Softmax,
-        GATING_SIGMOID if family.experts == Experts::Biased => Scoring::Sigmoid,
+        GATING_SIGMOID if is_biased => Scoring::Sigmoid,
         other => {
             let hint =
                 format!("a router that is {own} ({GATING_SOFTMAX}: softmax, {GATING_SIGMOID}: sigmoid)");
             return Err(keys.unsupported("expert_gating_func", &other.to_string(), &hint));
         }
     };
-    groups(keys, spec)
+    let mut moe = Moe { experts, per_token, width, router, shared };
+    groups(keys, &mut moe)?;
+    spec.ffn.dense.layers = dense_layers;
+    spec.ffn.moe = Some(moe);
+    Ok(())
 }
+
 /// Groups of experts. In these families no model is known to have several; llama.cpp judges them as DeepSeek-V3 does.
-fn groups(keys: &Keys, spec: &mut ArchSpec) -> Result<()> {
+fn groups(keys: &Keys, moe: &mut Moe) -> Result<()> {
     let (key, key_of_used) = ("expert_group_count", "expert_group_used_count");
     let count = |key: &str| -> Result<usize> { Ok(keys.count(key)?.unwrap_or(0).max(1) as usize) };
-    (spec.expert_groups, spec.top_groups) = (count(key)?, count(key_of_used)?);
-    if spec.expert_groups == 1 {
-        spec.top_groups = 1;
+    let (groups, top_groups) = (count(key)?, count(key_of_used)?);
+    if groups == 1 {
         return Ok(());
     }
-    let len = spec.experts / spec.expert_groups;
-    if !spec.experts.is_multiple_of(spec.expert_groups) || len < 2 {
-        let expected = format!("a divisor of {} experts that leaves two to a group at least", spec.experts);
-        return Err(keys.invalid(key, &Value::from(spec.expert_groups as u32), &expected));
+    let len = moe.experts / groups;
+    if !moe.experts.is_multiple_of(groups) || len < 2 {
+        let expected = format!("a divisor of {} experts that leaves two to a group at least", moe.experts);
+        return Err(keys.invalid(key, &Value::from(groups as u32), &expected));
     }
-    let fewest = spec.experts_per_token.most().div_ceil(len);
-    if !(fewest..=spec.expert_groups).contains(&spec.top_groups) {
-        let expected = format!("{fewest} to {} groups of {len} experts", spec.expert_groups);
-        return Err(keys.invalid(key_of_used, &Value::from(spec.top_groups as u32), &expected));
+    let fewest = moe.per_token.most().div_ceil(len);
+    if !(fewest..=groups).contains(&top_groups) {
+        let expected = format!("{fewest} to {groups} groups of {len} experts");
+        return Err(keys.invalid(key_of_used, &Value::from(top_groups as u32), &expected));
     }
-    spec.choice = ExpertChoice::GroupsByTwoBest;
+    (moe.router.groups, moe.router.top_groups) = (groups, top_groups);
+    moe.router.choice = ExpertChoice::GroupsByTwoBest;
     Ok(())
 }
 

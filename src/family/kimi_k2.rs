@@ -9,32 +9,27 @@
 //! Source: model card ("Kimi-K2 reuses the DeepSeekV3CausalLM architecture") and config.json of
 //! moonshotai/Kimi-K2-Instruct.
 
-use super::deepseek::{self, Family};
-use super::{ArchSpec, Architecture, Config, Expected, ExpertChoice, Scoring};
+use super::deepseek::{self, Defaults};
+use super::{Config, ExpertChoice, Family, NAMING, Scoring, Spec};
 use crate::error::Result;
 
 /// The `kimi_k2` family.
-pub(super) struct KimiK2;
+pub(super) const FAMILY: Family = Family {
+    model_type: DEFAULTS.model_type,
+    checkpoint: Some(deepseek::checkpoints(spec)),
+    gguf: &deepseek::GGUF,
+    naming: NAMING,
+};
 
-const FAMILY: Family = Family {
+const DEFAULTS: Defaults = Defaults {
     model_type: "kimi_k2",
     scoring: Scoring::Sigmoid,
     choice: ExpertChoice::GroupsByTwoBest,
     normalize_top: true,
 };
 
-impl Architecture for KimiK2 {
-    fn model_type(&self) -> &'static str {
-        FAMILY.model_type
-    }
-
-    fn spec(&self, config: &Config) -> Result<ArchSpec> {
-        deepseek::spec(config, &FAMILY)
-    }
-
-    fn expected(&self, spec: &ArchSpec) -> Vec<Expected> {
-        deepseek::expected(spec)
-    }
+fn spec(config: &Config) -> Result<Spec> {
+    deepseek::spec(config, &DEFAULTS)
 }
 
 #[cfg(test)]
@@ -62,10 +57,13 @@ mod tests {
     #[test]
     fn the_published_model_has_a_trillion_parameters() {
         let value = published();
-        let spec = KimiK2.spec(&Config::new(&value)).unwrap();
-        assert_eq!((spec.expert_groups, spec.dense_layers, spec.mtp_layers), (1, 1, 0));
+        let spec = FAMILY.spec(&Config::new(&value)).unwrap();
+        assert_eq!(
+            (spec.ffn.moe.as_ref().unwrap().router.groups, spec.ffn.dense.layers, spec.mtp_layers),
+            (1, 1, 0)
+        );
         let count = |shape: &[usize]| shape.iter().map(|&d| d as u64).product::<u64>();
-        let expected = KimiK2.expected(&spec);
+        let expected = FAMILY.expected(&spec);
         assert!(expected.iter().all(|tensor| tensor.required));
         let parameters: u64 = expected.iter().map(|tensor| count(&tensor.shape)).sum();
         // The hub says 1026.5 B and counts one scale for each 128 x 128 block of FP8 too.
@@ -80,7 +78,7 @@ mod tests {
     fn grouped_query_attention_is_not_this_family() {
         let mut config = published();
         config.as_object_mut().unwrap().remove("kv_lora_rank");
-        let error = KimiK2.spec(&Config::new(&config)).unwrap_err().to_string();
+        let error = FAMILY.spec(&Config::new(&config)).unwrap_err().to_string();
         assert!(error.contains("kv_lora_rank"), "{error}");
     }
 }

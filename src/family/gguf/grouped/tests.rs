@@ -1,9 +1,8 @@
 //! Published models by their metadata, as converters write it.
 
 use super::*;
-use crate::arch::{Activation, Divisors, Pairing, Rotary, Scaling};
 use crate::error::Error;
-use crate::weights::gguf_families;
+use crate::family::{Activation, Divisors, Pairing, Rotary, Scaling, architecture_of};
 
 /// Metadata of `architecture` with these counts and numbers.
 fn metadata(architecture: &str, counts: &[(&str, u32)], numbers: &[(&str, f32)]) -> Metadata {
@@ -15,11 +14,10 @@ fn metadata(architecture: &str, counts: &[(&str, u32)], numbers: &[(&str, f32)])
     metadata
 }
 
-fn read(metadata: &Metadata, names: &[&str]) -> Result<(ArchSpec, Grouped)> {
-    let architecture = metadata.get("general.architecture").and_then(Value::as_str).unwrap();
-    let family = gguf_families::find(architecture, "m.gguf")?;
+fn read(metadata: &Metadata, names: &[&str]) -> Result<(Spec, Grouped)> {
+    let architecture = architecture_of(metadata, "m.gguf")?.gguf;
     let names = names.iter().copied().collect();
-    let spec = spec(family, metadata, "m.gguf", &Contents { vocab: 1000, names: &names })?;
+    let spec = spec(architecture, metadata, "m.gguf", &Contents { vocab: 1000, names: &names })?;
     let Attention::Grouped(grouped) = spec.attention.clone() else { panic!("{:?}", spec.attention) };
     Ok((spec, grouped))
 }
@@ -41,12 +39,12 @@ fn llama() -> Metadata {
 #[test]
 fn llama_3_1_8b() {
     let (spec, grouped) = read(&llama(), &["output.weight", "rope_freqs.weight"]).unwrap();
-    assert_eq!((spec.layers, spec.dense_layers, spec.experts), (32, 32, 0));
+    assert_eq!((spec.layers, spec.ffn.dense.layers, spec.experts()), (32, 32, 0));
     assert_eq!(grouped.heads, ByLayer::all(Heads { query: 32, key_value: 8 }));
     assert_eq!((grouped.key_dim, grouped.value_dim, grouped.sliding), (128, 128, None));
     assert_eq!(spec.rope.divisors, Divisors::Always);
     assert_eq!((spec.rope.pairing, spec.rope.theta), (Pairing::Adjacent, 500_000.0));
-    assert!(!spec.tied_embeddings);
+    assert!(!spec.embedding.tied);
 }
 
 /// Without the number of key-value heads every head has its own; the older name of the factor counts too.
@@ -59,7 +57,7 @@ fn what_older_files_leave_out_or_call_otherwise() {
     metadata.set("llama.tensor_data_layout", "Meta AI original pth");
     let (spec, grouped) = read(&metadata, &[]).unwrap();
     assert_eq!((grouped.heads.of(31).key_value, spec.rope.theta), (32, 10000.0));
-    assert_eq!((spec.rope.scaling, spec.tied_embeddings), (Some(Scaling::Linear(4.0)), true));
+    assert_eq!((spec.rope.scaling, spec.embedding.tied), (Some(Scaling::Linear(4.0)), true));
     metadata.set("llama.rope.scaling.type", "none");
     assert_eq!(read(&metadata, &[]).unwrap().0.rope.scaling, None);
 }
@@ -70,12 +68,10 @@ fn mixtral_8x7b() {
     metadata.set("llama.expert_count", 8u32);
     metadata.set("llama.expert_used_count", 2u32);
     let (spec, _) = read(&metadata, &[]).unwrap();
-    assert_eq!(
-        (spec.experts, &spec.experts_per_token, &spec.expert_intermediate),
-        (8, &ByLayer::all(2), &ByLayer::all(14336))
-    );
-    assert_eq!((spec.dense_layers, spec.dense_intermediate.most(), spec.normalize_top), (0, 0, true));
-    assert!(spec.is_moe(0) && spec.scoring == Scoring::Softmax);
+    let moe = spec.ffn.moe.as_ref().unwrap();
+    assert_eq!((moe.experts, &moe.per_token, &moe.width), (8, &ByLayer::all(2), &ByLayer::all(14336)));
+    assert_eq!((spec.ffn.dense.layers, spec.ffn.dense.width.most(), moe.router.normalize), (0, 0, true));
+    assert!(spec.moe(0).is_some() && moe.router.scoring == Scoring::Softmax);
 }
 
 fn gemma_2_27b() -> Metadata {
@@ -96,9 +92,9 @@ fn gemma_2_27b() -> Metadata {
 fn gemma_2_of_27_billion_scales_queries_by_hidden_over_heads() {
     let (spec, grouped) = read(&gemma_2_27b(), &[]).unwrap();
     assert!((grouped.score_scale - 144f64.powf(-0.5)).abs() < 1e-12);
-    assert_eq!((grouped.score_cap, spec.logit_cap), (Some(50.0), Some(30.0)));
-    assert!((spec.embedding_scale - 4608f64.sqrt()).abs() < 1e-12);
-    assert_eq!((spec.activation, spec.post_norms), (Activation::GeluTanh, true));
+    assert_eq!((grouped.score_cap, spec.embedding.logit_cap), (Some(50.0), Some(30.0)));
+    assert!((spec.embedding.scale - 4608f64.sqrt()).abs() < 1e-12);
+    assert_eq!((spec.ffn.activation, spec.norms.post), (Activation::GeluTanh, true));
     assert_eq!(
         (0..4).map(|layer| grouped.window(layer)).collect::<Vec<_>>(),
         [Some(4096), None, Some(4096), None]
@@ -112,7 +108,10 @@ fn gemma_2_of_27_billion_scales_queries_by_hidden_over_heads() {
     metadata.remove("gemma2.attention.sliding_window");
     let (spec, grouped) = read(&metadata, &[]).unwrap();
     assert!((grouped.score_scale - 128f64.powf(-0.5)).abs() < 1e-12);
-    assert_eq!((grouped.score_cap, spec.logit_cap, grouped.window(0)), (Some(50.0), Some(30.0), Some(4096)));
+    assert_eq!(
+        (grouped.score_cap, spec.embedding.logit_cap, grouped.window(0)),
+        (Some(50.0), Some(30.0), Some(4096))
+    );
 }
 
 #[test]
@@ -138,7 +137,7 @@ fn gemma_3_has_two_rotations() {
         (0..34).filter(|&layer| grouped.window(layer).is_none()).collect::<Vec<_>>(),
         [5, 11, 17, 23, 29]
     );
-    assert_eq!((grouped.score_cap, spec.logit_cap), (None, None));
+    assert_eq!((grouped.score_cap, spec.embedding.logit_cap), (None, None));
 }
 
 #[test]
@@ -186,10 +185,11 @@ fn glm_4_5_air_counts_its_prediction_layer_among_its_blocks() {
     let mut metadata = metadata("glm4moe", &counts, &[("expert_weights_scale", 1.0)]);
     metadata.set("glm4moe.expert_weights_norm", true);
     let (spec, _) = read(&metadata, &["blk.46.nextn.eh_proj.weight"]).unwrap();
-    assert_eq!((spec.layers, spec.mtp_layers, spec.dense_layers), (46, 1, 1));
-    assert_eq!((&spec.shared_intermediate, spec.rope.dim), (&ByLayer::all(1408), 64));
-    assert_eq!((spec.scoring, spec.choice), (Scoring::Sigmoid, ExpertChoice::GroupsByTwoBest));
-    assert!(spec.router_bias);
+    let moe = spec.ffn.moe.as_ref().unwrap();
+    assert_eq!((spec.layers, spec.mtp_layers, spec.ffn.dense.layers), (46, 1, 1));
+    assert_eq!((&moe.shared.as_ref().unwrap().width, spec.rope.dim), (&ByLayer::all(1408), 64));
+    assert_eq!((moe.router.scoring, moe.router.choice), (Scoring::Sigmoid, ExpertChoice::GroupsByTwoBest));
+    assert_eq!(moe.router.bias, Presence::Always);
     // Files without the layer exist.
     assert_eq!(read(&metadata, &[]).unwrap().0.mtp_layers, 0);
 }
