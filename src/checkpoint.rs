@@ -9,6 +9,7 @@
 
 use std::collections::HashMap;
 use std::ops::Deref;
+use std::sync::Arc;
 
 use requant_formats::layout::ROW_MAJOR;
 use requant_formats::{Codec, Dtype};
@@ -28,7 +29,7 @@ mod quantization;
 mod read;
 mod store;
 
-pub(crate) use catalogue::{read_headers, required_json};
+pub(crate) use catalogue::Headers;
 pub use encoding::{BlockScale, Encoding, Packed, ScaleFormat};
 pub use gguf::GgufModel;
 pub(crate) use read::check_finite;
@@ -103,11 +104,20 @@ impl SourceTensor {
 
 /// Stored tensors and where their bytes come from: all that decoding needs.
 pub struct Catalogue {
-    source: Box<dyn Source>,
+    source: Arc<dyn Source>,
     tensors: Vec<SourceTensor>,
 }
 
 impl Catalogue {
+    pub(crate) fn new(source: Arc<dyn Source>, tensors: Vec<SourceTensor>) -> Self {
+        Self { source, tensors }
+    }
+
+    /// The same, to be kept.
+    pub(crate) fn shared_source(&self) -> Arc<dyn Source> {
+        Arc::clone(&self.source)
+    }
+
     /// Where the bytes come from.
     pub fn source(&self) -> &dyn Source {
         &*self.source
@@ -141,7 +151,12 @@ impl Checkpoint {
     /// # Errors
     /// Names the tensor and the file that contradict each other, and what was expected.
     pub fn open(source: Box<dyn Source>) -> Result<Self> {
-        catalogue::open(source)
+        Self::new(Headers::read(source.into())?)
+    }
+
+    /// Holds headers that have been read against each other.
+    pub(crate) fn new(headers: Headers) -> Result<Self> {
+        catalogue::checkpoint(headers)
     }
 
     /// config.json as it is, key order kept.

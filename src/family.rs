@@ -94,7 +94,21 @@ struct Naming {
     ffn_norm: Names,
     /// Whether llama.cpp has gate and up projection of a dense block in one matrix, which it calls the latter.
     gate_is_in_up: bool,
+    /// Whether llama.cpp reads gate and up projection of experts in one stack too.
+    merges_experts: bool,
     moe: MoeNames,
+    mlx: MlxOrder,
+}
+
+/// In which order mlx-lm's modules hold what a layer has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct MlxOrder {
+    /// The norms before the feed-forward block, not behind it.
+    norms_first: bool,
+    /// The down projection of a dense block before the up projection, not behind it.
+    down_before_up: bool,
+    /// The router before the experts, not behind them.
+    router_first: bool,
 }
 
 /// The most common names.
@@ -103,7 +117,9 @@ const NAMING: Naming = Naming {
     root: "model.",
     ffn_norm: Names::new("post_attention_layernorm.weight", "ffn_norm.weight"),
     gate_is_in_up: false,
+    merges_experts: false,
     moe: moe::NAMES,
+    mlx: MlxOrder { norms_first: false, down_before_up: false, router_first: false },
 };
 
 /// A tensor that a family's checkpoint contains.

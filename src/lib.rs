@@ -6,11 +6,12 @@
 //! |---|---|
 //! | S0 | [`error`], `frontier`, `lock` |
 //! | S1 | [`source`], [`family`], [`tokenizer`] |
-//! | S2 | [`checkpoint`] |
-//! | S3 | [`plan`], [`weights`] |
-//! | S4 | `pipeline`, [`model`] |
-//! | S5 | [`evaluate`], [`fetch`], [`checksums`] |
-//! | S6 | `cli` |
+//! | S2 | [`checkpoint`], [`artifact`] |
+//! | S3 | [`opened`] |
+//! | S4 | [`plan`] |
+//! | S5 | `pipeline`, [`model`] |
+//! | S6 | [`evaluate`], [`fetch`], [`checksums`] |
+//! | S7 | `cli` |
 
 pub mod artifact;
 pub mod checkpoint;
@@ -24,11 +25,11 @@ pub mod fetch;
 mod frontier;
 mod lock;
 pub mod model;
+pub mod opened;
 pub mod pipeline;
 pub mod plan;
 
 pub mod source;
 pub mod tokenizer;
-pub mod weights;
 
 pub use error::{Error, Result};

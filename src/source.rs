@@ -123,8 +123,20 @@ impl<S: Source + ?Sized> Source for Arc<S> {
         (**self).read_at(file, offset_bytes, buf)
     }
 
+    fn find(&self, name: &str) -> Option<usize> {
+        (**self).find(name)
+    }
+
     fn read_small(&self, name: &str) -> Result<Option<Vec<u8>>> {
         (**self).read_small(name)
+    }
+
+    fn is_at_hand(&self) -> bool {
+        (**self).is_at_hand()
+    }
+
+    fn sample(&self, on: bool) -> bool {
+        (**self).sample(on)
     }
 
     fn supply(&self) -> Option<&dyn Supply> {

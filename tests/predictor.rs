@@ -6,7 +6,7 @@ use requant::checkpoint::WeightStore;
 use requant::evaluate::{self, Report, Request};
 use requant::family::{Ffn, LayerRole, Role};
 use requant::model::Unobserved;
-use requant::weights::Model;
+use requant::opened::Opened;
 use requant_formats::container::gguf::{self, GgmlType, TensorSpec};
 
 use crate::comparison::heldout;
@@ -96,10 +96,10 @@ fn write(path: &Path, main: &Path, layer: &[(String, Vec<usize>, Vec<f32>)]) {
 }
 
 fn measure(path: &Path) -> Report {
-    let model = Model::open(path).unwrap();
+    let model = Opened::open(path).unwrap();
     let windows = heldout(&model, 4);
     let request = Request {
-        model: model.store(),
+        model: model.store().unwrap(),
         original: None,
         windows: &windows,
         memory_bytes: None,
@@ -113,8 +113,8 @@ fn a_file_with_the_prediction_layer_measures_what_the_checkpoint_does() {
     let directory = tempfile::tempdir().unwrap();
     let at = |name: &str| directory.path().join(name);
     convert(&model(), "f32", 2, &at("main.gguf")).unwrap();
-    let source = Model::open(&model()).unwrap();
-    let layer = prediction_layer(source.store());
+    let source = Opened::open(&model()).unwrap();
+    let layer = prediction_layer(source.store().unwrap());
     write(&at("whole.gguf"), &at("main.gguf"), &layer);
     let expected = measure(&model());
     assert!(expected.prediction.is_some());

@@ -14,9 +14,9 @@ use super::{Subcommand, model, size};
 use crate::error::{Error, Result};
 use crate::evaluate::{self, Bos, Report, Tokens, Windows};
 use crate::model::{Choice, Observer, has_second_next};
+use crate::opened::Opened;
 use crate::pipeline::{Need, check_space};
 use crate::tokenizer::Tokenizer;
-use crate::weights::Model;
 
 pub(super) mod table;
 
@@ -91,8 +91,8 @@ impl Subcommand for Perplexity {
         let stride = matches.get_one::<u32>("stride").map(|&stride| stride as usize);
         let windows = Windows::cut(&text, context, stride)?;
         let request = evaluate::Request {
-            model: model.store(),
-            original: original.map(Model::store),
+            model: model.store()?,
+            original: original.map(Opened::store).transpose()?,
             windows: &windows,
             memory_bytes: matches.get_one::<u64>("memory").copied(),
             scratch: matches.get_one::<PathBuf>("scratch").map(PathBuf::as_path),
@@ -220,7 +220,11 @@ fn path(name: &'static str) -> Arg {
 }
 
 /// The text's tokens: those given, or the model's; and the first of them that the original's tokenizer cuts otherwise.
-fn tokens(matches: &ArgMatches, model: &Model, original: Option<&Model>) -> Result<(Tokens, Option<usize>)> {
+fn tokens(
+    matches: &ArgMatches,
+    model: &Opened,
+    original: Option<&Opened>,
+) -> Result<(Tokens, Option<usize>)> {
     let file = matches.get_one::<PathBuf>("tokens");
     let Some(text_path) = matches.get_one::<PathBuf>("text") else {
         let Some(file) = file else {
@@ -228,7 +232,7 @@ fn tokens(matches: &ArgMatches, model: &Model, original: Option<&Model>) -> Resu
         };
         let json = std::fs::read(file).map_err(Error::io(file, "read"))?;
         // What both have a tokenizer for must be the same.
-        if let (Ok(model), Some(Ok(original))) = (model.tokenizer(), original.map(Model::tokenizer)) {
+        if let (Ok(model), Some(Ok(original))) = (model.tokenizer(), original.map(Opened::tokenizer)) {
             check_same_vocabulary(&model, &original)?;
         }
         return Ok((Tokens::from_json(&json, &file.display().to_string())?, None));

@@ -12,7 +12,7 @@
 use super::gguf::write::beyond;
 use super::gguf::{Architecture, Kind, Written};
 use super::{
-    Attention, ByLayer, Checkpoints, Config, Divisors, ExpertChoice, Latent, Moe, Pairing, Presence, Rotary,
+    Attention, ByLayer, Checkpoints, Config, Divisors, ExpertChoice, Latent, Moe, NAMING, Naming, Pairing, Presence, Rotary,
     Router, Scaling, Scoring, Shared, Spec, Yarn,
 };
 use crate::error::{Error, Result};
@@ -25,6 +25,8 @@ pub(super) const GGUF: Architecture = Architecture {
     loadable,
     ..Architecture::plain("deepseek2")
 };
+
+pub(super) const NAMES: Naming = Naming { merges_experts: true, ..NAMING };
 
 /// What config.json means where it is silent.
 pub(super) struct Defaults {

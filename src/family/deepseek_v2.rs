@@ -7,7 +7,7 @@
 //! Source: `modeling_deepseek.py` of the published checkpoints (`MoEGate`).
 
 use super::deepseek::{self, Defaults};
-use super::{Config, ExpertChoice, Family, Moe, NAMING, Scoring, Spec};
+use super::{Config, ExpertChoice, Family, Moe, Scoring, Spec};
 use crate::error::Result;
 
 /// The `deepseek_v2` family.
@@ -15,7 +15,7 @@ pub(super) const FAMILY: Family = Family {
     model_type: DEFAULTS.model_type,
     checkpoint: Some(deepseek::checkpoints(spec)),
     gguf: &deepseek::GGUF,
-    naming: NAMING,
+    naming: deepseek::NAMES,
 };
 
 const DEFAULTS: Defaults = Defaults {

@@ -2,7 +2,7 @@
 //! groups of experts.
 
 use super::deepseek::{self, Defaults};
-use super::{Config, ExpertChoice, Family, NAMING, Scoring, Spec};
+use super::{Config, ExpertChoice, Family, Scoring, Spec};
 use crate::error::Result;
 
 /// The `deepseek_v3` family.
@@ -10,7 +10,7 @@ pub(super) const FAMILY: Family = Family {
     model_type: DEFAULTS.model_type,
     checkpoint: Some(deepseek::checkpoints(spec)),
     gguf: &deepseek::GGUF,
-    naming: NAMING,
+    naming: deepseek::NAMES,
 };
 
 const DEFAULTS: Defaults = Defaults {

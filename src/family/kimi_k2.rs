@@ -10,7 +10,7 @@
 //! moonshotai/Kimi-K2-Instruct.
 
 use super::deepseek::{self, Defaults};
-use super::{Config, ExpertChoice, Family, NAMING, Scoring, Spec};
+use super::{Config, ExpertChoice, Family, Scoring, Spec};
 use crate::error::Result;
 
 /// The `kimi_k2` family.
@@ -18,7 +18,7 @@ pub(super) const FAMILY: Family = Family {
     model_type: DEFAULTS.model_type,
     checkpoint: Some(deepseek::checkpoints(spec)),
     gguf: &deepseek::GGUF,
-    naming: NAMING,
+    naming: deepseek::NAMES,
 };
 
 const DEFAULTS: Defaults = Defaults {

@@ -58,6 +58,14 @@ pub enum Place {
         /// The others.
         value_rows: usize,
     },
+    /// All of one tensor, the two halves of each head's rows in turns: so that the rows that turn together, `i` and `i + dim /
+    /// 2` in checkpoints, are neighbours. What such a file says of its rotary positions is that, so that it is read back as it is.
+    HeadsInterleaved {
+        /// What holds it.
+        name: String,
+        /// Heads.
+        heads: usize,
+    },
 }
 
 /// What is done to the rows of a part.
@@ -67,6 +75,47 @@ pub enum Turn {
     None,
     /// The block `[rows, cols]` is written as `[cols, rows]`.
     Transposed,
+    /// The two halves of the rows are written in turns: the first row of each, then the second of each.
+    Interleaved,
+}
+
+impl Turn {
+    /// Whether rows stay rows in their order, so that any run of them can be worked on without the others.
+    pub fn is_none(self) -> bool {
+        self == Self::None
+    }
+
+    /// Rows that so many rows of length `cols` become.
+    pub fn rows(self, rows: usize, cols: usize) -> usize {
+        match self {
+            Self::None | Self::Interleaved => rows,
+            Self::Transposed => cols,
+        }
+    }
+
+    /// Does it to `block`, whose rows have length `cols`.
+    pub fn apply(self, block: &[f32], cols: usize, turned: &mut Vec<f32>) {
+        turned.clear();
+        match self {
+            Self::None => turned.extend_from_slice(block),
+            Self::Transposed => {
+                let rows = block.len() / cols.max(1);
+                turned.resize(block.len(), 0.0);
+                for (row, values) in block.chunks_exact(cols).enumerate() {
+                    for (col, &value) in values.iter().enumerate() {
+                        turned[col * rows + row] = value;
+                    }
+                }
+            }
+            Self::Interleaved => {
+                let (first, second) = block.split_at(block.len() / 2);
+                for (a, b) in first.chunks_exact(cols).zip(second.chunks_exact(cols)) {
+                    turned.extend_from_slice(a);
+                    turned.extend_from_slice(b);
+                }
+            }
+        }
+    }
 }
 
 /// Rows of a tensor's role that become rows of a tensor of a container.
@@ -95,7 +144,10 @@ impl Place {
     /// Names of the tensors that hold it.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         let (first, second) = match self {
-            Self::Whole(name) | Self::Rows { name, .. } | Self::Stacked { name, .. } => (name, None),
+            Self::Whole(name)
+            | Self::Rows { name, .. }
+            | Self::Stacked { name, .. }
+            | Self::HeadsInterleaved { name, .. } => (name, None),
             Self::SplitTransposed { keys, values, .. } => (keys, Some(values)),
         };
         [Some(first), second].into_iter().flatten().map(String::as_str)
@@ -105,7 +157,7 @@ impl Place {
     pub fn holders(&self, shape: &[usize]) -> Vec<(&str, Vec<usize>)> {
         let cols = shape.last().copied().unwrap_or(1);
         match self {
-            Self::Whole(name) => vec![(name, shape.to_vec())],
+            Self::Whole(name) | Self::HeadsInterleaved { name, .. } => vec![(name, shape.to_vec())],
             Self::Rows { name, of, .. } => {
                 let whole = if shape.len() < 2 { vec![*of] } else { vec![*of, cols] };
                 vec![(name, whole)]
@@ -119,8 +171,14 @@ impl Place {
 
     /// What each of [`Place::holders`] has of it; `rows` are all that it has.
     fn parts(&self, role: Role, rows: usize) -> Vec<Vec<Part>> {
-        let Self::SplitTransposed { heads, key_rows, value_rows, .. } = *self else {
-            return vec![vec![Part { role, rows: 0..rows, turn: Turn::None }]];
+        let (heads, key_rows, value_rows) = match *self {
+            Self::SplitTransposed { heads, key_rows, value_rows, .. } => (heads, key_rows, value_rows),
+            Self::HeadsInterleaved { heads, .. } => {
+                let len = rows / heads.max(1);
+                let head = |head| Part { role, rows: head * len..(head + 1) * len, turn: Turn::Interleaved };
+                return vec![(0..heads).map(head).collect()];
+            }
+            _ => return vec![vec![Part { role, rows: 0..rows, turn: Turn::None }]],
         };
         let head_rows = key_rows + value_rows;
         let firsts = || (0..heads).map(|head| head * head_rows);
@@ -150,4 +208,49 @@ pub fn outputs<'a>(tensors: impl IntoIterator<Item = &'a Tensor>, ecosystem: Eco
         }
     }
     outputs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn turns_move_rows_and_lose_none() {
+        let block: Vec<f32> = (0..12).map(|value| value as f32).collect();
+        let mut turned = Vec::new();
+        for (turn, cols, rows, expected) in [
+            (Turn::None, 3, 4, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]),
+            (Turn::Transposed, 3, 3, [0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11]),
+            // Rows 0 and 2, then 1 and 3.
+            (Turn::Interleaved, 3, 4, [0, 1, 2, 6, 7, 8, 3, 4, 5, 9, 10, 11]),
+        ] {
+            turn.apply(&block, cols, &mut turned);
+            assert_eq!(turned, expected.map(|value| value as f32), "{turn:?}");
+            assert_eq!(turn.rows(4, cols), rows, "{turn:?}");
+        }
+    }
+
+    #[test]
+    fn parts_of_a_place_cover_what_it_holds() {
+        let role = Role::Output;
+        let split = Place::SplitTransposed {
+            keys: "k".into(),
+            values: "v".into(),
+            heads: 2,
+            key_rows: 3,
+            value_rows: 1,
+        };
+        let interleaved = Place::HeadsInterleaved { name: "q".into(), heads: 4 };
+        for (place, rows) in [(split, 8), (interleaved, 8), (Place::Whole("w".into()), 8)] {
+            let parts = place.parts(role, rows);
+            assert_eq!(parts.len(), place.names().count(), "{place:?}");
+            let mut covered: Vec<usize> = parts.iter().flatten().flat_map(|part| part.rows.clone()).collect();
+            covered.sort_unstable();
+            assert_eq!(covered, (0..rows).collect::<Vec<_>>(), "{place:?}");
+            for ((_, shape), parts) in place.holders(&[rows, 5]).into_iter().zip(parts) {
+                let held: usize = parts.iter().map(|part| part.rows.len() * 5).sum();
+                assert_eq!(held, shape.iter().product::<usize>(), "{place:?}");
+            }
+        }
+    }
 }

@@ -108,10 +108,29 @@ fn decoder_layer(list: &mut List, layer: usize) {
         Attention::Latent(latent) => mla::add(list, latent),
         Attention::Grouped(grouped) => gqa::add(list, grouped, layer),
     }
+    if list.family.naming.mlx.norms_first {
+        norms(list);
+        feed_forward(list, layer);
+    } else {
+        feed_forward(list, layer);
+        norms(list);
+    }
+    if layer >= spec.layers {
+        mtp::add(list);
+    }
+}
+
+fn feed_forward(list: &mut List, layer: usize) {
+    let spec = list.spec;
     match spec.moe(layer) {
         Some(moe) => moe::add(list, moe, layer),
         None => dense::add(list, *spec.ffn.dense.width.of(layer)),
     }
+}
+
+/// The norms of a layer.
+fn norms(list: &mut List) {
+    let spec = list.spec;
     let norm = [spec.hidden];
     list.always(LayerRole::AttentionNorm, &norm, Names::new("input_layernorm.weight", "attn_norm.weight"));
     if spec.norms.post {
@@ -126,9 +145,6 @@ fn decoder_layer(list: &mut List, layer: usize) {
         list.always(LayerRole::FfnPostNorm, &norm, names);
     } else {
         list.always(LayerRole::FfnNorm, &norm, list.family.naming.ffn_norm);
-    }
-    if layer >= spec.layers {
-        mtp::add(list);
     }
 }
 

@@ -11,10 +11,11 @@
 use requant_formats::container::gguf::{GgmlType, Metadata};
 use serde_json::Value;
 
-use super::{Blueprint, Choices, Format, Options, Target};
-use crate::checkpoint::{Checkpoint, GgufModel};
+use super::{Blueprint, Choices, Format, Options, Target, checkpoint_of};
+use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::family::Size;
+use crate::opened::Opened;
 use crate::tokenizer::{SPECIAL_TOKENS_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, Tokenizer};
 
 mod chat_template;
@@ -56,8 +57,12 @@ impl Target for GgufTarget {
         file_type::FORMATS
     }
 
-    fn blueprint(&self, format: &Format, source: &Checkpoint, options: &Options) -> Result<Blueprint> {
+    fn blueprint(&self, format: &Format, source: &Opened, options: &Options) -> Result<Blueprint> {
         let file_type = file_type::find(format)?;
+        if let Some(model) = source.gguf() {
+            return requantize::blueprint(file_type, model, options);
+        }
+        let source = checkpoint_of(source, format)?;
         let planned = names::tensors(source)?;
         let mut metadata = metadata(source, &planned, options)?;
         // llama-quantize sets these two last, so they stand at the end.
@@ -90,28 +95,21 @@ impl Target for GgufTarget {
         Ok(Blueprint { is_directory: false, tensors, files, sidecars: Vec::new(), dropped, kept: Vec::new() })
     }
 
-    fn requantize(&self, format: &Format, source: &GgufModel, options: &Options) -> Result<Blueprint> {
-        requantize::blueprint(file_type::find(format)?, source, options)
-    }
-
-    fn choices(&self, format: &Format, source: &Checkpoint, blueprint: &Blueprint) -> Result<Vec<Choices>> {
-        if file_type::find(format)?.base.block_len_elems() == 1 {
-            return Ok(Vec::new());
-        }
-        Ok(overrides::choices(&blueprint.tensors, source.spec().embedding.tied))
-    }
-
-    fn requantized_choices(
+    fn choices(
         &self,
         format: &Format,
-        source: &GgufModel,
+        source: &Opened,
         options: &Options,
         blueprint: &Blueprint,
     ) -> Result<Vec<Choices>> {
         if file_type::find(format)?.base.block_len_elems() == 1 {
             return Ok(Vec::new());
         }
-        Ok(requantize::choices(source, options, &blueprint.tensors))
+        if let Some(model) = source.gguf() {
+            return Ok(requantize::choices(model, options, &blueprint.tensors));
+        }
+        let tied = checkpoint_of(source, format)?.spec().embedding.tied;
+        Ok(overrides::choices(&blueprint.tensors, tied))
     }
 }
 

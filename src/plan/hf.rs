@@ -19,7 +19,7 @@ use serde_json::Value;
 use super::{Blueprint, Format, OutputTensor, Piece, Rounding, Rules, Sidecar, Target, carried};
 use crate::checkpoint::{Checkpoint, SourceTensor};
 use crate::error::{Error, Result};
-use crate::family::{LayerRole, Role};
+use crate::family::{LayerRole, Role, Turn};
 
 mod alternatives;
 mod choices;
@@ -214,7 +214,7 @@ fn linear(role: Option<Role>) -> Option<(usize, LayerRole)> {
 }
 
 fn whole(tensor: &SourceTensor, id: usize) -> Piece {
-    Piece { source: id, rows: 0..tensor.matrix().0, transposed: false, unscaled: false }
+    Piece { source: id, rows: 0..tensor.matrix().0, turn: Turn::None, unscaled: false }
 }
 
 fn encoded(tensor: &SourceTensor, id: usize, scheme: Scheme, shared: Vec<usize>) -> Result<OutputTensor> {

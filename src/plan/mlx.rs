@@ -22,10 +22,13 @@
 use requant_formats::codec::{self, MlxMode};
 use requant_formats::layout::ROW_MAJOR;
 
-use super::{Blueprint, Choices, Dropped, Format, Options, OutputTensor, Sidecar, Target, carried};
+use super::{
+    Blueprint, Choices, Dropped, Format, Options, OutputTensor, Sidecar, Target, carried, checkpoint_of,
+};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::family::Role;
+use crate::opened::Opened;
 
 mod config;
 mod element;
@@ -147,7 +150,8 @@ impl Target for MlxTarget {
         &NAMES
     }
 
-    fn blueprint(&self, format: &Format, source: &Checkpoint, options: &Options) -> Result<Blueprint> {
+    fn blueprint(&self, format: &Format, source: &Opened, options: &Options) -> Result<Blueprint> {
+        let source = checkpoint_of(source, format)?;
         let Some(row) = FORMATS.iter().find(|row| row.format == *format) else {
             return Err(Error::Unsupported { what: format.name.into(), hint: "not an MLX format".into() });
         };
@@ -189,7 +193,14 @@ impl Target for MlxTarget {
         })
     }
 
-    fn choices(&self, format: &Format, source: &Checkpoint, blueprint: &Blueprint) -> Result<Vec<Choices>> {
+    fn choices(
+        &self,
+        format: &Format,
+        source: &Opened,
+        _: &Options,
+        blueprint: &Blueprint,
+    ) -> Result<Vec<Choices>> {
+        let source = checkpoint_of(source, format)?;
         match FORMATS.iter().find(|row| row.format == *format) {
             Some(MlxFormat { recipe, element, .. }) if *recipe != Recipe::Floats => {
                 let element = element.or_else(|| Element::of_config(source.config()));

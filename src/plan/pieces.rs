@@ -3,7 +3,7 @@
 use super::Piece;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
-use crate::family::{Ecosystem, Output, Presence, Role, Tensor, Turn, outputs};
+use crate::family::{Ecosystem, Output, Presence, Role, Tensor, outputs};
 
 /// A tensor of a result, without its type.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,8 +45,7 @@ fn of_output(source: &Checkpoint, output: Output) -> Result<Arranged> {
             let message = format!("the tensor for {:?} is missing", part.role);
             Error::checkpoint(source.source().location(), message)
         })?;
-        let transposed = part.turn == Turn::Transposed;
-        Ok(Piece { source: position, rows: part.rows, transposed, unscaled: false })
+        Ok(Piece { source: position, rows: part.rows, turn: part.turn, unscaled: false })
     };
     Ok(Arranged { role, name, shape, pieces: parts.into_iter().map(piece).collect::<Result<_>>()? })
 }

@@ -21,7 +21,11 @@ const BIASES: [Names; 3] = [
 /// Adds a block of this width.
 pub(in crate::family) fn add(list: &mut List, width: usize) {
     let hidden = list.spec.hidden;
-    for ffn in Ffn::ALL {
+    let order = match list.family.naming.mlx.down_before_up {
+        true => [Ffn::Gate, Ffn::Down, Ffn::Up],
+        false => Ffn::ALL,
+    };
+    for ffn in order {
         let shape = ffn.shape(hidden, width);
         let mut places = list.whole(ffn.of(WEIGHTS));
         if list.family.naming.gate_is_in_up && ffn != Ffn::Down {

@@ -17,17 +17,11 @@ pub(in crate::family) struct MoeNames {
     pub(in crate::family) matrices: [&'static str; 3],
     /// The shared experts, in the block.
     pub(in crate::family) shared: &'static str,
-    /// Whether mlx-lm's module holds its router before its experts.
-    pub(in crate::family) router_first: bool,
 }
 
 /// DeepSeek's names.
-pub(in crate::family) const NAMES: MoeNames = MoeNames {
-    block: "mlp",
-    matrices: ["gate_proj", "up_proj", "down_proj"],
-    shared: "shared_experts",
-    router_first: false,
-};
+pub(in crate::family) const NAMES: MoeNames =
+    MoeNames { block: "mlp", matrices: ["gate_proj", "up_proj", "down_proj"], shared: "shared_experts" };
 
 const STACKS: [&str; 3] = ["ffn_gate_exps.weight", "ffn_up_exps.weight", "ffn_down_exps.weight"];
 const GATE_AND_UP: &str = "ffn_gate_up_exps.weight";
@@ -58,7 +52,7 @@ fn either(names: &[&str]) -> String {
 
 /// Adds the block.
 pub(in crate::family) fn add(list: &mut List, moe: &Moe, layer: usize) {
-    if list.family.naming.moe.router_first {
+    if list.family.naming.mlx.router_first {
         router(list, moe);
         experts(list, moe, layer);
     } else {
@@ -99,7 +93,7 @@ fn experts(list: &mut List, moe: &Moe, layer: usize) {
             let hf = format!("{block}.experts.{number}.{}.weight", ffn.of(matrices));
             let mlx = format!("{block}.switch_mlp.{}.weight", ffn.of(MLX));
             let mut gguf = vec![stacked(Ecosystem::Gguf, ffn.of(STACKS), 0, rows)];
-            if ffn != Ffn::Down {
+            if list.family.naming.merges_experts && ffn != Ffn::Down {
                 let first = if ffn == Ffn::Gate { 0 } else { rows };
                 gguf.push(stacked(Ecosystem::Gguf, GATE_AND_UP, first, 2 * rows));
             }

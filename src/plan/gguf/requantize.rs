@@ -21,7 +21,7 @@ use super::names::Planned;
 use super::{QUANTIZATION_VERSION, layout, mix, overrides};
 use crate::checkpoint::GgufModel;
 use crate::error::{Error, Result};
-use crate::family::{self, Architecture, Size};
+use crate::family::{self, Architecture, Size, Turn};
 use crate::plan::{Blueprint, Choice, Choices, Options, OutputTensor, Piece};
 
 /// Works out the file of type `file_type`.
@@ -54,7 +54,7 @@ pub(super) fn blueprint(file_type: &FileType, source: &GgufModel, options: &Opti
             pieces: vec![Piece {
                 source: id,
                 rows: 0..tensors[id].matrix().0,
-                transposed: false,
+                turn: Turn::None,
                 unscaled: false,
             }],
         })

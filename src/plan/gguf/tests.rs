@@ -46,7 +46,7 @@ fn golden(variant: &str) -> Value {
 }
 
 /// The checkpoint of a variant; `change` can edit its small files.
-fn checkpoint(variant: &str, change: impl FnOnce(&mut BTreeMap<String, Vec<u8>>)) -> Checkpoint {
+fn checkpoint(variant: &str, change: impl FnOnce(&mut BTreeMap<String, Vec<u8>>)) -> Opened {
     let mut files: BTreeMap<String, Vec<u8>> = BTreeMap::new();
     for entry in std::fs::read_dir(golden_directory(variant)).unwrap() {
         let path = entry.unwrap().path();
@@ -91,7 +91,7 @@ fn checkpoint(variant: &str, change: impl FnOnce(&mut BTreeMap<String, Vec<u8>>)
         files: described.collect(),
         contents: files.values().cloned().collect(),
     };
-    Checkpoint::open(Box::new(source)).unwrap()
+    Opened::from_source(Box::new(source)).unwrap()
 }
 
 fn options() -> Options {

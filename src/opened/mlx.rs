@@ -10,47 +10,28 @@ use requant_formats::codec::{self, Codec, MlxMode};
 use serde_json::Value;
 
 use super::packed::{PackedStore, Stored, Stream};
-use crate::checkpoint::{SourceTensor, read_headers, required_json};
+use crate::checkpoint::{Catalogue, SourceTensor};
 use crate::error::{Error, Result};
-use crate::family::{self, Config, Ecosystem, MLX_MARKS};
+use crate::family::{Ecosystem, Family, Spec};
 use crate::source::Source;
 
-const CONFIG: &str = "config.json";
-const INDEX: &str = "model.safetensors.index.json";
-
-/// Whether a directory holds an MLX model: its config says how it is quantized, or its tensors have MLX's names.
-///
-/// # Errors
-/// When config or index cannot be read.
-pub(super) fn is_mlx(source: &dyn Source) -> Result<bool> {
-    let config: Option<Value> =
-        source.read_small(CONFIG)?.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-    if config.is_some_and(|config| config.get("quantization").is_some()) {
-        return Ok(true);
-    }
-    let is_mlx = |name: &str| MLX_MARKS.iter().any(|mark| name.contains(mark));
-    Ok(match source.read_small(INDEX)? {
-        Some(index) => is_mlx(&String::from_utf8_lossy(&index)),
-        // What is wrong with headers is said by whoever opens the model.
-        None => read_headers(source).is_ok_and(|tensors| tensors.iter().any(|tensor| is_mlx(&tensor.name))),
-    })
-}
-
-/// Opens it.
+/// Its weights.
 ///
 /// # Errors
 /// A quantization that MLX does not have, a part that is missing or has the wrong shape.
-pub(super) fn open(source: Box<dyn Source>) -> Result<PackedStore> {
-    let config = required_json(&*source, CONFIG)?;
-    let family = family::find(&config)?;
-    let mut spec = family.spec(&Config::new(&config))?;
+pub(super) fn store(
+    catalogue: &Catalogue,
+    config: &Value,
+    family: &'static Family,
+    spec: &Spec,
+) -> Result<PackedStore> {
     // mlx-lm drops the prediction layers.
-    spec.mtp_layers = 0;
-    let headers = read_headers(&*source)?;
+    let spec = Spec { mtp_layers: 0, ..spec.clone() };
+    let (source, headers) = (catalogue.shared_source(), catalogue.tensors());
     let by_name: HashMap<&str, &SourceTensor> =
         headers.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
     let mut stored = Vec::new();
-    for tensor in &headers {
+    for tensor in headers {
         let stem = |suffix: &str| tensor.name.strip_suffix(suffix);
         if let Some(stem) = stem(".scales").or_else(|| stem(".biases"))
             && by_name.contains_key(format!("{stem}.weight").as_str())
@@ -59,7 +40,7 @@ pub(super) fn open(source: Box<dyn Source>) -> Result<PackedStore> {
         }
         let scales = stem(".weight").and_then(|stem| by_name.get(format!("{stem}.scales").as_str()));
         stored.push(match scales {
-            Some(scales) => quantized(&*source, &config, tensor, scales, &by_name)?,
+            Some(scales) => quantized(&*source, config, tensor, scales, &by_name)?,
             None => plain(&*source, tensor)?,
         });
     }

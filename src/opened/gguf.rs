@@ -1,10 +1,8 @@
 //! A GGUF, one file or a split set, as a weight store.
 
 use std::collections::HashSet;
-use std::path::Path;
 
 use requant_formats::codec;
-use requant_formats::container::gguf::Metadata;
 
 use super::gguf_aside;
 use super::packed::{PackedStore, Stored, Stream};
@@ -12,30 +10,24 @@ use crate::checkpoint::{GgufModel, SourceTensor};
 use crate::error::Result;
 use crate::family::{self, Contents, Ecosystem};
 
-/// A GGUF model.
-pub(super) struct Gguf {
-    pub(super) store: PackedStore,
-    pub(super) metadata: Metadata,
-    /// Name of its (first) file.
-    pub(super) name: String,
+/// Name of its (first) file.
+pub(super) fn name(model: &GgufModel) -> String {
+    model.path().file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// Opens the file at `path`, and the other files of its set.
+/// Its weights.
 ///
 /// # Errors
-/// When a file is missing, damaged or cut off, or the architecture is not one of ours.
-pub(super) fn open(path: &Path) -> Result<Gguf> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let (source, tensors, metadata) = GgufModel::open(path)?.into_parts();
-    let stored: Vec<Stored> = tensors.into_iter().filter_map(stored_tensor).collect();
+/// When the architecture is not one of ours, or what a forward pass needs is missing or unknown.
+pub(super) fn store(model: &GgufModel) -> Result<PackedStore> {
+    let (name, metadata, source) = (name(model), model.metadata(), model.catalogue().shared_source());
+    let stored: Vec<Stored> = model.catalogue().tensors().iter().filter_map(stored_tensor).collect();
     let stored = gguf_aside::resolve(&*source, stored)?;
-
-    let family = family::architecture_of(&metadata, &name)?;
+    let family = family::architecture_of(metadata, &name)?;
     let names: HashSet<&str> = stored.iter().map(|tensor| tensor.name.as_str()).collect();
     let contents = Contents { vocab: vocab(&stored), names: &names };
-    let spec = family.gguf.spec(&metadata, &name, &contents)?;
-    let store = PackedStore::new(source, family, spec, Ecosystem::Gguf, stored)?;
-    Ok(Gguf { store, metadata, name })
+    let spec = family.gguf.spec(metadata, &name, &contents)?;
+    PackedStore::new(source, family, spec, Ecosystem::Gguf, stored)
 }
 
 /// Rows of the token embedding.
@@ -45,9 +37,10 @@ fn vocab(stored: &[Stored]) -> usize {
 }
 
 /// As packed tensors are kept; every tensor of a GGUF file is one part.
-fn stored_tensor(tensor: SourceTensor) -> Option<Stored> {
+fn stored_tensor(tensor: &SourceTensor) -> Option<Stored> {
     let codec = tensor.row_major()?;
     let row_bytes = codec::part_len_bytes(codec, 0, tensor.matrix().1 as u64) as usize;
     let streams = vec![Stream { file: tensor.file, offset_bytes: tensor.offset_bytes, row_bytes }];
-    Some(Stored { name: tensor.name, shape: tensor.shape, codec, streams, factors: Vec::new() })
+    let (name, shape) = (tensor.name.clone(), tensor.shape.clone());
+    Some(Stored { name, shape, codec, streams, factors: Vec::new() })
 }

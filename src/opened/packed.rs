@@ -4,6 +4,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
+use std::sync::Arc;
 
 use requant_formats::codec::Codec;
 
@@ -64,7 +65,7 @@ struct Split {
 
 /// A model in such a container.
 pub(super) struct PackedStore {
-    source: Box<dyn Source>,
+    source: Arc<dyn Source>,
     spec: Spec,
     tensors: Vec<Stored>,
     by_role: HashMap<Role, Rows>,
@@ -76,7 +77,7 @@ impl PackedStore {
     /// # Errors
     /// A tensor that is missing, has another shape, or that nobody knows.
     pub(super) fn new(
-        source: Box<dyn Source>,
+        source: Arc<dyn Source>,
         family: &Family,
         spec: Spec,
         ecosystem: Ecosystem,
@@ -118,11 +119,6 @@ impl PackedStore {
                 Err(Error::checkpoint(store.file_name(id), message))
             }
         }
-    }
-
-    /// Where the bytes come from.
-    pub(super) fn source(&self) -> &dyn Source {
-        &*self.source
     }
 
     fn missing(&self, name: &str, shape: &[usize]) -> Error {
