@@ -65,7 +65,7 @@ impl Artifact {
     pub fn open(path: &Path) -> Result<Self> {
         let metadata = std::fs::metadata(path).map_err(Error::io(path, "open"))?;
         if metadata.is_dir() {
-            return Self::from_source(&LocalDirectory::open(path)?);
+            return Self::from_source(&*source::open_directory(path)?);
         }
         let parent = match path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -177,13 +177,11 @@ fn open_safetensors(source: &dyn Source, shards: &[usize], config: Option<Value>
 fn read_header<T>(
     source: &dyn Source,
     file: usize,
-    parse: impl FnOnce(&mut BufReader<SourceReader>, u64) -> std::result::Result<T, FormatError>,
+    parse: impl Fn(&mut BufReader<&mut SourceReader<'_>>, u64) -> std::result::Result<T, FormatError>,
 ) -> Result<T> {
     let SourceFile { name, len_bytes, .. } = &source.files()[file];
-    let mut reader = BufReader::new(SourceReader::new(source, file));
-    parse(&mut reader, *len_bytes).map_err(|error| {
-        reader.get_mut().take_error().unwrap_or_else(|| Error::format(place(source, name))(error))
-    })
+    let header = source::read_header(source, file, |reader| parse(&mut BufReader::new(reader), *len_bytes))?;
+    header.map_err(Error::format(place(source, name)))
 }
 
 fn find(source: &dyn Source, name: &str) -> Result<usize> {

@@ -28,6 +28,7 @@ mod packed_rows;
 mod quantization;
 mod read;
 mod store;
+mod witness;
 
 pub(crate) use catalogue::Headers;
 pub use encoding::{BlockScale, Encoding, Packed, ScaleFormat};
@@ -36,6 +37,7 @@ pub(crate) use read::check_finite;
 
 pub use read::TileReader;
 pub use store::{Weight, WeightStore};
+pub use witness::{Extent, Unit};
 
 /// One tensor of the catalogue.
 #[derive(Debug, Clone, PartialEq)]

@@ -11,12 +11,16 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use crate::error::{Error, Result};
 
+mod applies;
+mod console;
 mod convert;
+mod destination;
 mod errors;
 mod fetch;
 mod inspect;
 mod measured;
 mod model;
+mod named;
 mod perplexity;
 mod plan;
 mod report;
@@ -56,25 +60,35 @@ pub fn main() -> ExitCode {
     let matches = match command.try_get_matches() {
         Ok(matches) => matches,
         Err(error) => {
-            // Nothing can be done about a closed terminal.
-            let _ = error.print();
             let is_help = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
-            return if is_help { ExitCode::SUCCESS } else { ExitCode::from(2) };
+            return match console::print_clap(&error) {
+                Err(error) => failed(&error),
+                Ok(()) if is_help => ExitCode::SUCCESS,
+                Ok(()) => ExitCode::from(2),
+            };
         }
     };
     let Some((name, matches)) = matches.subcommand() else { return ExitCode::from(2) };
     let chosen = SUBCOMMANDS.iter().find(|subcommand| subcommand.command().get_name() == name);
     match chosen.map_or(Ok(()), |subcommand| subcommand.run(matches)) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            if matches!(&error, Error::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull)
-            {
-                eprintln!("what is done is kept: make room and run the same command again");
-            }
-            ExitCode::FAILURE
-        }
+        Err(error) => failed(&error),
     }
+}
+
+/// Says what went wrong, and gives the exit code for it.
+fn failed(error: &Error) -> ExitCode {
+    let of_stdout = console::of_stdout(error);
+    // Whoever was reading has seen enough (`| head`): that is no bug to report.
+    if of_stdout != Some(std::io::ErrorKind::BrokenPipe) {
+        console::message(format_args!("error: {error}"));
+    }
+    let is_full =
+        matches!(error, Error::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull);
+    if is_full && of_stdout.is_none() {
+        console::note("what is done is kept: make room and run the same command again");
+    }
+    if matches!(error, Error::Usage(_)) { ExitCode::from(2) } else { ExitCode::FAILURE }
 }
 
 /// A flag that SIGINT and SIGTERM set; the second signal ends the process at once.
@@ -86,7 +100,7 @@ fn stop_on_signal() -> Arc<AtomicBool> {
         if flag.swap(true, Ordering::Relaxed) {
             std::process::exit(130);
         }
-        eprintln!("stopping; once more to stop at once");
+        console::note(format_args!("stopping; once more to stop at once"));
     });
     stop
 }
@@ -118,23 +132,40 @@ fn threads_argument() -> Arg {
         .long("threads")
         .value_name("N")
         .value_parser(clap::value_parser!(u16).range(1..))
-        .help("Worker threads [default: one per core]")
+        .help("Worker threads, at most one per core [default: one per core]")
 }
 
-/// The value of `--threads`.
+/// The value of `--threads`, at most one per core: more of them only wait for each other.
 fn threads(matches: &ArgMatches) -> usize {
-    match matches.get_one::<u16>("threads") {
-        Some(&threads) => usize::from(threads),
-        None => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+    let cores = cores();
+    matches.get_one::<u16>("threads").map_or(cores, |&threads| usize::from(threads).min(cores))
+}
+
+/// Says on stderr, unless `--quiet` is given, that fewer threads will run than `--threads` asks for.
+fn note_threads(matches: &ArgMatches) {
+    let (cores, asked) = (cores(), matches.get_one::<u16>("threads").copied().map_or(0, usize::from));
+    if asked > cores && !matches.get_flag("quiet") {
+        let s = if cores == 1 { "" } else { "s" };
+        console::note(format_args!(
+            "--threads {asked}: this machine offers {cores} core{s}; running {cores} thread{s}"
+        ));
     }
+}
+
+/// Cores that this process may use.
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+/// `--ignore-space`.
+fn ignore_space_argument() -> Arg {
+    Arg::new("ignore-space")
+        .long("ignore-space")
+        .action(ArgAction::SetTrue)
+        .help("Go ahead on a disk that seems to have too little room")
 }
 
 /// The value of a path argument.
 fn path<'a>(matches: &'a ArgMatches, name: &str) -> &'a std::path::Path {
     matches.get_one::<std::path::PathBuf>(name).map_or(std::path::Path::new(""), std::path::PathBuf::as_path)
-}
-
-/// Prints `value` as one JSON object on stdout.
-fn print_json(value: &serde_json::Value) {
-    println!("{value:#}");
 }

@@ -34,6 +34,14 @@ pub enum Error {
         /// Tensor, expected, found, way out.
         message: String,
     },
+    /// Files of the source are not what was read of them before, or not what is recorded about them.
+    #[error("{file}: {message}")]
+    Changed {
+        /// The file the message is about.
+        file: String,
+        /// What was found, and the way out.
+        message: String,
+    },
     /// A valid request or input that this version does not handle.
     #[error("{what} is not supported: {hint}")]
     Unsupported {
@@ -45,6 +53,9 @@ pub enum Error {
     /// The request contradicts itself or the file system: existing output, bad option value.
     #[error("{0}")]
     Request(String),
+    /// Options that do not go with the request, as a wrong option is: exit code 2.
+    #[error("{0}")]
+    Usage(String),
     /// A finished artifact does not match its manifest.
     #[error("{}: {problems} of {checked} checks failed", path.display())]
     Verification {
@@ -62,6 +73,12 @@ pub enum Error {
         place: String,
         /// What happened, and what to do.
         message: String,
+    },
+    /// A plan was made from a header that turned out, once the whole file was verified, to have been damaged on its way.
+    #[error("{place}: its header was damaged on the way when the plan was made; run the command again")]
+    StaleHeader {
+        /// Repository and file.
+        place: String,
     },
     /// The user stopped the run.
     #[error("interrupted; nothing is under the final name, and the same command goes on from here")]
@@ -84,6 +101,11 @@ impl Error {
     /// Something at a hub went wrong.
     pub fn hub(place: impl Into<String>, message: impl Into<String>) -> Self {
         Self::Hub { place: place.into(), message: message.into() }
+    }
+
+    /// `file` of the source is not what it was, or is said to be.
+    pub fn changed(file: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::Changed { file: file.into(), message: message.into() }
     }
 
     /// Something in `file` of a checkpoint is wrong.

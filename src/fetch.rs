@@ -3,14 +3,13 @@
 //! What is there already and matches is left alone; what the Hugging Face cache has is copied;
 //! the rest is downloaded. The directory is then as `huggingface_hub` would have left it.
 
-use std::fs::File;
-use std::io::Write;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rayon::prelude::*;
 
+use crate::disk::{Appender, Disk, with_suffix};
 use crate::error::{Error, Result};
 use crate::pipeline::{self, Need, Progress, Transfer};
 use crate::source::hub::{LocalDir, is_bookkeeping};
@@ -34,10 +33,12 @@ pub struct Request<'a> {
     pub remote: Option<&'a dyn Remote>,
     /// The directory.
     pub output: &'a Path,
+    /// What it is written with.
+    pub disk: &'a Disk,
     /// Requests under way at once.
     pub connections: usize,
-    /// Go ahead on a disk that is too full.
-    pub force: bool,
+    /// Go ahead on a disk that seems too full.
+    pub ignore_space: bool,
 }
 
 /// Brings what `request` asks for; gives how many bytes were downloaded.
@@ -47,17 +48,17 @@ pub struct Request<'a> {
 /// had or written, its digest does not match time and again, or [`Error::Interrupted`] once `stop`
 /// is set. Files that are done stay; what has come of the others is gone on with later.
 pub fn fetch(request: &Request<'_>, progress: &dyn Progress, stop: &AtomicBool) -> Result<u64> {
-    let local = LocalDir::open(request.output)?;
+    let local = LocalDir::open(request.disk, request.output)?;
     let present = present(request, progress, stop)?;
     let absent: Vec<usize> = (0..request.files.len())
         .filter(|&file| !present[file] && !is_bookkeeping(&request.files[file].name))
         .collect();
-    if !request.force {
+    if !request.ignore_space {
         let partial = |file: &RemoteFile| pipeline::allocated_bytes(&local.partial(&file.digest));
         let missing = absent.iter().map(|&file| &request.files[file]);
         let bytes = missing.map(|file| file.len_bytes.saturating_sub(partial(file))).sum();
         let need = Need { what: "the files", directory: request.output.to_owned(), bytes };
-        pipeline::check_space(&[need], pipeline::OR_FORCE)?;
+        pipeline::check_space(&[need], pipeline::OR_IGNORE_SPACE)?;
     }
     for (file, _) in request.files.iter().zip(&present).filter(|(_, present)| **present) {
         local.record(&file.name, request.commit, &file.digest)?;
@@ -131,8 +132,10 @@ impl Job<'_> {
             (_, Some(remote)) => Download {
                 remote,
                 file: number,
+                disk: self.request.disk,
                 target: &target,
                 partial: &self.local.partial(&file.digest),
+                is_durable: true,
                 connections: self.request.connections,
                 stop: self.stop,
                 on_bytes,
@@ -151,21 +154,24 @@ impl Job<'_> {
         target: &Path,
         on_bytes: &(dyn Fn(u64) + Sync),
     ) -> Result<Option<String>> {
-        let partial = self.local.partial(&file.digest).with_extension("requant.copy");
-        let mut copy = File::create(&partial).map_err(Error::io(&partial, "create"))?;
+        let partial = with_suffix(&self.local.partial(&file.digest), ".copy");
+        let disk = self.request.disk;
+        let mut copy = Appender::new(disk.create(&partial)?, 0);
         let copied = file_digest_with(cached, &file.digest, &mut |bytes| {
             unless_stopped(self.stop)?;
-            copy.write_all(bytes).map_err(Error::io(&partial, "write"))?;
+            copy.append(bytes)?;
             on_bytes(bytes.len() as u64);
             Ok(())
         });
         if let Ok(found) = &copied
             && found == file.digest.hex()
         {
-            return std::fs::rename(&partial, target).map_err(Error::io(target, "rename to")).map(|()| None);
+            copy.file().sync()?;
+            disk.rename(&partial, target)?;
+            return disk.sync_parent(target).map(|()| None);
         }
         // A copy is soon made anew; the cache still has what it had.
-        let _ = std::fs::remove_file(&partial);
+        let _ = disk.remove(&partial);
         copied.map(Some)
     }
 

@@ -4,7 +4,7 @@
 //!
 //! | floor | rooms |
 //! |---|---|
-//! | S0 | [`error`], `frontier`, `lock` |
+//! | S0 | [`error`], [`disk`], `fingerprint`, `frontier`, `human`, `lock` |
 //! | S1 | [`source`], [`family`], [`tokenizer`] |
 //! | S2 | [`checkpoint`], [`artifact`] |
 //! | S3 | [`opened`] |
@@ -13,16 +13,21 @@
 //! | S6 | [`evaluate`], [`fetch`], [`checksums`] |
 //! | S7 | `cli` |
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod artifact;
 pub mod checkpoint;
 pub mod checksums;
 
 pub mod cli;
+pub mod disk;
 pub mod error;
 pub mod evaluate;
 pub mod family;
 pub mod fetch;
+mod fingerprint;
 mod frontier;
+mod human;
 mod lock;
 pub mod model;
 pub mod opened;

@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::checkpoint::{Catalogue, Checkpoint, GgufModel, Headers, WeightStore};
 use crate::error::{Error, Result};
 use crate::family::{Family, Spec};
-use crate::source::{LocalDirectory, Source};
+use crate::source::{self, Source};
 use crate::tokenizer::{SPECIAL_TOKENS_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, Tokenizer};
 
 mod gguf;
@@ -57,7 +57,7 @@ impl Opened {
         }
         let metadata = std::fs::metadata(path).map_err(Error::io(path, "open"))?;
         if metadata.is_dir() {
-            return Self::from_source(Box::new(LocalDirectory::open(path)?));
+            return Self::from_source(source::open_directory(path)?);
         }
         let message = format!(
             "{}: neither a directory with a checkpoint or an MLX model nor a .gguf file",
@@ -174,6 +174,11 @@ impl Deref for Opened {
 /// Whether `path` is that of a GGUF file, there or not: no repository has such a name.
 pub fn is_gguf(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == "gguf") && !path.is_dir()
+}
+
+/// Values of `tokenizer.ggml.pre` that llama.cpp reads.
+pub fn pre_tokenizers() -> impl Iterator<Item = &'static str> {
+    gguf_cuts::names()
 }
 
 /// The tokenizer that lies beside the weights of `source`.

@@ -6,12 +6,15 @@
 //!    unfinished run with its `journal`.
 //! 2. `execute`: jobs on worker threads, each writing byte ranges of its own, while `digest` hashes
 //!    what is finished, `writeback` records it, and `intake` brings the shards of a streamed source.
-//! 3. The manifest is written, everything is synced, and the temporary names become final.
+//! 3. A [`Judge`], if there is one, measures what is complete.
+//! 4. `placing`: the manifest is written, everything is synced and sealed, and the temporary names become final.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use crate::checkpoint::Catalogue;
+use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::plan::{self, Blueprint};
 use crate::source::Supply;
@@ -21,20 +24,28 @@ mod errors;
 mod execute;
 mod intake;
 mod journal;
+mod kept;
 mod manifest;
 mod maxima;
+mod names;
+pub mod output;
+mod placing;
+mod provenance;
 mod queue;
 mod slab;
 mod space;
 mod staging;
+mod statements;
 mod verify;
+mod walk;
 mod writeback;
 
 pub use errors::{ErrorReport, TensorError};
 pub use execute::peak_ram_bytes;
 pub use journal::{Pinned, RequestRecord};
-pub use manifest::{FileRecord, Manifest, SourceRecord, TensorRecord, manifest_path};
-pub use space::{Need, OR_FORCE, allocated_bytes, check_space};
+pub use manifest::{FileRecord, Manifest, SourceRecord, TensorRecord};
+pub use names::manifest_path;
+pub use space::{Need, OR_IGNORE_SPACE, allocated_bytes, check_space};
 pub use verify::{Check, has_manifest, verify};
 
 /// Receives what a long run has done so far. Called from several threads.
@@ -45,6 +56,8 @@ pub trait Progress: Sync {
     fn advance(&self, bytes: u64);
     /// A shard is on its way, beside the stage.
     fn transfer(&self, _: &Transfer<'_>) {}
+    /// So many pieces of work that an earlier run had finished are damaged on the disk, and are done again.
+    fn damaged(&self, _: usize) {}
 }
 
 /// What has come of a streamed source.
@@ -83,6 +96,24 @@ pub struct Settings {
     pub recipe: Option<String>,
     /// Measure how far what is written is from the source.
     pub error_report: bool,
+    /// How often finished jobs are synced and recorded: what a kill can cost.
+    pub sync_interval: Duration,
+    /// What everything is written with.
+    pub disk: Disk,
+}
+
+impl Settings {
+    /// The usual [`Settings::sync_interval`].
+    pub const SYNC_INTERVAL: Duration = Duration::from_millis(250);
+}
+
+/// Measures a complete result before it gets its final name.
+pub trait Judge {
+    /// Measures what is at `complete`, a directory or the (first) file; the manifest keeps what is found.
+    ///
+    /// # Errors
+    /// When it cannot be measured. Nothing is lost then, and nothing has its final name.
+    fn judge(&self, complete: &Path) -> Result<serde_json::Value>;
 }
 
 /// What a conversion did.
@@ -90,7 +121,9 @@ pub struct Settings {
 pub struct Outcome {
     /// Bytes of source tensors read.
     pub bytes_in: u64,
-    /// The manifest beside the result.
+    /// Jobs that an earlier run had done and whose bytes were found damaged: they were done again.
+    pub redone: usize,
+    /// The manifest of the result.
     pub manifest_path: PathBuf,
     /// Its content.
     pub manifest: Manifest,
@@ -98,12 +131,28 @@ pub struct Outcome {
 
 /// Bytes that an unfinished run at `output` has on the disk already.
 pub fn begun_bytes(blueprint: &Blueprint, output: &Path) -> u64 {
-    staging::temporary_paths(blueprint, output).iter().map(|path| allocated_bytes(path)).sum()
+    let names = names::Names::new(blueprint, output);
+    names.pairs.iter().map(|pair| allocated_bytes(&pair.temporary)).sum()
 }
 
 /// What an unfinished run at `output` was asked for, if there is one that can be gone on with.
 pub fn unfinished(output: &Path) -> Option<RequestRecord> {
-    journal::Journal::peek(&staging::journal_path(output))
+    journal::Journal::peek(&names::journal(output))
+}
+
+/// As [`convert_and_judge`] without a judge.
+///
+/// # Errors
+/// As there.
+pub fn convert(
+    source: &Catalogue,
+    blueprint: &Blueprint,
+    output: &Path,
+    settings: &Settings,
+    progress: &dyn Progress,
+    stop: &AtomicBool,
+) -> Result<Outcome> {
+    convert_and_judge(source, blueprint, output, settings, None, progress, stop)
 }
 
 /// Writes the result that `blueprint` describes at `output`, or goes on with an unfinished one.
@@ -113,33 +162,49 @@ pub fn unfinished(output: &Path) -> Option<RequestRecord> {
 /// run of another request is there, when a file cannot be read or written, or
 /// [`Error::Interrupted`] once `stop` is set. Whatever the error, there is nothing new under the
 /// final name; what is done is kept for the same request, unless it came from a broken source.
-pub fn convert(
+pub fn convert_and_judge(
     source: &Catalogue,
     blueprint: &Blueprint,
     output: &Path,
     settings: &Settings,
+    judge: Option<&dyn Judge>,
     progress: &dyn Progress,
     stop: &AtomicBool,
 ) -> Result<Outcome> {
     let jobs = plan::jobs(blueprint, source.tensors());
-    let conversion = Conversion { source, blueprint, output, settings, progress, stop, jobs: &jobs };
+    let conversion = Conversion { source, blueprint, output, settings, judge, progress, stop, jobs: &jobs };
     let pinned = settings.pinned.clone();
     let request =
         RequestRecord::new(source, blueprint, &settings.format, pinned, jobs.len(), settings.error_report);
-    let (mut stage, begun) =
-        staging::Stage::open(blueprint, output, &request, settings.force, settings.restart)?;
-    let result = conversion.run(&mut stage, begun);
-    if result.as_ref().err().is_some_and(can_go_on) {
-        stage.keep();
+    let Settings { force, restart, .. } = *settings;
+    let asked =
+        staging::Request { disk: &settings.disk, blueprint, output, record: &request, force, restart };
+    let (stage, manifest, redone) = match staging::Stage::open(&asked, progress)? {
+        staging::Opened::Complete(stage, manifest) => (stage, *manifest, 0),
+        staging::Opened::Work(mut stage, begun) => match conversion.run(&mut stage, begun) {
+            Ok((manifest, redone)) => (stage, manifest, redone),
+            Err(error) => {
+                if can_go_on(&error) {
+                    stage.keep();
+                }
+                return Err(error);
+            }
+        },
+    };
+    if let Some(supply) = source.source().supply() {
+        supply.finish()?;
     }
-    result
+    let manifest_path = stage.place()?;
+    stage.close()?;
+    Ok(Outcome { bytes_in: bytes_read(source, blueprint), redone, manifest_path, manifest })
 }
 
 /// Whether the same command may succeed later with what is done: not if the source is broken.
 fn can_go_on(error: &Error) -> bool {
     match error {
-        Error::Interrupted | Error::Hub { .. } => true,
-        Error::Io { action, .. } => *action != "read",
+        Error::Interrupted | Error::Hub { .. } | Error::Changed { .. } => true,
+        // A source that ends early is not the one that was planned with.
+        Error::Io { source, .. } => source.kind() != std::io::ErrorKind::UnexpectedEof,
         _ => false,
     }
 }
@@ -150,47 +215,77 @@ struct Conversion<'a> {
     blueprint: &'a Blueprint,
     output: &'a Path,
     settings: &'a Settings,
+    judge: Option<&'a dyn Judge>,
     progress: &'a dyn Progress,
     stop: &'a AtomicBool,
     jobs: &'a [plan::Job],
 }
 
 impl Conversion<'_> {
-    /// Does what `begun` has not done, and makes the result final.
-    fn run(&self, stage: &mut staging::Stage, begun: staging::Begun) -> Result<Outcome> {
+    /// Does what `begun` has not done, and seals the result.
+    fn run(&self, stage: &mut staging::Stage, begun: staging::Begun) -> Result<(Manifest, usize)> {
         let Self { source, blueprint, jobs, progress, stop, .. } = *self;
-        let staging::Begun { mut journal, done, sums } = begun;
+        let staging::Begun { mut journal, mut done } = begun;
+        let kept = kept::Kept { source, blueprint, jobs, files: stage.files(), progress, stop };
+        let redone = kept.check(&mut done, self.settings.threads)?;
         let supply = source.source().supply();
         let schedule = supply.map_or_else(plan::Schedule::default, |supply| self.schedule(supply, &done));
         let intake = supply.map(|supply| intake::Intake::new(source.source(), supply, &schedule));
-        let at_once = (0..jobs.len()).filter(|&job| supply.is_none() && !done[job]).collect();
+        let at_once = (0..jobs.len()).filter(|&job| supply.is_none() && done[job].is_none()).collect();
         let queue = queue::Queue::new(at_once, &schedule.needs);
         let bytes_in = bytes_read(source, blueprint);
         progress.stage("convert", bytes_in);
         let (intake, files, done) = (intake.as_ref(), stage.files(), done.as_slice());
-        let sums = self.settings.error_report.then_some(sums.as_slice());
-        let run = execute::Run { source, blueprint, jobs, done, sums, intake, files, progress, stop };
+        let error_report = self.settings.error_report;
+        let sync_interval = self.settings.sync_interval;
+        let provenance = provenance::Provenance::new(source, blueprint, jobs, done);
+        let run = execute::Run {
+            source,
+            blueprint,
+            jobs,
+            done,
+            error_report,
+            intake,
+            provenance: provenance.as_ref(),
+            files,
+            sync_interval,
+            progress,
+            stop,
+        };
         run.report_done();
-        let (digests, errors) = run.execute(self.settings.threads, queue, &mut journal)?;
+        // A thread without a job would only look for one.
+        let threads = self.settings.threads.min(jobs.len().max(1));
+        let (digests, errors) = run.execute(threads, queue, &mut journal)?;
         if stop.load(Ordering::Relaxed) {
             return Err(Error::Interrupted);
         }
-        progress.stage("sync", 0);
-        let manifest = Manifest::new(source, blueprint, self.output, self.settings, &digests, errors);
-        let manifest_path = stage.commit(&manifest, &mut journal, stop)?;
-        if let Some(supply) = supply {
-            supply.finish()?;
+        // All of it is done and recorded: whatever happens now, the next run goes on from here.
+        stage.keep();
+        let witnessed = provenance.map(provenance::Provenance::finish).transpose()?;
+        let settings = self.settings;
+        let mut manifest =
+            Manifest::new(source, blueprint, self.output, settings, &digests, witnessed, errors);
+        if let Some(judge) = self.judge {
+            // What is measured may come through the same spool once more.
+            if let Some(supply) = supply {
+                supply.finish()?;
+            }
+            progress.stage("validate", 0);
+            manifest.validation = Some(judge.judge(&stage.view()?)?);
+            stage.unview()?;
         }
-        Ok(Outcome { bytes_in, manifest_path, manifest })
+        progress.stage("sync", 0);
+        stage.seal(&manifest, &mut journal)?;
+        Ok((manifest, redone))
     }
 
     /// When the files of a streamed source come.
-    fn schedule(&self, supply: &dyn Supply, done: &[bool]) -> plan::Schedule {
+    fn schedule(&self, supply: &dyn Supply, done: &[Option<journal::Done>]) -> plan::Schedule {
         plan::schedule(
             self.blueprint,
             self.source.tensors(),
             self.jobs,
-            |job| !done[job],
+            |job| done[job].is_none(),
             |file| supply.room_bytes(file),
             supply.limit_bytes(),
             |file, range| supply.is_kept(file, range),

@@ -273,6 +273,11 @@ pub trait Target: Sync {
     /// Its formats.
     fn formats(&self) -> &'static [Format];
 
+    /// Whether a result is a directory; else it is a file, or a few.
+    fn is_directory(&self) -> bool {
+        true
+    }
+
     /// Works out the result for one of [`Target::formats`].
     ///
     /// # Errors
@@ -332,6 +337,14 @@ fn checkpoint_of<'a>(source: &'a Opened, format: &Format) -> Result<&'a Checkpoi
             hint: "convert the checkpoint that it was made from".into(),
         },
     })
+}
+
+/// Whether a result of `format` is a directory.
+///
+/// # Errors
+/// [`Error::Unsupported`] with the known names when `format` is not one of them.
+pub fn is_directory(format: &str) -> Result<bool> {
+    Ok(target_of(format)?.0.is_directory())
 }
 
 /// The family of a value of `--to`, and what it knows it as.

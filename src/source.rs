@@ -5,9 +5,14 @@
 
 use std::io::Read;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use requant_formats::FormatError;
 
 use crate::error::{Error, Result};
+use crate::fingerprint::Fingerprint;
 
 mod digest;
 mod download;
@@ -17,15 +22,17 @@ pub mod hub;
 mod local;
 mod remote;
 mod spool;
+mod stated;
 mod streamed;
 mod supply;
 
 pub use digest::{ContentHasher, file_digest, file_digest_with};
 pub use download::Download;
 pub use feed::{Arrival, Feed};
-pub use local::LocalDirectory;
+pub use local::{FileState, LocalDirectory};
 pub use remote::{ContentDigest, Remote, RemoteFile};
 pub use spool::Spool;
+pub(crate) use stated::{Stated, stated};
 pub use streamed::{Deposit, Streamed};
 pub use supply::Supply;
 
@@ -85,7 +92,20 @@ pub trait Source: Send + Sync {
         let Some(id) = self.find(name) else { return Ok(None) };
         let mut bytes = vec![0; self.files()[id].len_bytes as usize];
         self.read_at(id, 0, &mut bytes)?;
+        self.was_read(id, bytes.len() as u64, Fingerprint::of(0, &bytes));
         Ok(Some(bytes))
+    }
+
+    /// The first `len_bytes` of a file, of this fingerprint, were read as a header or a small file: a source that
+    /// is [`Source::changeable`] remembers it.
+    fn was_read(&self, file: usize, len_bytes: u64, fingerprint: u128) {
+        let _ = (file, len_bytes, fingerprint);
+    }
+
+    /// The directory, for a source whose files anybody may change while they are read. A source that compares each
+    /// file with a digest of its own before it lets it be read has none.
+    fn changeable(&self) -> Option<&LocalDirectory> {
+        None
     }
 
     /// Whether every byte can be read right now.
@@ -98,6 +118,33 @@ pub trait Source: Send + Sync {
     fn sample(&self, on: bool) -> bool {
         let _ = on;
         self.is_at_hand()
+    }
+
+    /// The beginning of a file made no sense. Forgets what was read of it if that may have been damaged on its way;
+    /// says whether reading it again may give something else.
+    ///
+    /// # Errors
+    /// When the file itself is not what its place states; the message says what to do about it.
+    fn reread(&self, file: usize) -> Result<bool> {
+        let _ = file;
+        Ok(false)
+    }
+
+    /// Bytes that [`Source::verify`] would read: of files whose place states what they are, and that were not held
+    /// against it yet.
+    fn unverified_bytes(&self, files: &[usize]) -> u64 {
+        let _ = files;
+        0
+    }
+
+    /// Holds files against what their place states, where that takes reading all of them. Otherwise each is held
+    /// against it when its first weight is read.
+    ///
+    /// # Errors
+    /// When one is something else, and [`Error::Interrupted`] once `stop` is set.
+    fn verify(&self, files: &[usize], on_bytes: &(dyn Fn(u64) + Sync), stop: &AtomicBool) -> Result<()> {
+        let _ = (files, on_bytes, stop);
+        Ok(())
     }
 
     /// How files come and go, for a source whose files are not there all the time.
@@ -131,6 +178,14 @@ impl<S: Source + ?Sized> Source for Arc<S> {
         (**self).read_small(name)
     }
 
+    fn was_read(&self, file: usize, len_bytes: u64, fingerprint: u128) {
+        (**self).was_read(file, len_bytes, fingerprint);
+    }
+
+    fn changeable(&self) -> Option<&LocalDirectory> {
+        (**self).changeable()
+    }
+
     fn is_at_hand(&self) -> bool {
         (**self).is_at_hand()
     }
@@ -139,15 +194,76 @@ impl<S: Source + ?Sized> Source for Arc<S> {
         (**self).sample(on)
     }
 
+    fn reread(&self, file: usize) -> Result<bool> {
+        (**self).reread(file)
+    }
+
+    fn unverified_bytes(&self, files: &[usize]) -> u64 {
+        (**self).unverified_bytes(files)
+    }
+
+    fn verify(&self, files: &[usize], on_bytes: &(dyn Fn(u64) + Sync), stop: &AtomicBool) -> Result<()> {
+        (**self).verify(files, on_bytes, stop)
+    }
+
     fn supply(&self) -> Option<&dyn Supply> {
         (**self).supply()
     }
 }
 
+/// How often the beginning of a file is read when it makes no sense.
+const HEADER_READS: usize = 3;
+
+/// The directory at `root`; a snapshot of the Hugging Face cache is held against the names of its blobs.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn open_directory(root: &Path) -> Result<Box<dyn Source>> {
+    // What is no directory is for the other one to name.
+    if root.is_dir()
+        && let Some(snapshot) = hub::Snapshot::named_by_path(root)?
+    {
+        return Ok(Box::new(snapshot));
+    }
+    Ok(Box::new(LocalDirectory::open(root)?))
+}
+
+/// Reads the beginning of file number `file` with `parse`, again where it was damaged on its way. What is wrong with
+/// the file itself is the inner error.
+///
+/// # Errors
+/// When the file cannot be read.
+pub(crate) fn read_header<T>(
+    source: &dyn Source,
+    file: usize,
+    parse: impl Fn(&mut SourceReader<'_>) -> std::result::Result<T, FormatError>,
+) -> Result<std::result::Result<T, FormatError>> {
+    let mut reads = 1;
+    loop {
+        let mut reader = SourceReader::new(source, file);
+        let error = match parse(&mut reader) {
+            Ok(header) => return Ok(Ok(header)),
+            Err(error) => reader.take_error().map_or(Ok(error), Err)?,
+        };
+        if reads == HEADER_READS || !source.reread(file)? {
+            return Ok(Err(error));
+        }
+        reads += 1;
+    }
+}
+
 /// What a place without a file that every checkpoint has may be, and what to do.
 pub(crate) fn what_it_is(source: &dyn Source) -> String {
-    match source.files().iter().find(|file| file.name.ends_with(".gguf")) {
-        None => "is this a Hugging Face checkpoint?".to_owned(),
+    let find = |suffix: &str| source.files().iter().find(|file| file.name.ends_with(suffix));
+    match find(".gguf") {
+        None => match [".bin", ".pt", ".pth"].into_iter().find_map(find) {
+            None => "is this a Hugging Face checkpoint?".to_owned(),
+            Some(file) => format!(
+                "weights pickled by PyTorch ({}) are not read, since unpickling can run code; save the model as \
+                 safetensors first (transformers: from_pretrained, then save_pretrained)",
+                file.name
+            ),
+        },
         Some(file) => format!(
             "it holds GGUF files; name one of them, such as {} (of a repository on the hub, once `requant fetch` has \
              downloaded it)",
@@ -169,13 +285,15 @@ pub struct SourceReader<'a> {
     source: &'a dyn Source,
     file: usize,
     position: u64,
+    /// Of what was read, all bytes from the first on.
+    fingerprint: Fingerprint,
     error: Option<Error>,
 }
 
 impl<'a> SourceReader<'a> {
     /// Starts at the first byte of file number `file`.
     pub fn new(source: &'a dyn Source, file: usize) -> Self {
-        Self { source, file, position: 0, error: None }
+        Self { source, file, position: 0, fingerprint: Fingerprint::new(), error: None }
     }
 
     /// The source's error behind the last failed read, if it was the source that failed.
@@ -194,6 +312,13 @@ impl Read for SourceReader<'_> {
             return Err(std::io::Error::other(message));
         }
         self.position += len as u64;
+        self.fingerprint.update(&buf[..len]);
         Ok(len)
+    }
+}
+
+impl Drop for SourceReader<'_> {
+    fn drop(&mut self) {
+        self.source.was_read(self.file, self.position, self.fingerprint.finish());
     }
 }

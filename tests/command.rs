@@ -51,7 +51,8 @@ fn plan_states_what_convert_then_writes() {
         assert_eq!(read + plan["dropped"]["bytes"].as_u64().unwrap(), plan["bytes_in"].as_u64().unwrap());
 
         let on_disk: u64 = if output.is_dir() {
-            names(&output).iter().map(|name| output.join(name).metadata().unwrap().len()).sum()
+            let files = names(&output).into_iter().filter(|name| name != "requant.manifest.json");
+            files.map(|name| output.join(name).metadata().unwrap().len()).sum()
         } else {
             output.metadata().unwrap().len()
         };
@@ -241,7 +242,7 @@ fn a_validated_conversion_keeps_what_was_found_and_fails_above_its_limit() {
         let common =
             ["convert", path(&model), "-o", path(&output), "--validate", path(&heldout), "-q", "--json"];
         let done = requant(&[&common[..], arguments].concat());
-        let manifest = std::fs::read(directory.path().join(format!("{name}.manifest.json")));
+        let manifest = std::fs::read(requant::pipeline::manifest_path(&output));
         let manifest: Option<Value> = manifest.ok().map(|bytes| serde_json::from_slice(&bytes).unwrap());
         (done, manifest.map(|manifest| manifest["validation"].clone()))
     };
@@ -306,6 +307,124 @@ fn a_text_that_the_original_cuts_otherwise_is_measured_and_said_to_be() {
     let ratio = divergence(&otherwise) / divergence(&alike);
     assert!((0.5..2.0).contains(&ratio), "{ratio} {otherwise}");
     assert!(measured(&[]).contains(&format!("cuts the text otherwise from token {first} on")));
+}
+
+/// A copy of the model whose tokenizer begins every text with BOS, which the model's does not.
+fn beginning_with_bos(directory: &Path) {
+    std::fs::create_dir(directory).unwrap();
+    for name in names(&model()) {
+        std::fs::copy(model().join(&name), directory.join(name)).unwrap();
+    }
+    let file = directory.join("tokenizer.json");
+    let mut tokenizer: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    let bos = "<｜begin▁of▁sentence｜>";
+    let first = serde_json::json!({ "SpecialToken": { "id": bos, "type_id": 0 } });
+    let text = |name: &str| serde_json::json!({ "Sequence": { "id": name, "type_id": 0 } });
+    tokenizer["post_processor"] = serde_json::json!({
+        "type": "TemplateProcessing",
+        "single": [first, text("A")],
+        "pair": [first, text("A"), text("B")],
+        "special_tokens": { bos: { "id": bos, "ids": [0], "tokens": [bos] } },
+    });
+    std::fs::write(&file, tokenizer.to_string()).unwrap();
+}
+
+#[test]
+fn two_models_are_measured_on_windows_that_begin_as_the_measured_one_has_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let with_bos = directory.path().join("with-bos");
+    beginning_with_bos(&with_bos);
+    // A tokenizer that names no BOS at all.
+    let nameless = directory.path().join("nameless");
+    std::fs::create_dir(&nameless).unwrap();
+    for name in names(&model()) {
+        std::fs::copy(model().join(&name), nameless.join(name)).unwrap();
+    }
+    std::fs::write(nameless.join("tokenizer_config.json"), "{}").unwrap();
+    let file = directory.path().join("m.gguf");
+    convert(&model(), "q8_0", 2, &file).unwrap();
+    let heldout = directory.path().join("t");
+    let whole = std::fs::read_to_string(crate::conversion::fixtures().join("text/heldout.txt")).unwrap();
+    std::fs::write(&heldout, &whole[..1500]).unwrap();
+    let measured = |result: &Path, original: Option<&Path>, more: &[&str]| -> (Value, String) {
+        let mut arguments = vec!["perplexity", path(result), "--text", path(&heldout), "-c", "64", "-q"];
+        arguments.extend(original.into_iter().flat_map(|original| ["--against", path(original)]));
+        arguments.extend(more);
+        let human = requant(&arguments);
+        assert!(human.status.success(), "{arguments:?}: {}", text(&human.stderr));
+        (json(&[&arguments[..], &["--json"]].concat()), text(&human.stdout))
+    };
+    let plain = model();
+    for (result, original, bos, otherwise) in [
+        (&file, &plain, None, false),
+        (&file, &with_bos, None, true),
+        (&with_bos, &file, Some(0), true),
+        (&with_bos, &nameless, Some(0), true),
+        (&nameless, &with_bos, None, true),
+        (&with_bos, &with_bos, Some(0), false),
+    ] {
+        let (value, human) = measured(result, Some(original), &[]);
+        assert_eq!(value["bos"], serde_json::json!(bos), "{value}");
+        assert_eq!(value["against"]["begins_otherwise"], otherwise);
+        assert!(value["against"]["cut_otherwise"].is_null(), "{value}");
+        let says = match bos {
+            Some(_) => "windows begin with BOS (token 0), as the model's tokenizer has it",
+            None => "windows begin without BOS, as the model's tokenizer has it",
+        };
+        assert_eq!(human.contains(says), otherwise, "{human}");
+        // The model's own windows, as without an original.
+        assert_eq!(value["perplexity"], measured(result, None, &[]).0["perplexity"]);
+    }
+    // What is asked for is no difference, and needs no name in the original.
+    for (asked, bos) in [("always", Some(0)), ("never", None)] {
+        let (value, human) = measured(&file, Some(&nameless), &["--bos", asked]);
+        assert_eq!(value["bos"], serde_json::json!(bos));
+        assert_eq!(value["against"]["begins_otherwise"], false);
+        assert!(!human.contains("windows begin with"), "{human}");
+    }
+
+    let output = directory.path().join("v.gguf");
+    let validated = json(&[
+        "convert",
+        path(&with_bos),
+        "--to",
+        "q8_0",
+        "-o",
+        path(&output),
+        "--validate",
+        path(&heldout),
+        "--validate-context",
+        "64",
+        "--json",
+        "-q",
+    ]);
+    assert_eq!(validated["validation"]["bos"], 0, "{validated}");
+}
+
+/// What is written is never what is read.
+#[test]
+fn token_ids_are_not_written_over_what_is_measured() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    convert(&model(), "q8_0", 2, &at("m.gguf")).unwrap();
+    std::fs::write(at("t"), "text").unwrap();
+    std::fs::hard_link(at("t"), at("hard")).unwrap();
+    std::os::unix::fs::symlink("m.gguf", at("soft")).unwrap();
+    let before = std::fs::read(at("m.gguf")).unwrap();
+    for name in ["t", "hard", "soft", "m.gguf"] {
+        let failed = requant(&[
+            "perplexity",
+            path(&at("m.gguf")),
+            "--text",
+            path(&at("t")),
+            "--tokens",
+            path(&at(name)),
+        ]);
+        assert_eq!(failed.status.code(), Some(1));
+        assert!(text(&failed.stderr).contains("name another file"), "{}", text(&failed.stderr));
+    }
+    assert_eq!(std::fs::read(at("m.gguf")).unwrap(), before);
+    assert_eq!(std::fs::read(at("t")).unwrap(), b"text");
 }
 
 #[test]

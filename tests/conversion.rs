@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use requant::Result;
+use requant::disk::Disk;
 use requant::opened::Opened;
 use requant::pipeline::{self, Outcome, Progress, Settings};
 use requant::plan::{self, Options};
@@ -42,6 +43,8 @@ pub(crate) fn settings(format: &str, threads: usize) -> Settings {
         format: format.into(),
         recipe: None,
         error_report: false,
+        sync_interval: Settings::SYNC_INTERVAL,
+        disk: Disk::default(),
     }
 }
 

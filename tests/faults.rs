@@ -45,7 +45,10 @@ fn an_interrupted_run_leaves_nothing_final_and_the_next_one_goes_on() {
             assert_eq!(names(directory.path()), [format!("{name}.journal"), format!("{name}.partial")]);
             let resumed = convert(&model(), format, 2, &output).unwrap().manifest;
             assert_eq!(resumed, expected);
-            assert_eq!(names(directory.path()), [name.to_owned(), format!("{name}.manifest.json")]);
+            // The manifest of a directory lies inside it.
+            let beside = (!output.is_dir()).then(|| format!("{name}.manifest.json"));
+            let expected: Vec<String> = [name.to_owned()].into_iter().chain(beside).collect();
+            assert_eq!(names(directory.path()), expected);
         }
     }
 }
@@ -87,10 +90,13 @@ fn an_existing_output_is_kept_unless_forced() {
     let directory = tempfile::tempdir().unwrap();
     for (format, name) in [("q8_0", "m.gguf"), ("mlx-4bit", "m")] {
         let output = directory.path().join(name);
-        std::fs::write(&output, b"precious").unwrap();
+        if format == "q8_0" {
+            std::fs::write(&output, b"precious").unwrap();
+        } else {
+            convert(&model(), "mlx-8bit", 1, &output).unwrap();
+        }
         let error = convert(&model(), format, 1, &output).err().unwrap().to_string();
         assert!(error.contains("exists") && error.contains("--force"), "{error}");
-        assert_eq!(std::fs::read(&output).unwrap(), b"precious");
         let forced = pipeline::Settings { force: true, ..settings(format, 1) };
         for _ in 0..2 {
             convert_with(&model(), &forced, &Options::default(), &output, &Silent).unwrap();
@@ -99,7 +105,24 @@ fn an_existing_output_is_kept_unless_forced() {
         assert!(checks.iter().all(|check| check.problems.is_empty()), "{checks:?}");
     }
     let left = names(directory.path());
-    assert_eq!(left, ["m", "m.gguf", "m.gguf.manifest.json", "m.manifest.json"]);
+    assert_eq!(left, ["m", "m.gguf", "m.gguf.manifest.json"]);
+}
+
+#[test]
+fn what_is_no_result_is_not_replaced_however_it_is_forced() {
+    let directory = tempfile::tempdir().unwrap();
+    let (file, folder) = (directory.path().join("file"), directory.path().join("folder"));
+    std::fs::write(&file, b"precious").unwrap();
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::write(folder.join("inside"), b"precious").unwrap();
+    for (format, output) in [("mlx-4bit", &file), ("mlx-4bit", &folder), ("q8_0", &folder)] {
+        let forced = pipeline::Settings { force: true, ..settings(format, 1) };
+        let error = convert_with(&model(), &forced, &Options::default(), output, &Silent).err().unwrap();
+        assert!(error.to_string().contains("exists and is a"), "{error}");
+    }
+    assert_eq!(std::fs::read(&file).unwrap(), b"precious");
+    assert_eq!(std::fs::read(folder.join("inside")).unwrap(), b"precious");
+    assert_eq!(names(directory.path()), ["file", "folder"]);
 }
 
 #[test]

@@ -270,7 +270,7 @@ fn inspect_reads_headers_only() {
     assert_eq!(refused.status.code(), Some(1));
     assert!(text(&refused.stderr).contains("no such repository"), "{}", text(&refused.stderr));
     let missing = served.failure(&["perplexity", "org/mistyped.gguf", "--text", "none"]);
-    assert!(missing.contains("org/mistyped.gguf") && missing.contains("open"), "{missing}");
+    assert!(missing.contains("org/mistyped.gguf") && missing.contains("no such file"), "{missing}");
 }
 
 /// Notes which weights are read, one entry for those that take turns.

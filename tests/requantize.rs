@@ -371,7 +371,7 @@ fn the_command_line_takes_gguf_files() {
     assert_eq!(plan["tensors_in"], plan["tensors_out"]);
     assert!(plan["types"]["Q4_K"]["tensors"].as_u64().unwrap() > 0);
     assert_eq!(json(&["verify", output, "--json"])["ok"], true);
-    // Against Q8_0, whose own divergence from F32 is 0.00005, as Q4_K_M is against F32 (README).
+    // Against Q8_0, whose own divergence from F32 is 0.00005, as Q4_K_M is against F32 (docs/quality.md).
     let divergence = run["validation"]["against"]["mean_kld"].as_f64().unwrap();
     assert!((0.0010..0.0018).contains(&divergence), "{divergence}");
 

@@ -86,9 +86,8 @@ fn a_damaged_result_is_named_before_anything_is_computed() {
     let failing = |name: &str, bytes: &[u8]| {
         let path = directory.path().join(name);
         std::fs::write(&path, bytes).unwrap();
-        let error = Opened::open(&path)
-            .and_then(Opened::evaluable)
-            .and_then(|model| model.tokenizer().map(|_| ()));
+        let error =
+            Opened::open(&path).and_then(Opened::evaluable).and_then(|model| model.tokenizer().map(|_| ()));
         error.expect_err(name).to_string()
     };
     let error = failing("cut.gguf", &bytes[..bytes.len() - 100]);

@@ -7,7 +7,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use test_hub::{Hub, Repo};
 
-use crate::conversion::model;
+use crate::conversion::{convert, model};
 
 /// The repository.
 pub(crate) const ID: &str = "org/tiny";
@@ -89,6 +89,15 @@ impl Served {
         self.hub.clear_requests();
         snapshot
     }
+}
+
+/// Digest of a local conversion of the model under the name of its repository.
+pub(crate) fn local_digest(format: &str) -> String {
+    let directory = tempfile::tempdir().unwrap();
+    let named = directory.path().join("tiny");
+    std::os::unix::fs::symlink(model(), &named).unwrap();
+    let output = directory.path().join("m.gguf");
+    convert(&named, format, 2, &output).unwrap().manifest.files[0].sha256.clone()
 }
 
 /// Points `command` to `hub`, with a home and a cache of its own and nothing of this process's.

@@ -1,9 +1,12 @@
 //! The same weights stored in other ways give the same results.
 
-use std::sync::atomic::AtomicBool;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use requant::error::Result;
 use requant::plan::budget::{self, Watch};
 use requant::plan::{self, Budget, Options};
+use requant::source::{Source, SourceFile};
 use requant_formats::Dtype;
 use requant_formats::codec::fp8::{self, F8E4M3, F8E5M2, Fp8};
 
@@ -228,4 +231,74 @@ fn an_unknown_method_is_named_with_the_known_ones() {
         let error = requant::checkpoint::Checkpoint::open(local).err().unwrap().to_string();
         assert!(error.contains("quantization_config") && error.contains(word), "{error}");
     }
+}
+
+/// A source that does everything its own way.
+struct Peculiar(Vec<SourceFile>);
+
+impl Source for Peculiar {
+    fn location(&self) -> String {
+        "here".into()
+    }
+
+    fn model_name(&self) -> String {
+        "its own".into()
+    }
+
+    fn files(&self) -> &[SourceFile] {
+        &self.0
+    }
+
+    fn read_at(&self, _: usize, _: u64, buf: &mut [u8]) -> Result<()> {
+        buf.fill(7);
+        Ok(())
+    }
+
+    fn find(&self, _: &str) -> Option<usize> {
+        Some(41)
+    }
+
+    fn read_small(&self, _: &str) -> Result<Option<Vec<u8>>> {
+        Ok(Some(vec![42]))
+    }
+
+    fn is_at_hand(&self) -> bool {
+        false
+    }
+
+    fn sample(&self, on: bool) -> bool {
+        !on
+    }
+
+    fn reread(&self, _: usize) -> Result<bool> {
+        Ok(true)
+    }
+
+    fn unverified_bytes(&self, files: &[usize]) -> u64 {
+        43 + files.len() as u64
+    }
+
+    fn verify(&self, _: &[usize], on_bytes: &(dyn Fn(u64) + Sync), _: &AtomicBool) -> Result<()> {
+        on_bytes(44);
+        Ok(())
+    }
+}
+
+#[test]
+fn a_shared_source_does_everything_as_the_source_itself() {
+    let shared: Box<dyn Source> = Box::new(Arc::new(Peculiar(Vec::new())));
+    assert_eq!((shared.location().as_str(), shared.model_name().as_str()), ("here", "its own"));
+    let mut buf = [0; 2];
+    shared.read_at(0, 0, &mut buf).unwrap();
+    assert_eq!((buf, shared.files().len(), shared.find("x")), ([7, 7], 0, Some(41)));
+    assert_eq!(shared.read_small("x").unwrap(), Some(vec![42]));
+    assert!(!shared.is_at_hand() && !shared.sample(true) && shared.sample(false));
+    assert!(shared.reread(0).unwrap() && shared.supply().is_none());
+    assert_eq!(shared.unverified_bytes(&[1, 2]), 45);
+    let told = AtomicU64::new(0);
+    let on_bytes = |bytes| {
+        told.fetch_add(bytes, Ordering::Relaxed);
+    };
+    shared.verify(&[], &on_bytes, &AtomicBool::new(false)).unwrap();
+    assert_eq!(told.into_inner(), 44);
 }

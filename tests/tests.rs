@@ -12,13 +12,20 @@
 //! - `refits`: budgets for GGUF files.
 //! - `error_report`: what was written, measured against its source.
 //! - `faults`: what a run leaves behind when it is stopped, fails, or meets another one.
+//! - `damage`: bytes of an unfinished result that changed before it is gone on with.
+//! - `witness`: a local source that changes, and what is stated about its files.
 //! - `streaming`: conversions straight from a hub that misbehaves (crate `test-hub`).
 //! - `crashes`: `kill -9` at many points of a streamed conversion.
+//! - `recorder`: a disk that can lose power. No tests.
+//! - `powercut`: a stop before every step that a run takes on the disk, and every step failing.
 //! - `sources`: the same weights stored in other ways.
 //! - `packed`: compressed-tensors, GPTQ and AWQ results, read by their definitions.
 //! - `verify`: damage to finished results is found and named.
 //! - `served`: runs the binary against a local hub. No tests.
 //! - `fetch`: downloads whole repositories, with faults on the way.
+//! - `snapshots`: the Hugging Face cache is held against the names of its blobs.
+//! - `waits`: slow and silent servers: what is said, when it ends, how a stop is heard.
+//! - `hostile_hub`: endless, absurd and lying answers of a hub; credentials stay secret.
 //! - `checksums`: directories against the hub, records of downloads, caches and lists.
 //! - `perplexity`: the forward pass on the fixtures, against transformers and llama-perplexity.
 //! - `measured`: models measured straight from a hub.
@@ -31,8 +38,13 @@
 //! - `economy`: what a measurement reads and how much memory it takes.
 //! - `results`: finished GGUF and MLX results, read back and measured.
 //! - `comparison`: two models side by side.
+//! - `destinations`: where results go: what may be replaced, and what they stay away from.
+//! - `arguments`: options, MODEL and numbers that make no sense are errors before any work.
+//! - `console`: what leaves to terminals and pipes: nothing unsafe, nothing endless, and no panic.
 //! - `command`: the command line as scripts see it: exit codes, streams, JSON keys.
 
+#[cfg(test)]
+mod arguments;
 #[cfg(test)]
 mod budget;
 #[cfg(test)]
@@ -42,13 +54,19 @@ mod command;
 #[cfg(test)]
 mod comparison;
 #[cfg(test)]
+mod console;
+#[cfg(test)]
 mod conversion;
 #[cfg(test)]
 mod crashes;
 #[cfg(test)]
+mod damage;
+#[cfg(test)]
 mod deepseek2;
 #[cfg(test)]
 mod deepseek_v2;
+#[cfg(test)]
+mod destinations;
 #[cfg(test)]
 mod economy;
 #[cfg(test)]
@@ -64,6 +82,8 @@ mod grouped_query;
 #[cfg(test)]
 mod hostile;
 #[cfg(test)]
+mod hostile_hub;
+#[cfg(test)]
 mod maker;
 #[cfg(test)]
 mod measured;
@@ -78,7 +98,11 @@ mod packed;
 #[cfg(test)]
 mod perplexity;
 #[cfg(test)]
+mod powercut;
+#[cfg(test)]
 mod predictor;
+#[cfg(test)]
+mod recorder;
 #[cfg(test)]
 mod refits;
 #[cfg(test)]
@@ -90,6 +114,8 @@ mod rules;
 #[cfg(test)]
 mod served;
 #[cfg(test)]
+mod snapshots;
+#[cfg(test)]
 mod sources;
 #[cfg(test)]
 mod streaming;
@@ -97,3 +123,7 @@ mod streaming;
 mod variants;
 #[cfg(test)]
 mod verify;
+#[cfg(test)]
+mod waits;
+#[cfg(test)]
+mod witness;

@@ -18,6 +18,8 @@ mod avx2;
 mod avx512;
 mod lanes;
 mod portable;
+#[cfg(target_arch = "x86_64")]
+mod sha;
 
 use std::cell::Cell;
 
@@ -127,6 +129,25 @@ pub fn run_lanes<K: LaneKernel>(kernel: K) -> K::Output {
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 => unsafe { lanes_avx2(kernel) },
         _ => kernel.run(portable::Portable),
+    }
+}
+
+/// SHA-256's compression function over `blocks`.
+#[inline]
+pub(crate) fn sha256(state: &mut [u32; 8], blocks: &[[u8; 64]]) {
+    sha2::block_api::compress256(state, blocks);
+}
+
+/// SHA-256's compression function over the blocks of two messages, of which there are equally many.
+#[inline]
+pub(crate) fn sha256_both(states: [&mut [u32; 8]; 2], blocks: [&[[u8; 64]]; 2]) {
+    #[cfg(target_arch = "x86_64")]
+    if current() > Level::Portable && sha::is_here() {
+        // SAFETY: this CPU has the instructions.
+        return unsafe { sha::compress(states, blocks) };
+    }
+    for (state, blocks) in states.into_iter().zip(blocks) {
+        sha256(state, blocks);
     }
 }
 

@@ -12,7 +12,7 @@ use super::quantization::{self, Quantization};
 use super::{BlockScale, Catalogue, Checkpoint, Encoding, ScaleFormat, SourceTensor, packed};
 use crate::error::{Error, Result};
 use crate::family::{self, Config, Expected, Family, MLX_MARKS, Spec};
-use crate::source::{self, Source, SourceReader};
+use crate::source::{self, Source};
 
 const CONFIG: &str = "config.json";
 const INDEX: &str = "model.safetensors.index.json";
@@ -135,11 +135,9 @@ fn read_headers(source: &dyn Source) -> Result<Vec<SourceTensor>> {
 
 fn read_header(source: &dyn Source, shard: usize) -> Result<safetensors::Header> {
     let file = &source.files()[shard];
-    let mut reader = SourceReader::new(source, shard);
-    safetensors::read_header(&mut reader, file.len_bytes).map_err(|error| match reader.take_error() {
-        Some(error) => error,
-        None => Error::checkpoint(&file.name, error.to_string()),
-    })
+    let header =
+        source::read_header(source, shard, |reader| safetensors::read_header(reader, file.len_bytes))?;
+    header.map_err(|error| Error::checkpoint(&file.name, error.to_string()))
 }
 
 /// The one shard of a checkpoint without an index.
@@ -151,7 +149,10 @@ fn single_shard(source: &dyn Source) -> Result<usize> {
         (0..source.files().len()).filter(|&id| source.files()[id].name.ends_with(".safetensors")).collect();
     match shards.as_slice() {
         &[only] => Ok(only),
-        [] => Err(Error::checkpoint(INDEX, format!("neither it nor {SINGLE} is in {}", source.location()))),
+        [] => {
+            let (place, what) = (source.location(), source::what_it_is(source));
+            Err(Error::checkpoint(INDEX, format!("neither it nor {SINGLE} is in {place}: {what}")))
+        }
         many => {
             let message =
                 format!("not found in {}, but {} shards are: get it too", source.location(), many.len());

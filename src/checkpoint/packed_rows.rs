@@ -3,7 +3,9 @@
 use std::ops::Range;
 
 use requant_formats::codec::Grid;
+use requant_formats::layout::Runs;
 
+use super::witness::Witness;
 use super::{Catalogue, Packed};
 use crate::error::{Error, Result};
 
@@ -11,9 +13,14 @@ use crate::error::{Error, Result};
 /// are read much faster by many rows.
 const BAND_ELEMS: usize = 1 << 22;
 
+/// Bytes of a factor on all scales.
+pub(super) const TENSOR_SCALE_BYTES: usize = 4;
+
 /// The parts of a band of rows.
 #[derive(Default)]
 pub(super) struct PackedRows {
+    /// No rows from this one on are wanted, except to fill the last band.
+    end: Option<usize>,
     /// Which tensor of the catalogue, and which of its rows.
     held: Option<(usize, Range<usize>)>,
     /// The codec's parts of those rows.
@@ -22,6 +29,16 @@ pub(super) struct PackedRows {
 }
 
 impl PackedRows {
+    /// Rows up to `end` are read next; nothing that was read before is used for them.
+    pub(super) fn begin(&mut self, end: usize) {
+        (self.held, self.end) = (None, Some(end));
+    }
+
+    /// Any rows may be read next.
+    pub(super) fn end(&mut self) {
+        self.end = None;
+    }
+
     /// Decodes `rows` of weight `id` into `tile`; returns the bytes that were read for it.
     pub(super) fn read(
         &mut self,
@@ -30,6 +47,7 @@ impl PackedRows {
         packed: &Packed,
         rows: Range<usize>,
         tile: &mut [f32],
+        witness: Option<&mut Witness>,
     ) -> Result<u64> {
         let mut read_bytes = 0;
         let holds = self
@@ -38,8 +56,8 @@ impl PackedRows {
             .is_some_and(|(held, band)| *held == id && band.start <= rows.start && rows.end <= band.end);
         if !holds {
             self.held = None;
-            let band = band(catalogue, id, packed, &rows);
-            read_bytes = self.unpack(catalogue, id, packed, band.clone())?;
+            let band = band(catalogue, id, packed, &rows, self.end.unwrap_or(usize::MAX));
+            read_bytes = self.unpack(catalogue, id, packed, band.clone(), witness)?;
             self.held = Some((id, band));
         }
         let Some((_, band)) = &self.held else { return Ok(read_bytes) };
@@ -83,6 +101,7 @@ impl PackedRows {
         id: usize,
         packed: &Packed,
         band: Range<usize>,
+        mut witness: Option<&mut Witness>,
     ) -> Result<u64> {
         let tensor = &catalogue.tensors()[id];
         let mut read_bytes = 0;
@@ -91,10 +110,20 @@ impl PackedRows {
             read_bytes += bytes.len() as u64;
             catalogue.source().read_at(stored.file, stored.offset_bytes + offset_bytes, bytes)
         };
+        let mut digest = |number: usize, runs: Runs, bytes: &[u8]| {
+            let stored = &catalogue.tensors()[packed.stored(id, number)];
+            let start_bytes = stored.offset_bytes + runs.offset_bytes;
+            match &mut witness {
+                Some(witness) if runs.count == 1 => witness.read(stored.file, start_bytes, bytes),
+                Some(witness) if !bytes.is_empty() => witness.read_runs(start_bytes, bytes),
+                _ => {}
+            }
+        };
         self.tensor_scale = 1.0;
         if let Some(number) = packed.layout.tensor_scale_in() {
-            let mut bytes = [0; 4];
+            let mut bytes = [0; TENSOR_SCALE_BYTES];
             read(number, 0, &mut bytes)?;
+            digest(number, Runs::one(0, TENSOR_SCALE_BYTES), &bytes);
             self.tensor_scale = f32::from_le_bytes(bytes);
         }
         let matrix = packed.matrix(&tensor.shape, self.tensor_scale);
@@ -105,6 +134,7 @@ impl PackedRows {
             for (offset_bytes, range) in runs.pieces() {
                 read(number, offset_bytes, &mut bytes[range])?;
             }
+            digest(number, runs, &bytes);
             stored.push(bytes);
         }
         let parts = packed.codec.parts().len();
@@ -130,7 +160,7 @@ pub(super) fn reads(
     rows: &Range<usize>,
 ) -> (usize, Range<usize>) {
     let matrix = packed.matrix(&catalogue.tensors()[id].shape, 1.0);
-    let band = band(catalogue, id, packed, rows);
+    let band = band(catalogue, id, packed, rows, usize::MAX);
     let parts = 0..=packed.companions.len();
     let runs = parts.map(|number| packed.layout.runs(matrix, number, band.clone()).count);
     (runs.sum::<usize>() + usize::from(packed.layout.tensor_scale_in().is_some()), band)
@@ -138,18 +168,25 @@ pub(super) fn reads(
 
 /// Rows that are unpacked together when the first of them is wanted.
 pub(super) fn unit_rows(catalogue: &Catalogue, id: usize, packed: &Packed) -> usize {
-    band(catalogue, id, packed, &(0..1)).len()
+    band(catalogue, id, packed, &(0..1), usize::MAX).len()
 }
 
 /// The rows to unpack when `rows` are wanted: whole bands of the layout, and enough of them where the
-/// codes of a row lie in many places.
-fn band(catalogue: &Catalogue, id: usize, packed: &Packed, rows: &Range<usize>) -> Range<usize> {
+/// codes of a row lie in many places, but none that only rows from `end` on are in.
+pub(super) fn band(
+    catalogue: &Catalogue,
+    id: usize,
+    packed: &Packed,
+    rows: &Range<usize>,
+    end: usize,
+) -> Range<usize> {
     let (total, cols) = catalogue.tensors()[id].matrix();
     let step = packed.layout.band_rows();
+    let last = end.min(total).next_multiple_of(step).min(total);
     let start = rows.start / step * step;
     let end = rows.end.next_multiple_of(step).min(total);
     let tensor = &catalogue.tensors()[id];
     let runs = packed.layout.runs(packed.matrix(&tensor.shape, 1.0), packed.own, start..end);
     let least = if runs.count > 1 { (start + BAND_ELEMS / cols.max(1)).next_multiple_of(step) } else { end };
-    start..end.max(least.min(total))
+    start..end.max(least.min(last))
 }

@@ -8,6 +8,7 @@ use requant_formats::codec::{self, Codec, Grid};
 use requant_formats::dispatch::{self, Kernel};
 
 use super::packed_rows::{self, PackedRows};
+use super::witness::{self, Unit, Witness};
 use super::{BlockScale, Catalogue, Encoding, ScaleFormat, SourceTensor};
 use crate::error::{Error, Result};
 
@@ -29,9 +30,11 @@ pub struct TileReader {
     bytes: Vec<u8>,
     scale_bytes: Vec<u8>,
     scales: Vec<f32>,
-    /// Scales of a whole matrix that were read beforehand: position of their tensor, and its bytes.
-    held_scales: Option<(usize, Vec<u8>)>,
+    /// Scales that were read beforehand: position of their tensor, where they start in it, and their bytes.
+    held_scales: Option<(usize, usize, Vec<u8>)>,
     packed: PackedRows,
+    /// Digests what is read of a unit, once one is begun.
+    witness: Option<Witness>,
 }
 
 impl TileReader {
@@ -59,12 +62,40 @@ impl TileReader {
     /// # Errors
     /// When the source cannot be read.
     pub fn hold_scales(&mut self, catalogue: &Catalogue, id: usize) -> Result<()> {
-        let Some(scale) = catalogue.tensors()[id].scale() else { return Ok(()) };
-        let tensor = &catalogue.tensors()[scale.tensor];
-        let mut bytes = vec![0; tensor.len_bytes as usize];
-        catalogue.source().read_at(tensor.file, tensor.offset_bytes, &mut bytes)?;
-        self.held_scales = Some((scale.tensor, bytes));
+        let rows = 0..catalogue.tensors()[id].matrix().0;
+        self.hold_scales_of(catalogue, id, &rows)
+    }
+
+    fn hold_scales_of(&mut self, catalogue: &Catalogue, id: usize, rows: &Range<usize>) -> Result<()> {
+        let tensor = &catalogue.tensors()[id];
+        let Some(scale) = tensor.scale() else { return Ok(()) };
+        let (scales, range) = witness::scale_bytes(catalogue, tensor, scale, rows);
+        let mut bytes = vec![0; (range.end - range.start) as usize];
+        let offset = scales.offset_bytes + range.start;
+        catalogue.source().read_at(scales.file, offset, &mut bytes)?;
+        if let Some(witness) = &mut self.witness {
+            witness.read(scales.file, offset, &bytes);
+        }
+        self.held_scales = Some((scale.tensor, range.start as usize, bytes));
         Ok(())
+    }
+
+    /// The rows of `unit` are read next, in tiles from the first to the last, and what is read for them is digested.
+    ///
+    /// # Errors
+    /// When the source cannot be read.
+    pub fn begin(&mut self, catalogue: &Catalogue, unit: &Unit) -> Result<()> {
+        self.witness = Some(Witness::default());
+        self.held_scales = None;
+        self.packed.begin(unit.rows.end);
+        if unit.unscaled { Ok(()) } else { self.hold_scales_of(catalogue, unit.id, &unit.rows) }
+    }
+
+    /// All rows of the unit were read: the fingerprint of the bytes that they were made from.
+    pub fn finish(&mut self) -> u128 {
+        self.held_scales = None;
+        self.packed.end();
+        self.witness.take().map_or(0, Witness::finish)
     }
 
     /// As [`TileReader::read`], but numbers of a scaled tensor as they are stored, not multiplied by
@@ -109,6 +140,9 @@ impl TileReader {
         stored.resize(start + rows.len() * row_bytes, 0);
         let offset = tensor.offset_bytes + (rows.start * row_bytes) as u64;
         catalogue.source().read_at(tensor.file, offset, &mut stored[start..])?;
+        if let Some(witness) = &mut self.witness {
+            witness.read(tensor.file, offset, &stored[start..]);
+        }
         tile.resize(rows.len() * cols, 0.0);
         codec.decode(&[&stored[start..]], tile);
         check_finite(&tensor.name, &catalogue.source().files()[tensor.file].name, rows.start, cols, tile)?;
@@ -136,7 +170,11 @@ impl TileReader {
         let row_bytes = tensor.matrix().1 * tensor.dtype.size_bytes();
         self.bytes.resize(rows.len() * row_bytes, 0);
         let offset = tensor.offset_bytes + (rows.start * row_bytes) as u64;
-        catalogue.source().read_at(tensor.file, offset, &mut self.bytes)
+        catalogue.source().read_at(tensor.file, offset, &mut self.bytes)?;
+        if let Some(witness) = &mut self.witness {
+            witness.read(tensor.file, offset, &self.bytes);
+        }
+        Ok(())
     }
 
     /// As [`TileReader::read`], into a slice of exactly `rows.len()` rows.
@@ -162,7 +200,9 @@ impl TileReader {
                 self.read_bytes(catalogue, id, &rows)?;
                 self.bytes.len() as u64 + self.decode_scaled(catalogue, tensor, *scale, &rows, tile)?
             }
-            Encoding::Packed(packed) => self.packed.read(catalogue, id, packed, rows.clone(), tile)?,
+            Encoding::Packed(packed) => {
+                self.packed.read(catalogue, id, packed, rows.clone(), tile, self.witness.as_mut())?
+            }
         };
         check_finite(&tensor.name, &catalogue.source().files()[tensor.file].name, rows.start, cols, tile)?;
         Ok(total)
@@ -187,8 +227,12 @@ impl TileReader {
         self.scale_bytes.resize(count * width, 0);
         let start = first_block * grid_cols * width;
         match &self.held_scales {
-            Some((held, bytes)) if *held == scale.tensor && bytes.len() >= start + count * width => {
-                self.scale_bytes.copy_from_slice(&bytes[start..start + count * width]);
+            Some((held, first, bytes))
+                if *held == scale.tensor
+                    && (*first..=first + bytes.len()).contains(&start)
+                    && start + count * width <= first + bytes.len() =>
+            {
+                self.scale_bytes.copy_from_slice(&bytes[start - first..][..count * width]);
             }
             _ => {
                 let offset = scale_tensor.offset_bytes + start as u64;

@@ -8,13 +8,20 @@ use std::time::Instant;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde_json::json;
 
+use super::console::{self, Page};
+use super::destination::Destination;
 use super::measured::Measured;
 use super::size::human;
 use super::validation::{self, Original, Validation};
 use super::{MODEL_HELP, Subcommand, errors, plan, report};
+use crate::checkpoint::Catalogue;
+use crate::disk::Disk;
 use crate::error::{Error, Result};
-use crate::pipeline::{self, Need, Settings};
-use crate::plan::{Summary, summary};
+use crate::pipeline::{self, Judge, Need, Progress, Settings};
+use crate::plan::{Blueprint, Summary, files_read, summary};
+
+/// How often a plan is made when headers are damaged on their way.
+const MAX_PLANS: usize = 3;
 
 /// The subcommand.
 pub(super) struct Convert;
@@ -36,9 +43,10 @@ impl Subcommand for Convert {
             )
             .arg(
                 Arg::new("force").long("force").action(ArgAction::SetTrue).help(
-                    "Replace an existing output, once the new one is complete; go ahead on a full disk",
+                    "Replace an existing file, or directory that is a result of requant, once the new one is complete",
                 ),
             )
+            .arg(super::ignore_space_argument())
             .arg(
                 Arg::new("restart")
                     .long("restart")
@@ -57,54 +65,75 @@ impl Subcommand for Convert {
 
     fn run(&self, matches: &ArgMatches) -> Result<()> {
         let started = Instant::now();
-        let output = super::path(matches, "output");
-        if output.file_name().is_none() {
-            return Err(Error::Request(format!("-o {}: not a file name", output.display())));
-        }
+        plan::check(matches)?;
+        let destination = Destination::new(matches)?;
         let stop = super::stop_on_signal();
-        let request = plan::Request::from_matches(matches, Some(output), &stop)?;
-        let force = matches.get_flag("force");
-        if !force {
-            pipeline::check_space(&needs(&request, output), pipeline::OR_FORCE)?;
+        let mut plans = 1;
+        loop {
+            match Self::once(matches, &destination, started, &stop) {
+                // What was written after a wrong plan is gone; the next one is made from what the hub has.
+                Err(Error::StaleHeader { .. }) if plans < MAX_PLANS => plans += 1,
+                result => return result,
+            }
+        }
+    }
+}
+
+impl Convert {
+    /// Plans, converts, validates and reports.
+    fn once(
+        matches: &ArgMatches,
+        destination: &Destination,
+        started: Instant,
+        stop: &Arc<AtomicBool>,
+    ) -> Result<()> {
+        let output = destination.path.as_path();
+        let request = plan::Request::from_matches(matches, Some(output), stop)?;
+        destination.check(&request.blueprint)?;
+        if !matches.get_flag("ignore-space") {
+            pipeline::check_space(&needs(&request, output), pipeline::OR_IGNORE_SPACE)?;
         }
         let validation = Validation::prepare(matches, &request.source)?;
         let settings = Settings {
             threads: request.threads,
-            force,
+            force: matches.get_flag("force"),
             restart: matches.get_flag("restart"),
             pinned: request.streaming.as_ref().map(|streaming| streaming.pinned.clone()),
-            command: std::env::args().collect(),
+            command: std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect(),
             format: request.format.clone(),
             recipe: request.recipe(),
             error_report: matches.get_flag("error-report"),
+            sync_interval: Settings::SYNC_INTERVAL,
+            disk: Disk::default(),
         };
+        let quiet = matches.get_flag("quiet");
+        let original = || original(matches, &request, stop);
+        let judge = validation.as_ref().map(|validation| validation.judge(&original, request.threads, quiet));
+        let judge = judge.as_ref().map(|judge| judge as &dyn Judge);
         let progress = report::progress(matches.get_flag("quiet"));
         let (source, blueprint) = (request.source.catalogue(), &request.blueprint);
-        let mut outcome = pipeline::convert(source, blueprint, output, &settings, &*progress, &stop)?;
+        verify_read(source, blueprint, &*progress, stop)?;
+        let outcome =
+            pipeline::convert_and_judge(source, blueprint, output, &settings, judge, &*progress, stop)?;
         drop(progress);
-        let quiet = matches.get_flag("quiet");
-        let found = match &validation {
-            None => None,
-            Some(validation) => {
-                let original = original(matches, &request, &stop)?;
-                Some(validation.run(&original, output, &mut outcome, request.threads, quiet)?)
-            }
-        };
+        let found =
+            validation.as_ref().map(|validation| validation.found(&outcome.manifest, output)).transpose()?;
 
         let totals = summary(source, blueprint, 0);
         let seconds = started.elapsed().as_secs_f64();
         if matches.get_flag("json") {
             let mut value = json!({
-                "output": output,
+                "output": output.display().to_string(),
                 "tensors": totals.tensors_out,
                 "bytes_in": outcome.bytes_in,
+                "redone": outcome.redone,
                 "bytes_out": totals.bytes_out,
                 "bits_per_weight": totals.bits_per_weight,
                 "seconds": seconds,
                 "peak_rss_bytes": peak_rss_bytes(),
                 "parameters": totals.parameters,
                 "files": outcome.manifest.files,
-                "manifest": outcome.manifest_path,
+                "manifest": outcome.manifest_path.display().to_string(),
             });
             if let Some(report) = &outcome.manifest.error_report {
                 value["error_report"] = json!(report);
@@ -112,14 +141,33 @@ impl Subcommand for Convert {
             if let Some(found) = &found {
                 value["validation"] = found.value.clone();
             }
-            super::print_json(&value);
+            console::print_json(&value)?;
         } else {
-            print_human(output, &outcome, &totals, seconds);
-            outcome.manifest.error_report.iter().for_each(errors::print);
-            found.iter().for_each(|found| println!("{}", found.human));
+            let mut page = Page::default();
+            print_human(output, &outcome, &totals, seconds, &mut page);
+            outcome.manifest.error_report.iter().for_each(|report| errors::print(report, &mut page));
+            found.iter().for_each(|found| page.whole(&found.human));
+            page.print()?;
         }
         found.and_then(|found| found.failure).map_or(Ok(()), Err)
     }
+}
+
+/// Holds the files that will be read against what their place states, where nobody does so later.
+fn verify_read(
+    catalogue: &Catalogue,
+    blueprint: &Blueprint,
+    progress: &dyn Progress,
+    stop: &AtomicBool,
+) -> Result<()> {
+    let source = catalogue.source();
+    let files: Vec<usize> = files_read(catalogue, blueprint).into_iter().collect();
+    let bytes = source.unverified_bytes(&files);
+    if bytes > 0 {
+        progress.stage("check", bytes);
+        source.verify(&files, &|bytes| progress.advance(bytes), stop)?;
+    }
+    Ok(())
 }
 
 /// What the result is validated against: a streamed source is gone by now, and comes again.
@@ -134,21 +182,21 @@ fn original<'a>(
     Ok(Original::Streamed(Box::new(again)))
 }
 
-fn print_human(output: &Path, outcome: &pipeline::Outcome, totals: &Summary, seconds: f64) {
-    println!(
+fn print_human(output: &Path, outcome: &pipeline::Outcome, totals: &Summary, seconds: f64, page: &mut Page) {
+    page.line(format_args!(
         "{}: {} tensors, {} -> {}, {:.2} bits per weight",
         output.display(),
         totals.tensors_out,
         human(outcome.bytes_in),
         human(totals.bytes_out),
         totals.bits_per_weight
-    );
-    println!("manifest: {}", outcome.manifest_path.display());
+    ));
+    page.line(format_args!("manifest: {}", outcome.manifest_path.display()));
     let peak = peak_rss_bytes().map_or_else(|| "unknown".to_owned(), human);
-    println!(
+    page.line(format_args!(
         "{seconds:.1} s, {:.2} GB/s of source, peak memory {peak}",
         outcome.bytes_in as f64 / seconds.max(1e-9) / 1e9
-    );
+    ));
 }
 
 /// What the run is going to write, less what an earlier run has written.

@@ -1,16 +1,19 @@
 //! `requant fetch`: a repository on the disk, verified, and nothing converted.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use clap::{Arg, ArgAction, ArgMatches, Command};
+use clap::{Arg, ArgMatches, Command};
 use serde_json::{Value, json};
 
+use super::console::{self, Page};
 use super::size::human;
-use super::{Subcommand, model, report};
+use super::{Subcommand, destination, model, named, report};
+use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::fetch::{self, Request};
+use crate::pipeline::output::{self, Kept};
 use crate::source::hub::{self, Environment, HubCache, HubId};
 use crate::source::{Remote, RemoteFile};
 
@@ -34,23 +37,19 @@ impl Subcommand for Fetch {
                     ),
             )
             .args(model::arguments())
-            .arg(
-                Arg::new("force")
-                    .long("force")
-                    .action(ArgAction::SetTrue)
-                    .help("Go ahead on a disk that has too little room"),
-            )
+            .arg(super::ignore_space_argument())
             .args(super::output_arguments())
     }
 
     fn run(&self, matches: &ArgMatches) -> Result<()> {
         let started = Instant::now();
         let text = super::path(matches, "MODEL");
-        let Some(id) = text.to_str().and_then(HubId::parse) else {
+        let Some(id) = named::repository(text) else {
             return Err(Error::Request(format!("{}: not a hub id such as org/name", text.display())));
         };
         let (id, environment) = model::on_hub(id, matches)?;
         let output = super::path(matches, "output");
+        check_output(output, &destination::of_cache(matches)?)?;
         let stop = super::stop_on_signal();
         let found = Found::new(&id, &environment, &stop)?;
         let request = Request {
@@ -60,8 +59,9 @@ impl Subcommand for Fetch {
             cached: &found.cached,
             remote: found.remote.as_deref(),
             output,
+            disk: &Disk::default(),
             connections: model::connections(matches),
-            force: matches.get_flag("force"),
+            ignore_space: matches.get_flag("ignore-space"),
         };
         let progress = report::progress(matches.get_flag("quiet"));
         let downloaded_bytes = fetch::fetch(&request, &*progress, &stop).map_err(|error| match error {
@@ -78,8 +78,8 @@ impl Subcommand for Fetch {
         let bytes: u64 = files.iter().map(|file| file.len_bytes).sum();
         let seconds = started.elapsed().as_secs_f64();
         if matches.get_flag("json") {
-            super::print_json(&json!({
-                "output": output,
+            return console::print_json(&json!({
+                "output": output.display().to_string(),
                 "repo": id.repo,
                 "commit": found.commit,
                 "files": files.iter().map(|file| file_json(file)).collect::<Vec<Value>>(),
@@ -87,16 +87,34 @@ impl Subcommand for Fetch {
                 "downloaded_bytes": downloaded_bytes,
                 "seconds": seconds,
             }));
-        } else {
-            println!("{}: {} files, {}, verified", output.display(), files.len(), human(bytes));
-            let rate = downloaded_bytes as f64 / seconds.max(1e-9) / 1e9;
-            let how = match downloaded_bytes {
-                0 => "nothing had to be downloaded".to_owned(),
-                bytes => format!("{} downloaded in {seconds:.1} s, {rate:.2} GB/s", human(bytes)),
-            };
-            println!("{}: {how}", request.location);
         }
-        Ok(())
+        let mut page = Page::default();
+        page.line(format_args!("{}: {} files, {}, verified", output.display(), files.len(), human(bytes)));
+        let rate = downloaded_bytes as f64 / seconds.max(1e-9) / 1e9;
+        let how = match downloaded_bytes {
+            0 => "nothing had to be downloaded".to_owned(),
+            bytes => format!("{} downloaded in {seconds:.1} s, {rate:.2} GB/s", human(bytes)),
+        };
+        page.line(format_args!("{}: {how}", request.location));
+        page.print()
+    }
+}
+
+/// A directory that is there or can be made, and is no part of the cache that files are copied from.
+fn check_output(path: &Path, cache: &Kept) -> Result<()> {
+    let refuse = |message: &str| Err(Error::Request(format!("-o {}: {message}", path.display())));
+    if path == Path::new("-") {
+        return refuse("files are written to disk, not to standard output; ./- is a directory of that name");
+    }
+    let cache = std::slice::from_ref(cache);
+    if let Some(Kept { what, path }) = output::is_in_one_of(path, cache) {
+        return refuse(&format!("is part of {what} ({}); name another place", path.display()));
+    }
+    match path.ancestors().find(|above| above.symlink_metadata().is_ok()) {
+        Some(above) if !above.is_dir() => {
+            refuse(&format!("{} is there and is no directory; name another place", above.display()))
+        }
+        _ => Ok(()),
     }
 }
 

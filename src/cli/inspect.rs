@@ -6,9 +6,10 @@ use std::path::Path;
 use clap::{ArgMatches, Command};
 use serde_json::json;
 
-use super::Subcommand;
+use super::console::{self, Page};
 use super::model::{self, Connected};
 use super::size::human;
+use super::{Subcommand, applies, named};
 use crate::artifact::Artifact;
 use crate::error::Result;
 use crate::plan::TypeTotals;
@@ -45,7 +46,7 @@ impl Subcommand for Inspect {
         if matches.get_flag("json") {
             let files: Vec<_> =
                 artifact.files.iter().map(|(name, bytes)| json!({ "name": name, "bytes": bytes })).collect();
-            super::print_json(&json!({
+            return console::print_json(&json!({
                 "container": artifact.container,
                 "parameters": parameters,
                 "bytes": bytes,
@@ -55,43 +56,51 @@ impl Subcommand for Inspect {
                 "metadata": artifact.metadata.iter().cloned().collect::<serde_json::Map<_, _>>(),
                 "tensors": artifact.tensors,
             }));
-            return Ok(());
         }
+        let mut page = Page::default();
         for (key, value) in &artifact.metadata {
-            println!("{key} = {}", shortened(&value.to_string()));
+            page.line(format_args!("{key} = {}", shortened(&value.to_string())));
         }
         let width = types.keys().map(|name| name.len()).max().unwrap_or(0).max(14);
         for tensor in &artifact.tensors {
-            println!("{:<width$} {:<20} {}", tensor.type_name, format!("{:?}", tensor.shape), tensor.name);
+            page.line(format_args!(
+                "{:<width$} {:<20} {}",
+                tensor.type_name,
+                format!("{:?}", tensor.shape),
+                tensor.name
+            ));
         }
         for (name, totals) in &types {
-            println!(
+            page.line(format_args!(
                 "{name:<width$} {:>8} tensors {:>16} weights {:>18} bytes",
                 totals.tensors, totals.parameters, totals.bytes
-            );
+            ));
         }
         for (name, bytes) in &artifact.files {
-            println!("file {name}: {bytes} bytes");
+            page.line(format_args!("file {name}: {bytes} bytes"));
         }
-        println!(
+        page.line(format_args!(
             "{}: {} tensors, {:.3} G parameters, {}, {bits_per_weight:.3} bits per weight",
             artifact.container,
             artifact.tensors.len(),
             parameters as f64 / 1e9,
             human(bytes)
-        );
-        Ok(())
+        ));
+        page.print()
     }
 }
 
 /// What is at `path`, or in the repository it names.
 fn open(path: &Path, matches: &ArgMatches) -> Result<Artifact> {
-    let Some(id) = model::hub_id(path) else { return Artifact::open(path) };
+    named::check(path)?;
+    applies::check_local(matches, &[path], &["revision", "cache-dir", "connections"])?;
+    let Some(id) = named::hub_id(path) else { return Artifact::open(path) };
     let (id, environment) = model::on_hub(id, matches)?;
+    let stop = super::stop_on_signal();
     if environment.offline {
-        return Artifact::from_source(&model::offline(&id, &environment)?);
+        return Artifact::from_source(&model::offline(&id, &environment, &stop)?);
     }
-    let connected = Connected::open(&id, &environment, None, matches, &super::stop_on_signal())?;
+    let connected = Connected::open(&id, &environment, None, matches, &stop)?;
     Artifact::from_source(&connected.source)
 }
 

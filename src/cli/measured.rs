@@ -6,8 +6,11 @@ use std::sync::atomic::AtomicBool;
 
 use clap::ArgMatches;
 
+use super::console;
 use super::model::{self, Connected};
+use super::named;
 use super::size::human;
+use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::model::order_of_need;
 use crate::opened::Opened;
@@ -51,7 +54,8 @@ impl Measured {
         sharing: u64,
         stop: &Arc<AtomicBool>,
     ) -> Result<Self> {
-        let Some(id) = model::hub_id(path) else {
+        named::check(path)?;
+        let Some(id) = named::hub_id(path) else {
             return Ok(Self { model: Opened::open(path)?.evaluable()?, shards: None });
         };
         let (id, environment) = match which {
@@ -59,7 +63,7 @@ impl Measured {
             Which::Original => (id, model::environment(matches)?),
         };
         if environment.offline {
-            let source = model::offline(&id, &environment)?;
+            let source = model::offline(&id, &environment, stop)?;
             return Ok(Self { model: Opened::from_source(Box::new(source))?.evaluable()?, shards: None });
         }
         let connected = Connected::open(&id, &environment, None, matches, stop)?;
@@ -95,7 +99,7 @@ impl Measured {
         let Connected { repository, cache, source, .. } = connected;
         let cache_directory = keep.map(|_| cache.directory().to_owned());
         let deposit = pinned.map(|pinned| model::deposit(cache, &repository, pinned));
-        let spool = Spool::open(directory, limit_bytes)?;
+        let spool = Spool::open(&Disk::default(), directory, limit_bytes)?;
         // A measurement cannot be gone on with, so what an earlier one has left is of no use.
         spool.clear()?;
         let feed = Arc::new(Feed::new(source.with_spool(spool, deposit), Arc::clone(stop)));
@@ -118,7 +122,11 @@ impl Measured {
         feed.follow(visits?)?;
         let bytes = feed.download_bytes();
         if !quiet {
-            eprintln!("{}: {} to download", crate::source::Source::location(&**feed), human(bytes));
+            console::note(format_args!(
+                "{}: {} to download",
+                crate::source::Source::location(&**feed),
+                human(bytes)
+            ));
         }
         let spool =
             Need { what: "the spool", directory: spool_directory.clone(), bytes: bytes.min(*limit_bytes) };
@@ -128,18 +136,21 @@ impl Measured {
 
     /// Runs `work`, which reads the weights.
     pub(super) fn run<T>(&self, quiet: bool, work: impl FnOnce() -> Result<T>) -> Result<T> {
-        let Some(Shards { feed, .. }) = &self.shards else { return work() };
         let on_file = |arrival: Arrival| {
             let Arrival { name, bytes, number, files, is_again, held_bytes } = arrival;
             if !quiet {
                 let (bytes, held) = (human(bytes), human(held_bytes));
                 let here = if is_again { "here again" } else { "here" };
-                eprintln!(
+                console::note(format_args!(
                     "{number} of {files} shards have come: {name}, {bytes}, is {here} ({held} in the spool)"
-                );
+                ));
             }
         };
-        feed.run(&on_file, work).map_err(|error| match error {
+        let result = match &self.shards {
+            Some(Shards { feed, .. }) => feed.run(&on_file, work),
+            None => work(),
+        };
+        result.map_err(|error| match error {
             Error::Interrupted => {
                 Error::Request("interrupted; a measurement has to begin again from its first shard".into())
             }
@@ -158,7 +169,7 @@ fn spool_directory(matches: &ArgMatches, connected: &Connected, id: &HubId, whic
         Some(directory) => directory.join(format!("{}{suffix}.read", connected.folder_name(id))),
         None => {
             let name = id.repo.rsplit('/').next().unwrap_or_default();
-            PathBuf::from(format!("{name}{suffix}.spool"))
+            PathBuf::from(format!("{name}{suffix}.read.spool"))
         }
     }
 }

@@ -7,10 +7,12 @@ use std::sync::atomic::AtomicBool;
 use clap::{Arg, ArgAction, ArgMatches};
 
 use super::size::{self, human};
+use super::{named, report};
+use crate::disk::{Disk, with_suffix};
 use crate::error::{Error, Result};
 use crate::pipeline::Pinned;
-use crate::source::hub::{Environment, HubCache, HubId, Repository};
-use crate::source::{Deposit, LocalDirectory, Remote, Source, Spool, Streamed};
+use crate::source::hub::{Environment, HubCache, HubId, Notices, Repository, Snapshot};
+use crate::source::{self, Deposit, Remote, Source, Spool, Streamed};
 
 /// Shards that fit into the spool unless `--spool-limit` says otherwise.
 const SPOOLED_SHARDS: u64 = 3;
@@ -94,14 +96,8 @@ pub(super) fn place(text: &Path, matches: &ArgMatches) -> Result<Place> {
     if text.is_dir() {
         return Ok(Place::Directory(text.to_owned()));
     }
-    let id = text.to_str().and_then(HubId::parse).filter(|_| !text.exists());
-    let Some(id) = id else {
-        let message = format!(
-            "{}: neither a directory with a Hugging Face checkpoint, nor a .gguf file, nor a hub id such as org/name",
-            text.display()
-        );
-        return Err(Error::Request(message));
-    };
+    named::check(text)?;
+    let Some(id) = named::hub_id(text) else { return Err(named::not_a_directory(text)) };
     let (id, environment) = on_hub(id, matches)?;
     Ok(Place::Hub(id, environment))
 }
@@ -118,20 +114,16 @@ pub(super) fn on_hub(mut id: HubId, matches: &ArgMatches) -> Result<(HubId, Envi
     Ok((id, environment))
 }
 
-/// The environment with `--cache-dir`.
+/// The environment with `--cache-dir`; waits are shown unless `--quiet`.
 pub(super) fn environment(matches: &ArgMatches) -> Result<Environment> {
     let mut environment = Environment::from_env()?;
+    if !matches.get_flag("quiet") {
+        environment.notices = Notices::new(report::notice);
+    }
     if let Some(directory) = matches.get_one::<PathBuf>("cache-dir") {
         environment.cache_dir.clone_from(directory);
     }
     Ok(environment)
-}
-
-/// The repository that `path` names, unless it is a file or directory, or looks like a file that is missing.
-pub(super) fn hub_id(path: &Path) -> Option<HubId> {
-    let is_file_name =
-        path.extension().is_some_and(|extension| extension == "gguf" || extension == "safetensors");
-    path.to_str().and_then(HubId::parse).filter(|_| !is_file_name && !path.exists())
 }
 
 /// A repository that answers.
@@ -193,11 +185,11 @@ impl Connected {
     }
 }
 
-/// A snapshot of the cache as a directory with the model's name, for work without the network.
-pub(super) fn offline(id: &HubId, environment: &Environment) -> Result<LocalDirectory> {
+/// A snapshot of the cache with the model's name, for work without the network.
+pub(super) fn offline(id: &HubId, environment: &Environment, stop: &Arc<AtomicBool>) -> Result<Snapshot> {
     let snapshot = offline_snapshot(id, environment)?;
     let name = id.repo.rsplit('/').next().unwrap_or_default();
-    Ok(LocalDirectory::open(&snapshot)?.named(name))
+    Snapshot::open(&snapshot, name, environment.notices.clone(), Arc::clone(stop))
 }
 
 /// The repository `id` names, at the commit an unfinished run has pinned or at the newest one.
@@ -247,23 +239,21 @@ pub(super) fn offline_snapshot(id: &HubId, environment: &Environment) -> Result<
     })
 }
 
-/// Opens the MODEL argument for headers only, or with `output` for conversion to it.
+/// Opens the MODEL argument for headers only, or with `output` for conversion to it; with `restart`, without
+/// what an unfinished run has left in the spool.
 pub(super) fn open(
     matches: &ArgMatches,
     output: Option<(&Path, Option<&Pinned>)>,
+    restart: bool,
     stop: &Arc<AtomicBool>,
 ) -> Result<Model> {
-    let local = |source: LocalDirectory| Model {
-        source: Box::new(source),
-        streaming: None,
-        remote_files: Vec::new(),
-    };
+    let local = |source| Model { source, streaming: None, remote_files: Vec::new() };
     let (id, environment) = match place(super::path(matches, "MODEL"), matches)? {
-        Place::Directory(path) => return Ok(local(LocalDirectory::open(&path)?)),
+        Place::Directory(path) => return Ok(local(source::open_directory(&path)?)),
         Place::Hub(id, environment) => (id, environment),
     };
     if environment.offline {
-        return offline(&id, &environment).map(local);
+        return Ok(local(Box::new(offline(&id, &environment, stop)?)));
     }
     let pinned = output.and_then(|(_, pinned)| pinned);
     let connected = Connected::open(&id, &environment, pinned, matches, stop)?;
@@ -275,11 +265,7 @@ pub(super) fn open(
     let pinned = connected.pinned(&id);
     let spool_directory = match matches.get_one::<PathBuf>("spool") {
         Some(directory) => directory.join(connected.folder_name(&id)),
-        None => {
-            let mut name = output.file_name().unwrap_or_default().to_owned();
-            name.push(".spool");
-            output.with_file_name(name)
-        }
+        None => with_suffix(output, ".spool"),
     };
     let cache_directory = environment.cache_dir.clone();
     let Connected { repository, cache, source, remote_files } = connected;
@@ -287,7 +273,10 @@ pub(super) fn open(
     let deposit = keep.then(|| deposit(cache, &repository, pinned.clone()));
     let kept_bytes = if keep { remote_files.iter().map(|&(_, bytes)| bytes).sum() } else { 0 };
     let streaming = Streaming { spool_directory, spool_limit_bytes, pinned, kept_bytes, cache_directory };
-    let spool = Spool::open(&streaming.spool_directory, spool_limit_bytes)?;
+    let spool = Spool::open(&Disk::default(), &streaming.spool_directory, spool_limit_bytes)?;
+    if restart {
+        spool.clear()?;
+    }
     let source = source.with_spool(spool, deposit);
     Ok(Model { source: Box::new(source), streaming: Some(streaming), remote_files })
 }

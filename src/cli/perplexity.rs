@@ -1,7 +1,5 @@
 //! `requant perplexity`: how well a model predicts a text, and how far it is from its original.
 
-use std::collections::HashMap;
-use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -9,16 +7,21 @@ use std::time::Instant;
 use clap::{Arg, ArgMatches, Command};
 use serde_json::json;
 
+use super::console::{self, Page};
 use super::measured::{Measured, Which};
-use super::{Subcommand, model, size};
+use super::{Subcommand, applies, destination, model, named, size};
 use crate::error::{Error, Result};
-use crate::evaluate::{self, Bos, Report, Tokens, Windows};
+use crate::evaluate::{self, Bos, Report, Windows};
 use crate::model::{Choice, Observer, has_second_next};
 use crate::opened::Opened;
+use crate::pipeline::output::{Kept, is_one_of};
 use crate::pipeline::{Need, check_space};
-use crate::tokenizer::Tokenizer;
+
+use text::Text;
+pub(super) use text::first_cut_otherwise;
 
 pub(super) mod table;
+mod text;
 
 /// The subcommand.
 pub(super) struct Perplexity;
@@ -76,6 +79,7 @@ impl Subcommand for Perplexity {
                     .value_name("DIR")
                     .help("Where scratch files lie, if there are any [default: TMPDIR, or /var/tmp]"),
             )
+            .arg(super::ignore_space_argument())
             .args(model::arguments())
             .args(model::spool_arguments())
             .arg(super::threads_argument())
@@ -84,12 +88,13 @@ impl Subcommand for Perplexity {
 
     fn run(&self, matches: &ArgMatches) -> Result<()> {
         let started = Instant::now();
+        check(matches)?;
         let (measured, against) = open(matches)?;
         let (model, original) = (&measured.model, against.as_ref().map(|against| &against.model));
-        let (text, cut_otherwise) = tokens(matches, model, original)?;
+        let Text { tokens, cut_otherwise, begins_otherwise } = Text::from_matches(matches, model, original)?;
         let context = matches.get_one::<u32>("context").map_or(512, |&context| context as usize);
         let stride = matches.get_one::<u32>("stride").map(|&stride| stride as usize);
-        let windows = Windows::cut(&text, context, stride)?;
+        let windows = Windows::cut(&tokens, context, stride)?;
         let request = evaluate::Request {
             model: model.store()?,
             original: original.map(Opened::store).transpose()?,
@@ -98,7 +103,9 @@ impl Subcommand for Perplexity {
             scratch: matches.get_one::<PathBuf>("scratch").map(PathBuf::as_path),
         };
         let quiet = matches.get_flag("quiet");
-        let report = measure_fed(&request, &measured, against.as_ref(), super::threads(matches), quiet)?;
+        let room =
+            Room { threads: super::threads(matches), ignore_space: matches.get_flag("ignore-space"), quiet };
+        let report = measure_fed(&request, &measured, against.as_ref(), &room)?;
         let seconds = started.elapsed().as_secs_f64();
         if !quiet && stride.is_none() {
             print_running(&report, windows.len());
@@ -110,6 +117,7 @@ impl Subcommand for Perplexity {
                 "tokens": windows.text_tokens,
                 "windows": windows.len(),
                 "context": context,
+                "bos": tokens.bos,
                 "seconds": seconds,
                 "peak_rss_bytes": peak_rss_bytes(),
                 "scored": report.perplexity.losses.len(),
@@ -121,24 +129,28 @@ impl Subcommand for Perplexity {
             }
             if let Some(against) = &report.against {
                 value["against"] = table::against_json(against, cut_otherwise);
+                value["against"]["begins_otherwise"] = begins_otherwise.into();
             }
-            super::print_json(&value);
-            return Ok(());
+            return console::print_json(&value);
         }
-        println!(
+        let mut page = Page::default();
+        page.line(format_args!(
             "perplexity {:.4} +/- {:.4} ({} windows of {context}, {} tokens scored, {seconds:.1} s)",
             report.perplexity.perplexity,
             report.perplexity.error,
             windows.len(),
             report.perplexity.losses.len()
-        );
+        ));
         if let Some(prediction) = &report.prediction {
-            table::print_prediction(prediction);
+            table::print_prediction(prediction, &mut page);
         }
         if let Some(against) = &report.against {
-            table::print_against(against, cut_otherwise);
+            if begins_otherwise {
+                page.line(text::on_other_beginnings(tokens.bos));
+            }
+            table::print_against(against, cut_otherwise, &mut page);
         }
-        Ok(())
+        page.print()
     }
 }
 
@@ -151,7 +163,7 @@ fn open(matches: &ArgMatches) -> Result<(Measured, Option<Measured>)> {
     let path = super::path(matches, "MODEL");
     let against = matches.get_one::<PathBuf>("against");
     let paths = [Some(path), against.map(PathBuf::as_path)];
-    let on_hub = paths.into_iter().flatten().filter(|path| model::hub_id(path).is_some()).count() as u64;
+    let on_hub = paths.into_iter().flatten().filter(|path| named::hub_id(path).is_some()).count() as u64;
     // Without shards to clean up, the system's own way to stop is the best.
     let stop = if on_hub > 0 { super::stop_on_signal() } else { Arc::default() };
     let measured = Measured::open(matches, path, Which::Model, on_hub, &stop)?;
@@ -165,16 +177,16 @@ fn measure_fed(
     request: &evaluate::Request,
     model: &Measured,
     original: Option<&Measured>,
-    threads: usize,
-    quiet: bool,
+    room: &Room,
 ) -> Result<Report> {
+    let &Room { threads, quiet, .. } = room;
     let predicts = has_second_next(request.model);
     let compares = predicts && request.original.is_some_and(has_second_next);
     let mut needs = model.follow(predicts, quiet)?;
     if let Some(original) = original {
         needs.extend(original.follow(compares, quiet)?);
     }
-    check_room(request, needs, threads, quiet)?;
+    check_room(request, needs, room)?;
     let measure = || measure(request, threads, quiet);
     model.run(quiet, || match original {
         None => measure(),
@@ -182,13 +194,21 @@ fn measure_fed(
     })
 }
 
-/// Refuses, before a weight is read, what cannot be measured on `threads` threads, and what there is no room for
+/// What a measurement may use.
+#[derive(Clone, Copy)]
+pub(super) struct Room {
+    pub(super) threads: usize,
+    /// Whether it goes on though the disk seems too full.
+    pub(super) ignore_space: bool,
+    pub(super) quiet: bool,
+}
+
+/// Refuses, before a weight is read, what cannot be measured on so many threads, and what there is no room for
 /// on the disk: `needs`, and scratch files. Says on stderr that there will be some.
 pub(super) fn check_room(
     request: &evaluate::Request,
     mut needs: Vec<Need>,
-    threads: usize,
-    quiet: bool,
+    &Room { threads, ignore_space, quiet }: &Room,
 ) -> Result<()> {
     let scratch = pool(threads)?.install(|| {
         evaluate::check(request)?;
@@ -196,12 +216,17 @@ pub(super) fn check_room(
     })?;
     if let Some(Need { directory, bytes, .. }) = scratch.as_ref().filter(|_| !quiet) {
         let (bytes, directory) = (size::human(*bytes), directory.display());
-        eprintln!(
+        console::note(format_args!(
             "hidden states need more than the memory allowed: up to {bytes} of scratch files in {directory}"
-        );
+        ));
+    }
+    if ignore_space {
+        return Ok(());
     }
     needs.extend(scratch);
-    check_space(&needs, "make room, name another place with --scratch or --spool, or allow more --memory")
+    let way_out = "make room, name another place with --spool, --scratch or TMPDIR, allow more --memory, or go ahead all \
+                   the same with --ignore-space";
+    check_space(&needs, way_out)
 }
 
 /// Measures on `threads` threads, with a line per layer on stderr.
@@ -219,79 +244,27 @@ fn path(name: &'static str) -> Arg {
     Arg::new(name).long(name).value_name("FILE").value_parser(clap::value_parser!(PathBuf))
 }
 
-/// The text's tokens: those given, or the model's; and the first of them that the original's tokenizer cuts otherwise.
-fn tokens(
-    matches: &ArgMatches,
-    model: &Opened,
-    original: Option<&Opened>,
-) -> Result<(Tokens, Option<usize>)> {
-    let file = matches.get_one::<PathBuf>("tokens");
-    let Some(text_path) = matches.get_one::<PathBuf>("text") else {
-        let Some(file) = file else {
-            return Err(Error::Request("nothing to measure on: give --text or --tokens".into()));
-        };
-        let json = std::fs::read(file).map_err(Error::io(file, "read"))?;
-        // What both have a tokenizer for must be the same.
-        if let (Ok(model), Some(Ok(original))) = (model.tokenizer(), original.map(Opened::tokenizer)) {
-            check_same_vocabulary(&model, &original)?;
-        }
-        return Ok((Tokens::from_json(&json, &file.display().to_string())?, None));
+/// Refuses, before any work, models that are nowhere, options that mean nothing for them, and a file for token ids that
+/// is something else.
+fn check(matches: &ArgMatches) -> Result<()> {
+    let model = super::path(matches, "MODEL");
+    let original = matches.get_one::<PathBuf>("against").map(PathBuf::as_path);
+    named::check(model)?;
+    original.map_or(Ok(()), named::check)?;
+    applies::check_measured(matches, model, original)?;
+    super::note_threads(matches);
+    let (Some(text), Some(file)) = (matches.get_one::<PathBuf>("text"), matches.get_one::<PathBuf>("tokens"))
+    else {
+        return Ok(());
     };
-    let text = std::fs::read_to_string(text_path).map_err(Error::io(text_path, "read"))?;
-    let bos = matches.get_one::<Bos>("bos").copied().unwrap_or_default();
-    let tokenizer = model.tokenizer()?;
-    let tokens = Tokens::encode(&tokenizer, &text, bos)?;
-    let cut_otherwise = match original {
-        None => None,
-        Some(original) => {
-            // A GGUF file's takes special tokens for text, others do not: that is no difference of the two models.
-            let mut other = original.tokenizer()?;
-            other.set_parses_special(tokenizer.parses_special());
-            let tokens_of_other = Tokens::encode(&other, &text, bos)?;
-            first_cut_otherwise((&tokenizer, &tokens), (&other, &tokens_of_other))?
-        }
-    };
-    if let Some(file) = file {
-        std::fs::write(file, tokens.to_json()).map_err(Error::io(file, "write"))?;
-    }
-    Ok((tokens, cut_otherwise))
-}
-
-/// Which token of the text is the first that the two tokenizers cut otherwise, if any is. That is no matter of weights:
-/// both models are measured on the same tokens.
-///
-/// # Errors
-/// Vocabularies or beginnings of windows that differ: models of these cannot be compared token by token.
-pub(super) fn first_cut_otherwise(
-    (tokenizer, tokens): (&Tokenizer, &Tokens),
-    (original, other): (&Tokenizer, &Tokens),
-) -> Result<Option<usize>> {
-    if tokens == other {
-        return Ok(None);
-    }
-    check_same_vocabulary(tokenizer, original)?;
-    if tokens.bos != other.bos {
-        return Err(Error::Request(format!(
-            "windows of the model begin with BOS {:?}, those of the original with {:?}; --bos always or never makes \
-             them alike",
-            tokens.bos, other.bos
-        )));
-    }
-    Ok(Some(tokens.ids.iter().zip(&other.ids).take_while(|(a, b)| a == b).count()))
-}
-
-/// Ids stand for the same tokens, as far as both models have them.
-fn check_same_vocabulary(model: &Tokenizer, original: &Tokenizer) -> Result<()> {
-    let by_id: HashMap<u32, String> =
-        original.vocabulary().into_iter().map(|(token, id)| (id, token)).collect();
-    let differs = model.vocabulary().into_iter().filter_map(|(token, id)| {
-        let other = by_id.get(&id)?;
-        (*other != token).then_some((id, token, other))
-    });
-    match differs.min() {
+    let mut kept = vec![Kept { what: "the text", path: text.clone() }];
+    kept.extend([model].into_iter().chain(original).flat_map(destination::of_model));
+    match is_one_of(file, &kept) {
         None => Ok(()),
-        Some((id, token, other)) => Err(Error::Request(format!(
-            "the two models' vocabularies do not match: token {id} is {token:?} for the model, {other:?} for the original"
+        Some(Kept { what, path }) => Err(Error::Request(format!(
+            "--tokens {}: is {what} ({}), and with --text the ids are written there; name another file",
+            file.display(),
+            path.display()
         ))),
     }
 }
@@ -301,8 +274,7 @@ fn print_running(report: &Report, windows: usize) {
     let running = report.perplexity.running(windows);
     let line: Vec<String> =
         running.iter().enumerate().map(|(window, value)| format!("[{}]{value:.4}", window + 1)).collect();
-    // A closed stderr is no reason to lose the result.
-    let _ = writeln!(std::io::stderr(), "{}", line.join(","));
+    console::note_whole(line.join(","));
 }
 
 /// A line per layer, with the time left.
@@ -316,7 +288,7 @@ impl Observer for Layers {
         if !self.quiet {
             let seconds = self.started.elapsed().as_secs_f64();
             let left = seconds / (layer + 1) as f64 * (layers - layer - 1) as f64;
-            eprintln!("layer {} of {layers}: {seconds:.1} s, ETA {left:.0} s", layer + 1);
+            console::note(format_args!("layer {} of {layers}: {seconds:.1} s, ETA {left:.0} s", layer + 1));
         }
     }
 }

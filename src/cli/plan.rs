@@ -4,11 +4,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
+use super::console::{self, Page};
 use super::model::{self, Streaming};
 use super::size::{self, human};
-use super::{MODEL_HELP, Subcommand, report, rules};
+use super::{MODEL_HELP, Subcommand, applies, named, report, rules};
 use crate::checkpoint::Catalogue;
 use crate::error::{Error, Result};
 use crate::opened::{self, Opened};
@@ -58,7 +60,8 @@ impl Request {
         let (source, streaming, remote_files) = if opened::is_gguf(path) {
             (Opened::open(path)?, None, Vec::new())
         } else {
-            let model = model::open(matches, output.map(|output| (output, pinned.as_ref())), stop)?;
+            let output = output.map(|output| (output, pinned.as_ref()));
+            let model = model::open(matches, output, restart(matches), stop)?;
             (Opened::from_source(model.source)?, model.streaming, model.remote_files)
         };
         let (rules, blueprint, mean_error) = match rules::budget(matches) {
@@ -99,6 +102,19 @@ impl Request {
         let absent = self.remote_files.iter().filter(|(file, _)| shards.contains(file));
         absent.map(|&(_, bytes)| bytes).max().unwrap_or(0)
     }
+}
+
+/// Refuses, before any work, a MODEL that is nowhere and options that mean nothing for the request; says on stderr when
+/// fewer threads will run than asked for.
+///
+/// # Errors
+/// Names what is wrong.
+pub(super) fn check(matches: &ArgMatches) -> Result<()> {
+    let model = super::path(matches, "MODEL");
+    named::check(model)?;
+    applies::check_request(matches, model, matches.get_one::<String>("to").map_or("", String::as_str))?;
+    super::note_threads(matches);
+    Ok(())
 }
 
 /// The plan that `budget` allows.
@@ -147,6 +163,8 @@ pub(super) fn request_arguments() -> Vec<Arg> {
         Arg::new("tokenizer-pre")
             .long("tokenizer-pre")
             .value_name("NAME")
+            .value_parser(PossibleValuesParser::new(opened::pre_tokenizers()))
+            .hide_possible_values(true)
             .help("GGUF: value of tokenizer.ggml.pre for a tokenizer that is not recognized"),
         Arg::new("split-max-size")
             .long("split-max-size")
@@ -180,6 +198,7 @@ impl Subcommand for Plan {
     }
 
     fn run(&self, matches: &ArgMatches) -> Result<()> {
+        check(matches)?;
         let request = Request::from_matches(matches, None, &super::stop_on_signal())?;
         let source = request.source.catalogue();
         let ram = pipeline::peak_ram_bytes(source, &request.blueprint, request.threads);
@@ -194,18 +213,18 @@ impl Subcommand for Plan {
             value["rules"] = rules::to_json(&request.rules, &request.blueprint);
             value["recipe"] = request.recipe().into();
             value["measured_error"] = request.mean_error.map(f64::sqrt).into();
-            super::print_json(&value);
-        } else {
-            print_human(&request, &summary);
+            return console::print_json(&value);
         }
-        Ok(())
+        let mut page = Page::default();
+        print_human(&request, &summary, &mut page);
+        page.print()
     }
 }
 
-fn print_human(request: &Request, summary: &Summary) {
+fn print_human(request: &Request, summary: &Summary, page: &mut Page) {
     let location = request.source.catalogue().source().location();
-    println!("{location}: {} tensors, {}", summary.tensors_in, human(summary.bytes_in));
-    println!(
+    page.line(format_args!("{location}: {} tensors, {}", summary.tensors_in, human(summary.bytes_in)));
+    page.line(format_args!(
         "  -> {}: {} tensors, {} ({} bytes), {:.3} bits per weight, {:.3} G parameters",
         request.format,
         summary.tensors_out,
@@ -213,41 +232,53 @@ fn print_human(request: &Request, summary: &Summary) {
         summary.bytes_out,
         summary.bits_per_weight,
         summary.parameters as f64 / 1e9,
-    );
+    ));
     let width = summary.types.keys().map(String::len).max().unwrap_or(0).max(14);
-    println!("{:<width$} {:>8} {:>16} {:>18}", "type", "tensors", "parameters", "bytes");
+    page.line(format_args!("{:<width$} {:>8} {:>16} {:>18}", "type", "tensors", "parameters", "bytes"));
     for (name, totals) in &summary.types {
-        println!("{name:<width$} {:>8} {:>16} {:>18}", totals.tensors, totals.parameters, totals.bytes);
+        page.line(format_args!(
+            "{name:<width$} {:>8} {:>16} {:>18}",
+            totals.tensors, totals.parameters, totals.bytes
+        ));
     }
     if request.mean_error.is_none() {
-        rules::print(&request.rules, &request.blueprint);
+        rules::print(&request.rules, &request.blueprint, page);
     }
     for file in &request.blueprint.files {
         let name = if file.name.is_empty() { "(output)" } else { &file.name };
-        println!("file {name}: {} bytes", file.len_bytes);
+        page.line(format_args!("file {name}: {} bytes", file.len_bytes));
     }
     if !summary.kept.is_empty() {
-        println!("linear layers that are not quantized:");
-        summary.kept.iter().for_each(|pattern| println!("  {pattern}"));
+        page.line(format_args!("linear layers that are not quantized:"));
+        summary.kept.iter().for_each(|pattern| page.line(format_args!("  {pattern}")));
     }
     if summary.dropped.tensors > 0 {
-        println!("dropped: {} tensors, {}", summary.dropped.tensors, human(summary.dropped.bytes));
-        summary.dropped.reasons.iter().for_each(|reason| println!("  {reason}"));
+        page.line(format_args!(
+            "dropped: {} tensors, {}",
+            summary.dropped.tensors,
+            human(summary.dropped.bytes)
+        ));
+        summary.dropped.reasons.iter().for_each(|reason| page.line(format_args!("  {reason}")));
     }
     if summary.download_files > 0 {
-        println!("download: {} shards, {}", summary.download_files, human(summary.download_bytes));
+        page.line(format_args!(
+            "download: {} shards, {}",
+            summary.download_files,
+            human(summary.download_bytes)
+        ));
     }
-    println!(
+    page.line(format_args!(
         "peak disk {}, peak memory {} with {} threads",
         human(summary.peak_disk_bytes),
         human(summary.peak_ram_bytes),
         request.threads
-    );
+    ));
     if let Some(error) = request.mean_error {
-        println!(
+        page.line(format_args!(
             "relative error of the chosen types, root mean square on sampled rows: {:.4} %",
             100.0 * error.sqrt()
-        );
-        println!("recipe:\n{}", request.recipe().unwrap_or_default());
+        ));
+        page.line("recipe:");
+        page.whole(request.recipe().unwrap_or_default());
     }
 }

@@ -1,11 +1,12 @@
 //! Progress: a bar on a terminal, plain lines elsewhere.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
+use super::console;
 use super::size::human;
 use crate::pipeline::{Progress, Transfer};
 
@@ -19,9 +20,28 @@ pub(super) fn progress(quiet: bool) -> Box<dyn Progress> {
     } else if std::io::stderr().is_terminal() {
         let bars = MultiProgress::new();
         let bar = bars.add(ProgressBar::no_length());
+        *on_terminal() = Some(bars.clone());
         Box::new(Bars { bars, bar, transfer: OnceLock::new() })
     } else {
         Box::new(Lines { state: Mutex::new(LinesState::default()) })
+    }
+}
+
+/// The bars that are on the terminal now.
+fn on_terminal() -> MutexGuard<'static, Option<MultiProgress>> {
+    static BARS: Mutex<Option<MultiProgress>> = Mutex::new(None);
+    BARS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Shows a line on stderr, above the bars if there are any.
+pub(super) fn notice(text: &str) {
+    let print = || {
+        // A closed stderr is no reason to stop.
+        let _ = writeln!(std::io::stderr(), "{text}");
+    };
+    match &*on_terminal() {
+        Some(bars) => bars.suspend(print),
+        None => print(),
     }
 }
 
@@ -60,7 +80,7 @@ impl Progress for Bars {
         Self::style(&self.bar, template);
         self.bar.reset();
         self.bar.set_length(total_bytes);
-        self.bar.set_message(name.to_owned());
+        self.bar.set_message(console::escaped(name).into_owned());
     }
 
     fn advance(&self, bytes: u64) {
@@ -76,13 +96,19 @@ impl Progress for Bars {
         });
         bar.inc(transfer.bytes);
         if transfer.bytes == 0 {
-            bar.set_message(place(transfer));
+            bar.set_message(console::escaped(&place(transfer)).into_owned());
         }
+    }
+
+    fn damaged(&self, jobs: usize) {
+        // Where the bar cannot be drawn there is nobody to read a line either.
+        let _ = self.bars.println(damaged(jobs));
     }
 }
 
 impl Drop for Bars {
     fn drop(&mut self) {
+        *on_terminal() = None;
         if let Some(transfer) = self.transfer.get() {
             transfer.finish_and_clear();
         }
@@ -91,6 +117,12 @@ impl Drop for Bars {
 }
 
 /// `shard 3 of 163, spool 8.60 GB`; without a spool `file 3 of 170`.
+fn damaged(jobs: usize) -> String {
+    format!(
+        "{jobs} finished pieces of the unfinished result were damaged on the disk and are converted again"
+    )
+}
+
 fn place(transfer: &Transfer<'_>) -> String {
     if transfer.held_bytes == 0 {
         return format!("file {} of {}", transfer.number, transfer.files);
@@ -133,10 +165,10 @@ impl LinesState {
         }
         self.last_line = Some(Instant::now());
         if let Some(transfer) = &self.transfer {
-            eprintln!("{}, {}", transfer.line(), self.place);
+            console::note(format_args!("{}, {}", transfer.line(), self.place));
         }
         if let Some(stage) = &self.stage {
-            eprintln!("{}", stage.line());
+            console::note(format_args!("{}", stage.line()));
         }
     }
 }
@@ -150,7 +182,7 @@ impl Lines {
 impl Progress for Lines {
     fn stage(&self, name: &str, total_bytes: u64) {
         let of = if total_bytes == 0 { String::new() } else { format!(": {}", human(total_bytes)) };
-        eprintln!("{name}{of}");
+        console::note(format_args!("{name}{of}"));
         let mut state = self.lock();
         state.last_line = Some(Instant::now());
         state.stage = Some(StageState::begin(name, total_bytes));
@@ -167,12 +199,16 @@ impl Progress for Lines {
     fn transfer(&self, transfer: &Transfer<'_>) {
         let mut state = self.lock();
         if transfer.bytes == 0 {
-            eprintln!("download: {}, {}", transfer.name, place(transfer));
+            console::note(format_args!("download: {}, {}", transfer.name, place(transfer)));
             state.place = place(transfer);
         }
         let total = state.transfer.get_or_insert_with(|| StageState::begin("download", transfer.total_bytes));
         total.done_bytes += transfer.bytes;
         state.print();
+    }
+
+    fn damaged(&self, jobs: usize) {
+        eprintln!("{}", damaged(jobs));
     }
 }
 

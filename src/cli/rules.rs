@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::{Arg, ArgAction, ArgMatches};
 use serde_json::{Value, json};
 
+use super::console::Page;
 use super::size;
 use crate::error::{Error, Result};
 use crate::plan::{Blueprint, Budget, OutputTensor, Rule, Rules};
@@ -116,15 +117,15 @@ pub(super) fn to_json(rules: &Rules, blueprint: &Blueprint) -> Value {
     rules.collect()
 }
 
-/// A line for each rule, and one for each type and kind of tensor that it has given.
-pub(super) fn print(rules: &Rules, blueprint: &Blueprint) {
+/// Adds a line to `page` for each rule, and one for each type and kind of tensor that it has given.
+pub(super) fn print(rules: &Rules, blueprint: &Blueprint, page: &mut Page) {
     for (rule, tensors) in rules.iter().zip(given(rules, blueprint)) {
-        println!("rule {}: {} -> {}", rule.origin, rule.target.as_str(), rule.choice);
+        page.line(format_args!("rule {}: {} -> {}", rule.origin, rule.target.as_str(), rule.choice));
         if tensors.is_empty() {
-            println!("  nothing: earlier rules have all that it matches");
+            page.line(format_args!("  nothing: earlier rules have all that it matches"));
         }
         for ((type_name, before, after), numbers) in kinds(&tensors) {
-            println!("  {type_name:<12} {before}{}{after}", ranges(&numbers));
+            page.line(format_args!("  {type_name:<12} {before}{}{after}", ranges(&numbers)));
         }
     }
 }

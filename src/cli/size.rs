@@ -1,4 +1,6 @@
-//! Sizes as people write and read them.
+//! Sizes as people write them, and as they read them.
+
+pub(super) use crate::human::human;
 
 /// Parses `48G`, `500M`, `5000000`, `1.5GiB`: K, M, G, T are powers of 1000 as `llama-gguf-split`
 /// reads them, KiB, MiB, GiB, TiB powers of 1024.
@@ -25,21 +27,6 @@ pub(super) fn parse(text: &str) -> Result<u64, String> {
     Ok(bytes as u64)
 }
 
-/// `352.4 GB`; the exact number below 10 kB.
-pub(super) fn human(bytes: u64) -> String {
-    const UNITS: [&str; 5] = ["kB", "MB", "GB", "TB", "PB"];
-    if bytes < 10_000 {
-        return format!("{bytes} B");
-    }
-    let mut value = bytes as f64 / 1000.0;
-    let mut unit = 0;
-    while value >= 1000.0 && unit + 1 < UNITS.len() {
-        value /= 1000.0;
-        unit += 1;
-    }
-    format!("{value:.2} {}", UNITS[unit])
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -58,11 +45,5 @@ mod tests {
         for text in ["", "G", "-1", "1.2.3", "5X", "0", "1e30"] {
             assert!(parse(text).is_err(), "{text}");
         }
-    }
-
-    #[test]
-    fn prints_three_significant_digits_or_so() {
-        assert_eq!(human(9_999), "9999 B");
-        assert_eq!(human(352_401_000_000), "352.40 GB");
     }
 }

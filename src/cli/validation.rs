@@ -1,4 +1,5 @@
-//! `requant convert --validate TEXT`: the result, once it is complete, held against its source.
+//! `requant convert --validate TEXT`: the result, once it is complete and before it gets its name, held against
+//! its source.
 
 use std::path::{Path, PathBuf};
 
@@ -6,12 +7,12 @@ use clap::{Arg, ArgMatches};
 use serde_json::{Value, json};
 
 use super::measured::Measured;
-use super::perplexity::{self, table};
+use super::perplexity::{self, Room, table};
 use crate::error::{Error, Result};
 use crate::evaluate::{self, Bos, Tokens, Windows};
 use crate::model::has_second_next;
 use crate::opened::Opened;
-use crate::pipeline::{Manifest, Outcome};
+use crate::pipeline::{Judge, Manifest};
 
 /// `--validate`, `--validate-context` and `--max-kld`.
 pub(super) fn arguments() -> [Arg; 3] {
@@ -50,6 +51,7 @@ pub(super) struct Validation {
     windows: Windows,
     max_kld: Option<f64>,
     memory_bytes: Option<u64>,
+    ignore_space: bool,
 }
 
 impl Validation {
@@ -77,84 +79,112 @@ impl Validation {
             memory_bytes,
             scratch: None,
         };
-        perplexity::check_room(&request, Vec::new(), super::threads(matches), true)?;
+        let ignore_space = matches.get_flag("ignore-space");
+        let room = Room { threads: super::threads(matches), ignore_space, quiet: true };
+        perplexity::check_room(&request, Vec::new(), &room)?;
         let parses_special = tokenizer.parses_special();
-        Ok(Some(Self { text: path.clone(), tokens, parses_special, windows, max_kld, memory_bytes }))
+        Ok(Some(Self {
+            text: path.clone(),
+            tokens,
+            parses_special,
+            windows,
+            max_kld,
+            memory_bytes,
+            ignore_space,
+        }))
     }
 
-    /// Measures the result at `output` and writes what was found into its manifest.
-    ///
-    /// # Errors
-    /// When the result cannot be read back, or cuts the text otherwise than its source.
-    pub(super) fn run(
-        &self,
-        source: &Original,
-        output: &Path,
-        outcome: &mut Outcome,
+    /// What measures the result before it gets its name. `original` opens what it is held against.
+    pub(super) fn judge<'a>(
+        &'a self,
+        original: &'a dyn Fn() -> Result<Original<'a>>,
         threads: usize,
         quiet: bool,
-    ) -> Result<Found> {
-        let result = Opened::open(&first_file(output, &outcome.manifest))?;
-        let bos = if self.tokens.bos.is_some() { Bos::Always } else { Bos::Never };
-        let text = std::fs::read_to_string(&self.text).map_err(Error::io(&self.text, "read"))?;
+    ) -> Measurement<'a> {
+        Measurement { validation: self, original, threads, quiet }
+    }
+
+    /// What the manifest of the result at `output` says about it.
+    ///
+    /// # Errors
+    /// When the result was complete before it could be measured.
+    pub(super) fn found(&self, manifest: &Manifest, output: &Path) -> Result<Found> {
+        match &manifest.validation {
+            Some(value) if self.is_answered_by(value) => Ok(Found::new(value.clone(), output)),
+            _ => Err(Error::Request(format!(
+                "{} was complete already, by a command with another --validate or without one, and only got its name \
+                 now; it was not measured. Measure it with requant perplexity --against",
+                output.display()
+            ))),
+        }
+    }
+
+    /// Whether `found` is what this would find: of the same text, windows and limit.
+    fn is_answered_by(&self, found: &Value) -> bool {
+        let asked = self.asked();
+        asked.as_object().is_some_and(|asked| asked.iter().all(|(key, value)| found.get(key) == Some(value)))
+    }
+
+    fn asked(&self) -> Value {
+        json!({
+            "text": self.text.to_string_lossy(),
+            "context": self.windows.context,
+            "windows": self.windows.len(),
+            "max_kld": self.max_kld,
+        })
+    }
+}
+
+/// Measures a complete result that still has no name.
+pub(super) struct Measurement<'a> {
+    validation: &'a Validation,
+    original: &'a dyn Fn() -> Result<Original<'a>>,
+    threads: usize,
+    quiet: bool,
+}
+
+impl Judge for Measurement<'_> {
+    fn judge(&self, complete: &Path) -> Result<Value> {
+        let Self { validation, threads, quiet, .. } = *self;
+        let source = (self.original)()?;
+        let result = Opened::open(complete)?;
+        let bos = if validation.tokens.bos.is_some() { Bos::Always } else { Bos::Never };
+        let text = std::fs::read_to_string(&validation.text).map_err(Error::io(&validation.text, "read"))?;
         let mut tokenizer = result.tokenizer()?;
-        tokenizer.set_parses_special(self.parses_special);
+        tokenizer.set_parses_special(validation.parses_special);
         let of_result = Tokens::encode(&tokenizer, &text, bos)?;
-        let original = (&source.opened().tokenizer()?, &self.tokens);
+        let original = (&source.opened().tokenizer()?, &validation.tokens);
         let cut_otherwise = perplexity::first_cut_otherwise((&tokenizer, &of_result), original)?;
         let request = evaluate::Request {
             model: result.store()?,
             original: Some(source.opened().store()?),
-            windows: &self.windows,
-            memory_bytes: self.memory_bytes,
+            windows: &validation.windows,
+            memory_bytes: validation.memory_bytes,
             scratch: None,
         };
         let measure = || perplexity::measure(&request, threads, quiet);
-        let report = match source {
+        let report = match &source {
             Original::Here(_) => measure()?,
             Original::Streamed(streamed) => {
                 let predicts =
                     has_second_next(request.model) && request.original.is_some_and(has_second_next);
                 let needs = streamed.follow(predicts, quiet)?;
-                perplexity::check_room(&request, needs, threads, quiet)?;
+                let room = Room { threads, ignore_space: validation.ignore_space, quiet };
+                perplexity::check_room(&request, needs, &room)?;
                 streamed.run(quiet, measure)?
             }
         };
         let Some(against) = report.against else {
             return Err(Error::Request("--validate: nothing was compared".into()));
         };
-        let mean_kld = against.divergence.mean.value;
-        let passed = self.max_kld.is_none_or(|limit| mean_kld <= limit);
-        let value = json!({
-            "text": self.text,
-            "context": self.windows.context,
-            "windows": self.windows.len(),
-            "perplexity": report.perplexity.perplexity,
-            "perplexity_error": report.perplexity.error,
-            "against": table::against_json(&against, cut_otherwise),
-            "max_kld": self.max_kld,
-            "passed": passed,
-        });
-        outcome.manifest.record_validation(&outcome.manifest_path, value.clone())?;
-        let failure = (!passed).then(|| {
-            let limit = self.max_kld.unwrap_or(f64::INFINITY);
-            Error::Request(format!(
-                "validation: the mean KL divergence is {mean_kld:.6}, above --max-kld {limit}; {} is complete but \
-                 not what was asked for, and its manifest says so",
-                output.display()
-            ))
-        });
-        let mut human = format!(
-            "validation: perplexity {:.4}, of the source {:.4}, mean KL divergence {mean_kld:.6}, same likeliest \
-             token {:.2} %",
-            report.perplexity.perplexity,
-            against.perplexity.perplexity,
-            100.0 * against.divergence.top1_agreement.value
-        );
-        if let Some(token) = cut_otherwise {
-            human += &format!("\n{}", table::on_other_cuts(token));
-        }
-        Ok(Found { value, human, failure })
+        let mut value = validation.asked();
+        value["bos"] = json!(validation.tokens.bos);
+        value["perplexity"] = json!(report.perplexity.perplexity);
+        value["perplexity_error"] = json!(report.perplexity.error);
+        value["against"] = table::against_json(&against, cut_otherwise);
+        value["passed"] =
+            json!(validation.max_kld.is_none_or(|limit| against.divergence.mean.value <= limit));
+        Ok(value)
     }
 }
 
@@ -185,10 +215,29 @@ pub(super) struct Found {
     pub(super) failure: Option<Error>,
 }
 
-/// What to open: the directory, the file, or the first of a split set.
-fn first_file(output: &Path, manifest: &Manifest) -> PathBuf {
-    match manifest.files.first() {
-        Some(file) if !manifest.is_directory => output.with_file_name(&file.name),
-        _ => output.to_owned(),
+impl Found {
+    fn new(value: Value, output: &Path) -> Self {
+        let number = |value: &Value| value.as_f64().unwrap_or(f64::NAN);
+        let against = &value["against"];
+        let mean_kld = number(&against["mean_kld"]);
+        let failure = (value["passed"] != json!(true)).then(|| {
+            Error::Request(format!(
+                "validation: the mean KL divergence is {mean_kld:.6}, above --max-kld {}; {} is complete but \
+                 not what was asked for, and its manifest says so",
+                number(&value["max_kld"]),
+                output.display()
+            ))
+        });
+        let mut human = format!(
+            "validation: perplexity {:.4}, of the source {:.4}, mean KL divergence {mean_kld:.6}, same likeliest \
+             token {:.2} %",
+            number(&value["perplexity"]),
+            number(&against["perplexity"]),
+            100.0 * number(&against["top1_agreement"])
+        );
+        if let Some(token) = against["cut_otherwise"].as_u64() {
+            human += &format!("\n{}", table::on_other_cuts(token as usize));
+        }
+        Self { value, human, failure }
     }
 }

@@ -1,13 +1,13 @@
 //! `requant verify`: files against what is stated about them, whoever states it.
 
-use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use clap::{Arg, ArgMatches, Command};
 use serde_json::json;
 
-use super::{Subcommand, model, report};
+use super::console::{self, Page};
+use super::{Subcommand, applies, model, named, report};
 use crate::checksums::{self, Expected};
 use crate::error::{Error, Result};
 use crate::pipeline::{self, Check, Progress};
@@ -58,18 +58,24 @@ impl Subcommand for Verify {
         drop(progress);
         let bad = checks.iter().filter(|check| !check.problems.is_empty()).count();
         if matches.get_flag("json") {
-            super::print_json(
-                &json!({ "output": path, "ok": bad == 0, "files": checks, "unlisted": unlisted }),
-            );
+            console::print_json(&json!({
+                "output": path.display().to_string(),
+                "ok": bad == 0,
+                "files": checks,
+                "unlisted": unlisted,
+            }))?;
         } else {
-            for check in &checks {
-                let name = shown(&check.file);
-                match check.problems.as_slice() {
-                    [] => println!("{name}: OK"),
-                    problems => problems.iter().for_each(|problem| println!("{name}: {problem}")),
+            let mut page = Page::default();
+            for Check { file, problems } in &checks {
+                match problems.as_slice() {
+                    [] => page.line(format_args!("{file}: OK")),
+                    problems => {
+                        problems.iter().for_each(|problem| page.line(format_args!("{file}: {problem}")))
+                    }
                 }
             }
-            unlisted.iter().for_each(|name| println!("{}: not listed", shown(name)));
+            unlisted.iter().for_each(|name| page.line(format_args!("{name}: not listed")));
+            page.print()?;
         }
         if bad == 0 {
             return Ok(());
@@ -78,15 +84,15 @@ impl Subcommand for Verify {
     }
 }
 
-/// A name on one line.
-fn shown(name: &str) -> Cow<'_, str> {
-    if name.chars().any(char::is_control) { name.escape_debug().to_string().into() } else { name.into() }
-}
-
 /// Finds out what is to be held against what, and does it.
 fn verdict(path: &Path, matches: &ArgMatches, progress: &dyn Progress) -> Result<Verdict> {
     if let Some(list) = matches.get_one::<PathBuf>("sums") {
         need_directory(path, "--sums")?;
+        applies::refuse(
+            matches,
+            &["revision", "cache-dir"],
+            "is for models on the hub, and --sums is a list",
+        )?;
         let expected = checksums::read_sums(list)?;
         let mut verdict = directory(path, &expected, progress)?;
         let list = list.canonicalize().ok();
@@ -95,6 +101,8 @@ fn verdict(path: &Path, matches: &ArgMatches, progress: &dyn Progress) -> Result
     }
     if let Some(text) = matches.get_one::<String>("against") {
         need_directory(path, "--against")?;
+        let why = "is for hub ids as PATH; --against asks the hub itself";
+        applies::refuse(matches, &["cache-dir"], why)?;
         let Some(id) = HubId::parse(text) else {
             return Err(Error::Request(format!("--against {text}: not a hub id such as org/name")));
         };
@@ -103,6 +111,11 @@ fn verdict(path: &Path, matches: &ArgMatches, progress: &dyn Progress) -> Result
         return directory(path, &listed(&repository), progress);
     }
     let is_result = pipeline::has_manifest(path);
+    if is_result {
+        let why = format!("is for models on the hub, and {} is on this machine", path.display());
+        applies::refuse(matches, &["revision", "cache-dir"], why)?;
+    }
+    applies::check_local(matches, &[path], &["revision", "cache-dir"])?;
     if path.is_dir() && !is_result {
         let Some(expected) = recorded(path)? else {
             return Err(Error::Request(format!(
@@ -135,9 +148,7 @@ fn need_directory(path: &Path, option: &str) -> Result<()> {
 /// The hub id that `path` is, if it is none of a file: a result that is gone must not be looked for
 /// on the hub.
 fn hub_id(path: &Path) -> Option<HubId> {
-    let id = HubId::parse(path.to_str()?)?;
-    let is_file = path.exists() || path.extension().is_some_and(|extension| extension == "gguf");
-    (!is_file && id.repo.contains('/')).then_some(id)
+    named::hub_id(path).filter(|id| id.repo.contains('/'))
 }
 
 fn directory(root: &Path, expected: &[Expected], progress: &dyn Progress) -> Result<Verdict> {

@@ -12,8 +12,8 @@
 use super::gguf::write::beyond;
 use super::gguf::{Architecture, Kind, Written};
 use super::{
-    Attention, ByLayer, Checkpoints, Config, Divisors, ExpertChoice, Latent, Moe, NAMING, Naming, Pairing, Presence, Rotary,
-    Router, Scaling, Scoring, Shared, Spec, Yarn,
+    Attention, ByLayer, Checkpoints, Config, Divisors, ExpertChoice, Latent, Moe, NAMING, Naming, Pairing,
+    Presence, Rotary, Router, Scaling, Scoring, Shared, Spec, Yarn,
 };
 use crate::error::{Error, Result};
 

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::source::hub::{files_below, linked};
-use crate::source::{ContentDigest, RemoteFile};
+use crate::source::hub::{Notices, Snapshot, files_below, linked};
+use crate::source::{ContentDigest, RemoteFile, Source};
 
 /// Lists the shards of a model.
 const INDEX: &str = "model.safetensors.index.json";
@@ -42,10 +43,10 @@ pub fn cached_files(snapshot: &Path) -> Result<Vec<RemoteFile>> {
 /// Names of the files that the index lists, if there is one.
 fn shards(snapshot: &Path) -> Result<BTreeSet<String>> {
     let path = snapshot.join(INDEX);
-    if !path.exists() {
+    let Some(bytes) = Snapshot::open(snapshot, "", Notices::default(), Arc::default())?.read_small(INDEX)?
+    else {
         return Ok(BTreeSet::new());
-    }
-    let bytes = std::fs::read(&path).map_err(Error::io(&path, "read"))?;
+    };
     let index: serde_json::Value = serde_json::from_slice(&bytes)
         .map_err(|error| Error::checkpoint(path.display().to_string(), format!("not JSON: {error}")))?;
     let names = index["weight_map"].as_object().into_iter().flat_map(|map| map.values());

@@ -2,20 +2,20 @@
 //!
 //! A file's digest needs its bytes in order; jobs finish in any order. So the follower reads
 //! finished bytes back (they are still in the page cache) as soon as nothing before them is
-//! missing. A tensor's digest is computed by the worker that finishes its last job.
+//! missing, and hashes the file and the tensor that they are in at once.
 
 use std::fmt::Write as _;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
 
-use sha2::{Digest, Sha256};
+use requant_formats::Sha256;
 
-use crate::error::{Error, Result};
+use crate::disk::DiskFile;
+use crate::error::Result;
 use crate::frontier::Frontier;
 
 /// Bytes hashed at a time.
 const CHUNK_BYTES: usize = 1 << 20;
+/// The same while following: what was read is still in the core's own cache when it is hashed.
+const FOLLOW_BYTES: usize = 1 << 18;
 
 /// Digests of a finished result, lower-case hex.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,39 +27,74 @@ pub(super) struct Digests {
 }
 
 /// Hashes `len_bytes` of `file` from `offset_bytes`.
-pub(super) fn range(file: &File, path: &Path, offset_bytes: u64, len_bytes: u64) -> Result<String> {
+pub(super) fn range(file: &DiskFile, offset_bytes: u64, len_bytes: u64) -> Result<String> {
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; CHUNK_BYTES.min(len_bytes as usize)];
     let mut done = 0;
     while done < len_bytes {
         let chunk = chunk_of(&mut buffer, len_bytes - done);
-        file.read_exact_at(chunk, offset_bytes + done).map_err(Error::io(path, "read back"))?;
+        file.read_exact_at(chunk, offset_bytes + done)?;
         hasher.update(&*chunk);
         done += chunk.len() as u64;
     }
-    Ok(hex(hasher))
+    Ok(hex(&hasher.finish()))
 }
 
-/// Hashes a file of `len_bytes` as its frontier advances; `None` when the frontier was closed.
+/// A stored tensor of a file: where it starts and ends.
+pub(super) struct Part {
+    /// First byte.
+    pub(super) start: u64,
+    /// Byte after the last.
+    pub(super) end: u64,
+}
+
+/// Hashes a file of `len_bytes` as its frontier advances, and each of its parts on the way: they are in the order of
+/// their bytes. `None` when the frontier was closed.
+///
+/// File and part are two messages that advance together, which costs little more than one.
 pub(super) fn follow(
-    file: &File,
-    path: &Path,
+    file: &DiskFile,
     len_bytes: u64,
     frontier: &Frontier,
-) -> Result<Option<String>> {
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0; CHUNK_BYTES];
+    parts: &[Part],
+) -> Result<Option<(String, Vec<String>)>> {
+    let (mut whole, mut part) = (Sha256::new(), Sha256::new());
+    let mut digests = Vec::with_capacity(parts.len());
+    let mut buffer = vec![0; FOLLOW_BYTES];
     let mut done = 0;
     while done < len_bytes {
         let Some(complete) = frontier.wait_past(done) else { return Ok(None) };
         while done < complete {
-            let chunk = chunk_of(&mut buffer, complete - done);
-            file.read_exact_at(chunk, done).map_err(Error::io(path, "read back"))?;
-            hasher.update(&*chunk);
-            done += chunk.len() as u64;
+            let mut chunk: &[u8] = {
+                let chunk = chunk_of(&mut buffer, complete - done);
+                file.read_exact_at(chunk, done)?;
+                chunk
+            };
+            while !chunk.is_empty() {
+                let next = parts.get(digests.len());
+                let (is_in_part, end) = match next {
+                    Some(next) if next.start <= done => (true, next.end),
+                    Some(next) => (false, next.start),
+                    None => (false, len_bytes),
+                };
+                let len = chunk.len().min(usize::try_from(end - done).unwrap_or(usize::MAX));
+                let (now, later) = chunk.split_at(len);
+                if is_in_part {
+                    Sha256::update_both((&mut whole, now), (&mut part, now));
+                } else {
+                    whole.update(now);
+                }
+                done += len as u64;
+                chunk = later;
+                if is_in_part && done == end {
+                    digests.push(hex(&std::mem::take(&mut part).finish()));
+                }
+            }
         }
     }
-    Ok(Some(hex(hasher)))
+    // Tensors without a byte at the end of the file.
+    digests.resize_with(parts.len(), || of(&[]));
+    Ok(Some((hex(&whole.finish()), digests)))
 }
 
 fn chunk_of(buffer: &mut [u8], remaining: u64) -> &mut [u8] {
@@ -67,8 +102,10 @@ fn chunk_of(buffer: &mut [u8], remaining: u64) -> &mut [u8] {
     &mut buffer[..len]
 }
 
-pub(super) fn hex(hasher: Sha256) -> String {
-    hasher.finalize().iter().fold(String::with_capacity(64), |mut text, byte| {
+/// Lower-case hex.
+pub(super) fn hex(digest: &[u8]) -> String {
+    digest.iter().fold(String::with_capacity(2 * digest.len()), |mut text, byte| {
+        // Writing to a string cannot fail.
         let _ = write!(text, "{byte:02x}");
         text
     })
@@ -76,7 +113,39 @@ pub(super) fn hex(hasher: Sha256) -> String {
 
 /// Hashes bytes in memory.
 pub(super) fn of(bytes: &[u8]) -> String {
-    let mut hasher = Sha256::new();
-    hasher.update(bytes);
-    hex(hasher)
+    hex(&Sha256::digest(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::Disk;
+
+    #[test]
+    fn parts_of_a_growing_file_are_hashed_with_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
+        let bytes: Vec<u8> = (0..3 * FOLLOW_BYTES as u32 + 77).map(|at| (at * 31 % 257) as u8).collect();
+        std::fs::write(&path, &bytes).unwrap();
+        let len = bytes.len() as u64;
+        let part = |start: u64, end: u64| Part { start, end };
+        // Gaps, none, an empty one, one over several chunks, one to the end or an empty one there.
+        let lists = [
+            vec![],
+            vec![part(0, len)],
+            vec![part(5, 5), part(5, 69), part(69, 70), part(100, len - 3)],
+            vec![part(1, len), part(len, len)],
+        ];
+        for parts in lists {
+            let frontier = Frontier::new();
+            frontier.add(40, len);
+            frontier.add(0, 40);
+            let file = Disk::default().open_to_read(&path).unwrap();
+            let (whole, found) = follow(&file, len, &frontier, &parts).unwrap().unwrap();
+            assert_eq!(whole, of(&bytes));
+            let expected: Vec<String> =
+                parts.iter().map(|part| of(&bytes[part.start as usize..part.end as usize])).collect();
+            assert_eq!(found, expected);
+        }
+    }
 }

@@ -5,32 +5,35 @@
 //! offset of its own: few large writes, since writers of one file wait for each other. Memory is
 //! a few tiles and a slab per worker, whatever the size of tensor or model.
 //!
-//! Beside the workers, one thread hashes the files, one syncs and keeps the journal, and for a
-//! streamed source one brings the shards.
+//! Beside the workers, one thread hashes the files, one syncs and keeps the journal, and one brings the
+//! shards of a streamed source, or compares what was read of a local one with its files.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Mutex, OnceLock};
+use std::time::Duration;
 
 use rayon::ThreadPoolBuilder;
 
 use super::Progress;
-use super::digest::{self, Digests};
+use super::digest::{self, Digests, Part};
 use super::errors::{ErrorReport, Sums};
 use super::intake::Intake;
 use super::journal::{Done, Journal};
 use super::maxima::Maxima;
+use super::provenance::{self, Provenance};
 use super::queue::Queue;
 use super::slab::{self, Slab, Tile, Worker};
-use super::staging::StagedFile;
 use super::writeback::{self, Dirty};
-use crate::checkpoint::Catalogue;
+use crate::checkpoint::{Catalogue, Unit};
+use crate::disk::DiskFile;
 use crate::error::{Error, Result};
 use crate::frontier::Frontier;
-use crate::plan::{self, Blueprint, Job};
+use crate::plan::{self, Blueprint, Job, OutputTensor};
 
-/// Weights in a tile, at most (a single longer row makes a longer tile): 1 MiB of f32.
-const TILE_ELEMS: usize = 1 << 18;
+/// Weights in a tile, at most (a single longer row makes a longer tile): 0.5 MiB of f32.
+const TILE_ELEMS: usize = 1 << 17;
 
 /// Memory beside the tiles: headers, catalogue, code, allocator.
 const BASE_RAM_BYTES: u64 = 64 << 20;
@@ -56,13 +59,17 @@ pub(super) struct Run<'a> {
     pub(super) source: &'a Catalogue,
     pub(super) blueprint: &'a Blueprint,
     pub(super) jobs: &'a [Job],
-    /// For each job whether an earlier run has done it.
-    pub(super) done: &'a [bool],
-    /// For each job that an earlier run has done its part of the error report; `None` when there is none to be.
-    pub(super) sums: Option<&'a [Sums]>,
+    /// For each job what an earlier run has recorded about it, if it has done it.
+    pub(super) done: &'a [Option<Done>],
+    /// Whether there is to be an error report.
+    pub(super) error_report: bool,
     /// Brings the source's files, if they have to be brought.
     pub(super) intake: Option<&'a Intake<'a>>,
-    pub(super) files: &'a [StagedFile],
+    /// Compares what jobs read with the source's files, if these may change.
+    pub(super) provenance: Option<&'a Provenance<'a>>,
+    pub(super) files: &'a [DiskFile],
+    /// How often finished jobs are synced and recorded.
+    pub(super) sync_interval: Duration,
     pub(super) progress: &'a dyn Progress,
     pub(super) stop: &'a AtomicBool,
 }
@@ -70,12 +77,6 @@ pub(super) struct Run<'a> {
 /// What the threads of a run share.
 struct Shared {
     queue: Queue,
-    /// Jobs left, by tensor.
-    remaining: Vec<AtomicUsize>,
-    /// Tensors that an earlier run has finished: their digests are computed anew.
-    finished: Mutex<Vec<usize>>,
-    /// Digests of parts, by tensor.
-    parts: Vec<OnceLock<Vec<String>>>,
     /// Parts of the error report, by job; empty when there is none to be.
     sums: Vec<OnceLock<Sums>>,
     frontiers: Vec<Frontier>,
@@ -123,9 +124,14 @@ impl Run<'_> {
             let follower = scope.spawn(|| self.follow(shared_ref));
             scope.spawn(move || {
                 let recorded = |job| self.intake.map_or(Ok(()), |intake| intake.recorded(job));
-                if let Err(error) =
-                    writeback::run(self.files, &shared_ref.dirty, &to_record, journal, recorded)
-                {
+                if let Err(error) = writeback::run(
+                    self.files,
+                    &shared_ref.dirty,
+                    &to_record,
+                    journal,
+                    self.sync_interval,
+                    recorded,
+                ) {
                     shared_ref.fail(error);
                 }
             });
@@ -136,11 +142,20 @@ impl Run<'_> {
                     }
                 });
             }
+            if let Some(provenance) = self.provenance {
+                for _ in 0..provenance::readers(threads) {
+                    scope.spawn(move || {
+                        if let Err(error) = provenance.run(&shared_ref.failed, self.stop) {
+                            shared_ref.fail(error);
+                        }
+                    });
+                }
+            }
             pool.broadcast(|_| self.work(shared_ref, &finished));
             drop(finished);
             follower.join()
         });
-        let files = match followed {
+        let digests = match followed {
             Ok(result) => result,
             Err(panic) => std::panic::resume_unwind(panic),
         };
@@ -148,10 +163,8 @@ impl Run<'_> {
         if let Some(error) = failure {
             return Err(error);
         }
-        let files = files?.ok_or(Error::Interrupted)?;
-        let parts = shared.parts.into_iter().map(|digests| digests.into_inner().unwrap_or_default());
-        let digests = Digests { files, parts: parts.collect() };
-        let report = self.sums.map(|_| {
+        let digests = digests?.ok_or(Error::Interrupted)?;
+        let report = self.error_report.then(|| {
             let sums = shared.sums.into_iter().map(|sums| sums.into_inner().unwrap_or_default());
             ErrorReport::new(self.blueprint, self.jobs, &sums.collect::<Vec<_>>())
         });
@@ -160,7 +173,7 @@ impl Run<'_> {
 
     /// Counts what an earlier run has done as progress.
     pub(super) fn report_done(&self) {
-        for (job, _) in self.jobs.iter().zip(self.done).filter(|(_, done)| **done) {
+        for (job, _) in self.jobs.iter().zip(self.done).filter(|(_, done)| done.is_some()) {
             let tensor = &self.source.tensors()[self.blueprint.tensors[job.tensor].pieces[job.piece].source];
             let rows = tensor.matrix().0.max(1) as u64;
             self.progress.advance(tensor.len_bytes * job.source_rows.len() as u64 / rows);
@@ -168,21 +181,14 @@ impl Run<'_> {
     }
 
     fn share(&self, queue: Queue) -> Shared {
-        let remaining: Vec<AtomicUsize> =
-            self.blueprint.tensors.iter().map(|_| AtomicUsize::new(0)).collect();
-        for (job, _) in self.jobs.iter().zip(self.done).filter(|(_, done)| !**done) {
-            remaining[job.tensor].fetch_add(1, Ordering::Relaxed);
-        }
-        let finished = (0..remaining.len()).filter(|&tensor| remaining[tensor].load(Ordering::Relaxed) == 0);
         let shared = Shared {
             queue,
-            finished: Mutex::new(finished.collect()),
-            remaining,
-            parts: self.blueprint.tensors.iter().map(|_| OnceLock::new()).collect(),
-            sums: self.sums.map_or(Vec::new(), |sums| {
-                let known = sums.iter().zip(self.done).map(|(sums, done)| done.then_some(*sums));
+            sums: if self.error_report {
+                let known = self.done.iter().map(|done| done.map(|done| done.sums));
                 known.map(|sums| sums.map_or_else(OnceLock::new, OnceLock::from)).collect()
-            }),
+            } else {
+                Vec::new()
+            },
             frontiers: self.blueprint.files.iter().map(|_| Frontier::new()).collect(),
             dirty: Dirty::new(self.blueprint.files.len()),
             maxima: Maxima::new(self.source.tensors().len()),
@@ -192,7 +198,7 @@ impl Run<'_> {
         for (file, start, end) in gaps(self.blueprint) {
             shared.frontiers[file].add(start, end);
         }
-        for (job, _) in self.jobs.iter().zip(self.done).filter(|(_, done)| **done) {
+        for (job, _) in self.jobs.iter().zip(self.done).filter(|(_, done)| done.is_some()) {
             self.advance_frontiers(&shared, job);
         }
         shared
@@ -211,13 +217,32 @@ impl Run<'_> {
         }
     }
 
-    /// Hashes files, one after the other, as they are finished.
-    fn follow(&self, shared: &Shared) -> Result<Option<Vec<String>>> {
-        let mut digests = Vec::new();
-        let files = self.files.iter().zip(&self.blueprint.files).zip(&shared.frontiers);
-        for ((staged, file), frontier) in files {
-            match digest::follow(&staged.file, &staged.path, file.len_bytes, frontier) {
-                Ok(Some(digest)) => digests.push(digest),
+    /// Hashes files, one after the other, as they are finished, and the tensors in them.
+    fn follow(&self, shared: &Shared) -> Result<Option<Digests>> {
+        let tensors = &self.blueprint.tensors;
+        let mut digests = Digests {
+            files: Vec::new(),
+            parts: tensors.iter().map(|tensor| vec![String::new(); tensor.placements.len()]).collect(),
+        };
+        for (number, (staged, file)) in self.files.iter().zip(&self.blueprint.files).enumerate() {
+            let mut placed: Vec<(u64, u64, usize, usize)> = Vec::new();
+            for (tensor, output) in tensors.iter().enumerate() {
+                for (part, place) in
+                    output.placements.iter().enumerate().filter(|(_, place)| place.file == number)
+                {
+                    placed.push((place.offset_bytes, place.offset_bytes + place.len_bytes, tensor, part));
+                }
+            }
+            placed.sort_unstable();
+            let parts: Vec<Part> = placed.iter().map(|&(start, end, ..)| Part { start, end }).collect();
+            let frontier = &shared.frontiers[number];
+            match digest::follow(staged, file.len_bytes, frontier, &parts) {
+                Ok(Some((whole, found))) => {
+                    digests.files.push(whole);
+                    for (&(_, _, tensor, part), digest) in placed.iter().zip(found) {
+                        digests.parts[tensor][part] = digest;
+                    }
+                }
                 Ok(None) => return Ok(None),
                 Err(error) => {
                     shared.failed.store(true, Ordering::Relaxed);
@@ -231,45 +256,41 @@ impl Run<'_> {
     /// One worker: jobs until there are none.
     fn work(&self, shared: &Shared, finished: &Sender<Done>) {
         let patient = || !self.stop.load(Ordering::Relaxed) && !shared.failed.load(Ordering::Relaxed);
-        let take_finished =
-            || shared.finished.lock().unwrap_or_else(std::sync::PoisonError::into_inner).pop();
-        while let Some(tensor) = take_finished() {
-            if !patient() {
-                break;
-            }
-            if let Err(error) = self.digest_parts(shared, tensor) {
-                return shared.fail(error);
-            }
-        }
         let mut worker = Worker::default();
         while let Some(number) = shared.queue.next(patient) {
-            let sums = match self.run_job(shared, &self.jobs[number], &mut worker) {
-                Ok(sums) => sums,
+            let done = match self.run_job(shared, number, &mut worker) {
+                Ok(done) => done,
                 Err(error) => return shared.fail(error),
             };
             if let Some(slot) = shared.sums.get(number) {
                 // A job runs once, so nobody else sets this cell.
-                let _ = slot.set(sums);
+                let _ = slot.set(done.sums);
+            }
+            if let Some(provenance) = self.provenance
+                && let Err(error) = provenance.finished(&done)
+            {
+                return shared.fail(error);
             }
             // Only closed when recording has failed, which ends the run anyway.
-            let _ = finished.send(Done { job: number, sums });
+            let _ = finished.send(done);
         }
         if !patient() {
             shared.halt();
         }
     }
 
-    /// Returns the job's part of the error report, if there is to be one.
-    fn run_job(&self, shared: &Shared, job: &Job, worker: &mut Worker) -> Result<Sums> {
+    /// Returns what is to be recorded about the job.
+    fn run_job(&self, shared: &Shared, number: usize, worker: &mut Worker) -> Result<Done> {
+        let job = &self.jobs[number];
         let output = &self.blueprint.tensors[job.tensor];
         let piece = &output.pieces[job.piece];
-        let (_, cols) = self.source.tensors()[piece.source].matrix();
-        let tile_rows = if piece.turn.is_none() {
-            plan::whole_bands(TILE_ELEMS / cols.max(1), output.layout.band_rows())
-        } else {
-            job.source_rows.len()
-        };
-        let tensor_scale = shared.maxima.tensor_scale(self.source, output, &mut worker.reader)?;
+        let tile_rows = tile_rows(self.source, output, job);
+        if let Some(provenance) = self.provenance {
+            provenance.begun(number);
+        }
+        let (tensor_scale, read_for_scale) =
+            shared.maxima.tensor_scale(self.source, output, &mut worker.reader)?;
+        worker.reader.begin(self.source, &unit(self.source, output, job))?;
         let copies = output.copies(piece, &self.source.tensors()[piece.source]);
         let mut slab = Slab::new(output, job.first_row, tensor_scale);
         let mut sums = Sums::default();
@@ -280,7 +301,7 @@ impl Run<'_> {
             }
             let end = job.source_rows.end.min(start + tile_rows);
             let tile = Tile { source: self.source, piece, rows: start..end };
-            let of_errors = self.sums.is_some().then_some(&mut sums);
+            let of_errors = self.error_report.then_some(&mut sums);
             let bytes = if copies {
                 worker.copy(&mut slab, &tile, of_errors)?
             } else {
@@ -294,27 +315,45 @@ impl Run<'_> {
             self.progress.advance(bytes);
             start = end;
         }
+        let read = worker.reader.finish().wrapping_add(read_for_scale);
         self.advance_frontiers(shared, job);
-        if shared.remaining[job.tensor].fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.digest_parts(shared, job.tensor)?;
-        }
-        Ok(sums)
-    }
-
-    fn digest_parts(&self, shared: &Shared, tensor: usize) -> Result<()> {
-        let digests = self.blueprint.tensors[tensor].placements.iter().map(|placement| {
-            let staged = &self.files[placement.file];
-            digest::range(&staged.file, &staged.path, placement.offset_bytes, placement.len_bytes)
-        });
-        let digests = digests.collect::<Result<Vec<_>>>()?;
-        // The counter reaches zero once, so nobody else sets this cell.
-        let _ = shared.parts[tensor].set(digests);
-        Ok(())
+        Ok(Done { job: number, sums, wrote: slab.wrote(), read })
     }
 }
 
+/// Source rows of a tile of `job`.
+fn tile_rows(source: &Catalogue, output: &OutputTensor, job: &Job) -> usize {
+    let piece = &output.pieces[job.piece];
+    let (_, cols) = source.tensors()[piece.source].matrix();
+    if piece.turn.is_none() {
+        plan::whole_bands(TILE_ELEMS / cols.max(1), output.layout.band_rows())
+    } else {
+        job.source_rows.len()
+    }
+}
+
+/// What `job` reads of its weight.
+pub(super) fn unit(source: &Catalogue, output: &OutputTensor, job: &Job) -> Unit {
+    let piece = &output.pieces[job.piece];
+    let tile_rows = tile_rows(source, output, job);
+    Unit { id: piece.source, rows: job.source_rows.clone(), tile_rows, unscaled: piece.unscaled }
+}
+
+/// Bands of output rows that `job` writes at once, one after the other.
+pub(super) fn written_bands(
+    source: &Catalogue,
+    output: &OutputTensor,
+    job: &Job,
+) -> impl Iterator<Item = Range<usize>> {
+    let piece = &output.pieces[job.piece];
+    let (_, cols) = source.tensors()[piece.source].matrix();
+    let rows = plan::output_rows(piece, job.source_rows.len(), cols);
+    let tile_rows = if piece.turn.is_none() { tile_rows(source, output, job) } else { rows };
+    slab::bands(output, job.first_row..job.first_row + rows, tile_rows)
+}
+
 /// Bytes of each file that no tensor covers (header, padding): file, start, end.
-fn gaps(blueprint: &Blueprint) -> Vec<(usize, u64, u64)> {
+pub(super) fn gaps(blueprint: &Blueprint) -> Vec<(usize, u64, u64)> {
     let mut covered: Vec<(usize, u64, u64)> = blueprint
         .tensors
         .iter()

@@ -1,32 +1,43 @@
 //! The journal: which jobs of an unfinished result are done and on the disk.
 //!
 //! ```text
-//! OUTPUT.journal   one line of JSON, the request; then a record for each finished job:
-//!                  its number and the same number scrambled with the request's key (u32 each);
-//!                  the number of jobs itself is the seal: final names were about to be given.
-//!                  With an error report a record goes on with the job's sums (f64 each), which
-//!                  are scrambled into its second word
+//! OUTPUT.journal   one line of JSON, the request; then a record for each finished job, all little-endian:
+//!                    number     u32    the number of jobs itself is the seal: final names were about to be given
+//!                    wrote      u128   fingerprint of the bytes that the job wrote
+//!                    read       u128   fingerprint of the bytes of the source that it was made from
+//!                    sums     4 f64    its part of the error report, if there is to be one
+//!                    check      u128   fingerprint of the fields before it, seeded with the request's key
 //! ```
 //!
 //! The first line is written under a temporary name and synced, so it is whole or not there.
 //! Records are appended after the bytes they speak of were synced. Reading stops at the first torn
 //! record: the jobs behind it are done again, with the same result.
 
-use std::fs::{File, OpenOptions};
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::errors::Sums;
 use crate::checkpoint::Catalogue;
+use crate::disk::{Appender, Disk, parent_of};
 use crate::error::{Error, Result};
+use crate::fingerprint::Fingerprint;
 use crate::plan::Blueprint;
+
+/// Version of the layout of records; raised when it changes. Journals without one had the first.
+const LAYOUT: u32 = 2;
+/// Bytes of a record's number and its two fingerprints.
+const FIELDS_BYTES: usize = 4 + 16 + 16;
+/// Bytes of a record's check.
+const CHECK_BYTES: usize = 16;
 
 /// What a result is made from. A journal only goes on with the same request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RequestRecord {
+    /// Layout of the journal's records.
+    #[serde(default)]
+    pub layout: u32,
     /// Version of the tool.
     pub requant_version: String,
     /// MODEL: a path or a hub id with its commit.
@@ -90,12 +101,13 @@ impl RequestRecord {
             result.update(format!("{how:?} {what:?}\n"));
         }
         Self {
+            layout: LAYOUT,
             requant_version: env!("CARGO_PKG_VERSION").to_owned(),
             model: source.source().location(),
             format: format.to_ascii_lowercase(),
             pinned,
-            source_sha256: super::digest::hex(files),
-            blueprint_sha256: super::digest::hex(result),
+            source_sha256: super::digest::hex(&files.finalize()),
+            blueprint_sha256: super::digest::hex(&result.finalize()),
             jobs,
             error_report,
         }
@@ -104,7 +116,11 @@ impl RequestRecord {
     /// What `self`, asked for now, has other than the unfinished `earlier`.
     fn difference(&self, earlier: &Self) -> Option<String> {
         let changed = |what: &str, then: &str, now: &str| Some(format!("{what} was {then}, now {now}"));
-        if self.model != earlier.model {
+        if self.layout != earlier.layout {
+            Some(
+                "it was begun by another version of requant, whose journal this one does not read".to_owned(),
+            )
+        } else if self.model != earlier.model {
             changed("the model", &earlier.model, &self.model)
         } else if self.format != earlier.format {
             changed("--to", &earlier.format, &self.format)
@@ -126,18 +142,17 @@ impl RequestRecord {
         }
     }
 
-    /// Scrambles record numbers, so that neither zeros nor another request's records count.
-    fn key(&self) -> u32 {
+    /// Seeds the checks of records, so that neither zeros nor another request's records count.
+    fn key(&self) -> u64 {
         let digest = Sha256::digest(format!("{}{}", self.source_sha256, self.blueprint_sha256));
-        u32::from_le_bytes([digest[0], digest[1], digest[2], digest[3]]) | 1
+        digest.first_chunk().map_or(1, |bytes| u64::from_le_bytes(*bytes)) | 1
     }
 }
 
 /// An open journal.
 pub(super) struct Journal {
-    file: File,
-    path: PathBuf,
-    key: u32,
+    file: Appender,
+    key: u64,
     jobs: usize,
     has_sums: bool,
 }
@@ -149,17 +164,19 @@ pub(super) struct Done {
     pub(super) job: usize,
     /// Its part of the error report; zeros when there is none.
     pub(super) sums: Sums,
+    /// Fingerprint of the bytes that it wrote.
+    pub(super) wrote: u128,
+    /// Fingerprint of the bytes of the source that it was made from.
+    pub(super) read: u128,
 }
 
 /// What a journal says.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Progress {
-    /// For each job whether it is done.
-    pub(super) done: Vec<bool>,
-    /// For each job that is done its part of the error report.
-    pub(super) sums: Vec<Sums>,
-    /// The files were about to get their final names; some may have them.
-    pub(super) sealed: bool,
+    /// For each job what is recorded about it, if it is done.
+    pub(super) done: Vec<Option<Done>>,
+    /// The files were about to get their final names, and some may have them: the fingerprint of their manifest.
+    pub(super) sealed: Option<u128>,
 }
 
 impl Journal {
@@ -175,6 +192,7 @@ impl Journal {
     /// # Errors
     /// When it cannot be read, or belongs to another request.
     pub(super) fn resume(
+        disk: &Disk,
         path: &Path,
         output: &Path,
         request: &RequestRecord,
@@ -194,81 +212,81 @@ impl Journal {
         }
         let key = request.key();
         // One more than there are jobs: the last one is the seal.
-        let mut done = vec![false; request.jobs + 1];
-        let mut sums = vec![Sums::default(); request.jobs + 1];
+        let mut done = vec![None; request.jobs + 1];
         let mut valid = start;
         let record_len = record_len(request.error_report);
         for record in bytes[start..].chunks_exact(record_len) {
             match parse_record(record, key).filter(|found| found.job < done.len()) {
-                Some(found) => (done[found.job], sums[found.job]) = (true, found.sums),
+                Some(found) => done[found.job] = Some(found),
                 None => break,
             }
             valid += record_len;
         }
-        let file = OpenOptions::new().append(true).open(path).map_err(Error::io(path, "open"))?;
-        file.set_len(valid as u64).map_err(Error::io(path, "resize"))?;
-        let sealed = done.pop().unwrap_or(false);
-        sums.truncate(request.jobs);
+        let file = disk.open(path)?;
+        file.set_len(valid as u64)?;
+        let file = Appender::new(file, valid as u64);
+        let sealed = done.pop().flatten().map(|seal| seal.wrote);
         let has_sums = request.error_report;
-        let journal = Self { file, path: path.to_owned(), key, jobs: request.jobs, has_sums };
-        Ok(Some((journal, Progress { done, sums, sealed })))
+        let journal = Self { file, key, jobs: request.jobs, has_sums };
+        Ok(Some((journal, Progress { done, sealed })))
     }
 
     /// Begins a journal at `path`.
-    pub(super) fn create(path: &Path, request: &RequestRecord) -> Result<Self> {
-        let mut temporary = path.file_name().unwrap_or_default().to_owned();
-        temporary.push(".new");
-        let temporary = path.with_file_name(temporary);
+    pub(super) fn create(disk: &Disk, path: &Path, request: &RequestRecord) -> Result<Self> {
         let mut line =
             serde_json::to_vec(request).map_err(|error| Error::io(path, "encode")(error.into()))?;
         line.push(b'\n');
-        let mut file = File::create(&temporary).map_err(Error::io(&temporary, "create"))?;
-        file.write_all(&line).map_err(Error::io(&temporary, "write"))?;
-        file.sync_all().map_err(Error::io(&temporary, "sync"))?;
-        std::fs::rename(&temporary, path).map_err(Error::io(path, "rename to"))?;
-        let file = OpenOptions::new().append(true).open(path).map_err(Error::io(path, "open"))?;
+        disk.replace(path, &line)?;
+        disk.sync_directory(parent_of(path))?;
+        let file = Appender::new(disk.open(path)?, line.len() as u64);
         let (key, jobs, has_sums) = (request.key(), request.jobs, request.error_report);
-        Ok(Self { file, path: path.to_owned(), key, jobs, has_sums })
+        Ok(Self { file, key, jobs, has_sums })
     }
 
     /// Records that jobs are done; their bytes must be on the disk already.
     pub(super) fn append(&mut self, jobs: &[Done]) -> Result<()> {
         let mut records = Vec::with_capacity(record_len(self.has_sums) * jobs.len());
-        for &Done { job, sums } in jobs {
-            let number = job as u32;
-            let sums = sums.to_bytes();
-            let sums = if self.has_sums { &sums[..] } else { &[] };
-            records.extend(number.to_le_bytes());
-            records.extend(scrambled(number, sums, self.key).to_le_bytes());
-            records.extend(sums);
+        for done in jobs {
+            let start = records.len();
+            records.extend((done.job as u32).to_le_bytes());
+            records.extend(done.wrote.to_le_bytes());
+            records.extend(done.read.to_le_bytes());
+            if self.has_sums {
+                records.extend(done.sums.to_bytes());
+            }
+            let check = Fingerprint::of(self.key, &records[start..]);
+            records.extend(check.to_le_bytes());
         }
-        self.file.write_all(&records).map_err(Error::io(&self.path, "write"))?;
-        self.file.sync_data().map_err(Error::io(&self.path, "sync"))
+        self.file.append(&records)?;
+        self.file.file().sync()
     }
 
-    /// Records that everything is done and the final names come next.
-    pub(super) fn seal(&mut self) -> Result<()> {
-        self.append(&[Done { job: self.jobs, sums: Sums::default() }])
+    /// Records that everything is done and the final names come next; `manifest` is the fingerprint of the
+    /// manifest.
+    pub(super) fn seal(&mut self, manifest: u128) -> Result<()> {
+        self.append(&[Done { job: self.jobs, sums: Sums::default(), wrote: manifest, read: 0 }])
     }
 }
 
 fn record_len(has_sums: bool) -> usize {
-    8 + if has_sums { Sums::LEN_BYTES } else { 0 }
+    FIELDS_BYTES + if has_sums { Sums::LEN_BYTES } else { 0 } + CHECK_BYTES
 }
 
 /// A record of either length; `None` when it is torn.
-fn parse_record(record: &[u8], key: u32) -> Option<Done> {
-    let (number, rest) = record.split_first_chunk::<4>()?;
-    let (check, sums) = rest.split_first_chunk::<4>()?;
-    let number = u32::from_le_bytes(*number);
-    let is_whole = u32::from_le_bytes(*check) == scrambled(number, sums, key);
-    let sums = sums.first_chunk().map_or(Sums::default(), Sums::from_bytes);
-    is_whole.then_some(Done { job: number as usize, sums })
-}
-
-fn scrambled(number: u32, sums: &[u8], key: u32) -> u32 {
-    let folded = sums.iter().fold(number, |hash, &byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
-    folded.wrapping_mul(0x9e37_79b1) ^ key
+fn parse_record(record: &[u8], key: u64) -> Option<Done> {
+    let (fields, check) = record.split_last_chunk::<CHECK_BYTES>()?;
+    if u128::from_le_bytes(*check) != Fingerprint::of(key, fields) {
+        return None;
+    }
+    let (number, rest) = fields.split_first_chunk()?;
+    let (wrote, rest) = rest.split_first_chunk()?;
+    let (read, sums) = rest.split_first_chunk()?;
+    Some(Done {
+        job: u32::from_le_bytes(*number) as usize,
+        wrote: u128::from_le_bytes(*wrote),
+        read: u128::from_le_bytes(*read),
+        sums: sums.first_chunk().map_or(Sums::default(), Sums::from_bytes),
+    })
 }
 
 /// The request on the first line, and where the records start.
@@ -283,6 +301,7 @@ mod tests {
 
     fn request() -> RequestRecord {
         RequestRecord {
+            layout: LAYOUT,
             requant_version: "1".into(),
             model: "org/name".into(),
             format: "q4_0".into(),
@@ -295,9 +314,9 @@ mod tests {
     }
 
     fn done(path: &Path, request: &RequestRecord) -> Vec<usize> {
-        let (_, progress) = Journal::resume(path, path, request).unwrap().unwrap();
-        assert!(!progress.sealed);
-        progress.done.iter().enumerate().filter(|(_, done)| **done).map(|(job, _)| job).collect()
+        let (_, progress) = Journal::resume(&Disk::default(), path, path, request).unwrap().unwrap();
+        assert_eq!(progress.sealed, None);
+        progress.done.iter().flatten().map(|done| done.job).collect()
     }
 
     #[test]
@@ -309,43 +328,73 @@ mod tests {
             let of = |job: usize| {
                 let mut sums = Sums::default();
                 sums.add(&[job as f32 + 1.0], &[0.5]);
-                Done { job, sums }
+                Done { job, sums, wrote: job as u128 + (5 << 100), read: !(job as u128) }
             };
-            let mut journal = Journal::create(&path, &request).unwrap();
+            let mut journal = Journal::create(&Disk::default(), &path, &request).unwrap();
             let start = std::fs::metadata(&path).unwrap().len() as usize;
             journal.append(&[of(3), of(0), of(7)]).unwrap();
             let whole = std::fs::read(&path).unwrap();
             for len in start..=whole.len() {
-                for tail in [&[][..], &[0; 5], &[0; 24], &[0xff; 16], &[0; 80]] {
+                for tail in [&[][..], &[0; 5], &[0; 24], &[0xff; 16], &[0; 200]] {
                     std::fs::write(&path, [&whole[..len], tail].concat()).unwrap();
                     let mut expected = [3, 0, 7][..(len - start) / record_len(error_report)].to_vec();
                     expected.sort_unstable();
                     assert_eq!(done(&path, &request), expected, "{len}");
                     // And it can be gone on with.
-                    let (mut journal, progress) = Journal::resume(&path, &path, &request).unwrap().unwrap();
+                    let (mut journal, progress) =
+                        Journal::resume(&Disk::default(), &path, &path, &request).unwrap().unwrap();
                     for job in expected {
                         let sums = if error_report { of(job).sums } else { Sums::default() };
-                        assert_eq!(progress.sums[job], sums);
+                        assert_eq!(progress.done[job], Some(Done { sums, ..of(job) }));
                     }
                     journal.append(&[of(9)]).unwrap();
                     assert!(done(&path, &request).contains(&9));
                 }
             }
             std::fs::write(&path, &whole[..start - 1]).unwrap();
-            assert!(Journal::resume(&path, &path, &request).unwrap().is_none());
+            assert!(Journal::resume(&Disk::default(), &path, &path, &request).unwrap().is_none());
         }
+    }
+
+    #[test]
+    fn no_flipped_bit_of_a_record_counts() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("j");
+        let request = RequestRecord { error_report: true, ..request() };
+        let mut journal = Journal::create(&Disk::default(), &path, &request).unwrap();
+        let start = std::fs::metadata(&path).unwrap().len() as usize;
+        let of = |job: usize| Done { job, sums: Sums::default(), wrote: 1, read: 2 };
+        journal.append(&[of(0), of(1)]).unwrap();
+        let whole = std::fs::read(&path).unwrap();
+        for bit in 8 * start..8 * (start + record_len(true)) {
+            let mut damaged = whole.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            std::fs::write(&path, damaged).unwrap();
+            assert_eq!(done(&path, &request), [0usize; 0], "{bit}");
+        }
+    }
+
+    #[test]
+    fn a_journal_of_another_layout_is_not_gone_on_with() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("j");
+        let mut line = serde_json::to_value(request()).unwrap();
+        line.as_object_mut().unwrap().remove("layout");
+        std::fs::write(&path, format!("{line}\n")).unwrap();
+        let error = Journal::resume(&Disk::default(), &path, &path, &request()).err().unwrap().to_string();
+        assert!(error.contains("another version") && error.contains("--restart"), "{error}");
     }
 
     #[test]
     fn another_request_is_told_what_to_do() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("j");
-        Journal::create(&path, &request()).unwrap();
+        Journal::create(&Disk::default(), &path, &request()).unwrap();
         let other = RequestRecord { format: "q8_0".into(), ..request() };
-        let error = Journal::resume(&path, &path, &other).err().unwrap().to_string();
+        let error = Journal::resume(&Disk::default(), &path, &path, &other).err().unwrap().to_string();
         assert!(error.contains("q4_0") && error.contains("q8_0") && error.contains("--restart"), "{error}");
         let other = RequestRecord { error_report: true, ..request() };
-        let error = Journal::resume(&path, &path, &other).err().unwrap().to_string();
+        let error = Journal::resume(&Disk::default(), &path, &path, &other).err().unwrap().to_string();
         assert!(error.contains("--error-report was not given, now given"), "{error}");
     }
 }

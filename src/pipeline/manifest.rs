@@ -1,8 +1,7 @@
 //! The manifest: what a result was made from, by what, and the digest of everything in it.
 
-use std::fs::File;
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
@@ -10,13 +9,14 @@ use super::Settings;
 use super::digest::Digests;
 use super::errors::ErrorReport;
 use crate::checkpoint::Catalogue;
+use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::plan::Blueprint;
 
 /// Version of the layout below; raised when a reader would misunderstand.
 const MANIFEST_VERSION: u32 = 1;
 
-/// `<output>.manifest.json`.
+/// `OUTPUT.manifest.json`, or `requant.manifest.json` in a directory.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     /// Layout of this file.
@@ -55,7 +55,7 @@ pub struct SourceRecord {
     pub name: String,
     /// Length.
     pub bytes: u64,
-    /// Digest, where the source states one.
+    /// Digest: as the source states it, or of the bytes that were read.
     pub sha256: Option<String>,
 }
 
@@ -90,13 +90,6 @@ pub struct TensorRecord {
     pub sha256: String,
 }
 
-/// Where the manifest of `output` is: beside it, `model.gguf.manifest.json`.
-pub fn manifest_path(output: &Path) -> PathBuf {
-    let mut name = output.file_name().unwrap_or_default().to_owned();
-    name.push(".manifest.json");
-    output.with_file_name(name)
-}
-
 impl Manifest {
     pub(super) fn new(
         source: &Catalogue,
@@ -104,6 +97,7 @@ impl Manifest {
         output: &Path,
         settings: &Settings,
         digests: &Digests,
+        witnessed: Option<BTreeMap<usize, String>>,
         error_report: Option<ErrorReport>,
     ) -> Self {
         let output_name = output.file_name().unwrap_or_default().to_string_lossy();
@@ -111,12 +105,14 @@ impl Manifest {
             "" => output_name.to_string(),
             name => name.to_owned(),
         };
-        let mut used: Vec<usize> = source.tensors().iter().map(|tensor| tensor.file).collect();
-        used.sort_unstable();
-        used.dedup();
-        let source_files = used.into_iter().map(|id| {
+        let used = witnessed.unwrap_or_else(|| {
+            let used: BTreeSet<usize> = source.tensors().iter().map(|tensor| tensor.file).collect();
+            used.into_iter().map(|id| (id, String::new())).collect()
+        });
+        let source_files = used.into_iter().map(|(id, witnessed)| {
             let file = &source.source().files()[id];
-            SourceRecord { name: file.name.clone(), bytes: file.len_bytes, sha256: file.sha256.clone() }
+            let sha256 = if witnessed.is_empty() { file.sha256.clone() } else { Some(witnessed) };
+            SourceRecord { name: file.name.clone(), bytes: file.len_bytes, sha256 }
         });
         let files = blueprint.files.iter().enumerate().map(|(id, file)| FileRecord {
             name: file_name(id),
@@ -156,29 +152,12 @@ impl Manifest {
         }
     }
 
-    /// Adds what a validation found and writes the manifest at `path` again.
-    ///
-    /// # Errors
-    /// When it cannot be written; the old one is still there then.
-    pub fn record_validation(&mut self, path: &Path, found: serde_json::Value) -> Result<()> {
-        self.validation = Some(found);
-        self.write(path)
-    }
-
-    /// Writes the manifest under a temporary name, syncs it and renames it to `path`.
-    pub(super) fn write(&self, path: &Path) -> Result<()> {
-        let directory = match path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        let mut temporary = tempfile::NamedTempFile::new_in(directory).map_err(Error::io(path, "create"))?;
-        let text =
-            serde_json::to_vec_pretty(self).map_err(|error| Error::io(path, "encode")(error.into()))?;
-        temporary.write_all(&text).map_err(Error::io(path, "write"))?;
-        temporary.write_all(b"\n").map_err(Error::io(path, "write"))?;
-        temporary.as_file().sync_all().map_err(Error::io(path, "sync"))?;
-        temporary.persist(path).map_err(|error| Error::io(path, "rename to")(error.error))?;
-        Ok(())
+    /// The text of its file.
+    pub(super) fn to_bytes(&self) -> Result<Vec<u8>> {
+        let mut text = serde_json::to_vec_pretty(self)
+            .map_err(|error| Error::Request(format!("the manifest cannot be written as JSON: {error}")))?;
+        text.push(b'\n');
+        Ok(text)
     }
 
     /// Reads a manifest.
@@ -186,8 +165,16 @@ impl Manifest {
     /// # Errors
     /// When it cannot be read, is not a manifest, or is of a later layout.
     pub fn read(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(Error::io(path, "open"))?;
-        let manifest: Self = serde_json::from_reader(std::io::BufReader::new(file)).map_err(|error| {
+        let bytes = std::fs::read(path).map_err(Error::io(path, "read"))?;
+        Self::parse(&bytes, path)
+    }
+
+    /// Reads the manifest that has these `bytes`, from the file at `path`.
+    ///
+    /// # Errors
+    /// When they are not a manifest, or one of a later layout.
+    pub(super) fn parse(bytes: &[u8], path: &Path) -> Result<Self> {
+        let manifest: Self = serde_json::from_slice(bytes).map_err(|error| {
             Error::checkpoint(path.display().to_string(), format!("not a manifest: {error}"))
         })?;
         if manifest.manifest_version != MANIFEST_VERSION {
@@ -199,4 +186,17 @@ impl Manifest {
         }
         Ok(manifest)
     }
+}
+
+/// Whether the file at `path` is the one that `record` describes.
+///
+/// # Errors
+/// When it is there and cannot be read.
+pub(super) fn is_whole(record: &FileRecord, path: &Path) -> Result<bool> {
+    if !path.exists() {
+        return Ok(false);
+    }
+    let file = Disk::default().open_to_read(path)?;
+    let len_bytes = file.len_bytes()?;
+    Ok(len_bytes == record.bytes && super::digest::range(&file, 0, len_bytes)? == record.sha256)
 }

@@ -2,19 +2,20 @@
 //! worth a write.
 
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 
 use requant_formats::codec;
 
 use super::errors::Sums;
-use super::staging::StagedFile;
 use super::writeback::Dirty;
 use crate::checkpoint::{Catalogue, TileReader};
-use crate::error::{Error, Result};
+use crate::disk::DiskFile;
+use crate::error::Result;
+use crate::fingerprint::Fingerprint;
 use crate::plan::{OutputTensor, Piece, Rounding};
 
-/// Weights in a slab: 2.4 MB in a 4-bit format.
-const SLAB_ELEMS: usize = 1 << 22;
+/// Weights in a slab: 0.6 MB in a 4-bit format, so that what was encoded is still in the core's own cache when it is
+/// digested and written.
+const SLAB_ELEMS: usize = 1 << 20;
 
 /// Weights in a slab whose rows end up in many places: the more rows, the longer and the fewer the pieces. A
 /// routed expert of DeepSeek-V3 fits, and is one piece then.
@@ -106,11 +107,13 @@ pub(super) struct Slab<'a> {
     first_row: usize,
     /// Rows encoded since.
     rows: usize,
+    /// Of all bytes that were written.
+    wrote: Fingerprint,
 }
 
 impl<'a> Slab<'a> {
     pub(super) fn new(output: &'a OutputTensor, first_row: usize, tensor_scale: f32) -> Self {
-        Self { output, tensor_scale, first_row, rows: 0 }
+        Self { output, tensor_scale, first_row, rows: 0, wrote: Fingerprint::new() }
     }
 
     pub(super) fn is_full(&self) -> bool {
@@ -173,17 +176,23 @@ impl<'a> Slab<'a> {
         codec.decode_under(self.tensor_scale, &ends, decoded);
     }
 
+    /// Fingerprint of all bytes that were written, slab after slab, the runs of each placement one after the other.
+    pub(super) fn wrote(&self) -> u128 {
+        self.wrote.finish()
+    }
+
     /// Writes what was encoded and starts afresh.
-    pub(super) fn write(&mut self, files: &[StagedFile], dirty: &Dirty, parts: &mut [Vec<u8>]) -> Result<()> {
-        let Self { output, tensor_scale, first_row, rows } = *self;
+    pub(super) fn write(&mut self, files: &[DiskFile], dirty: &Dirty, parts: &mut [Vec<u8>]) -> Result<()> {
+        let Self { output, tensor_scale, first_row, rows, .. } = *self;
         let band = first_row..first_row + rows;
         let encoded: Vec<&[u8]> = parts.iter().take(output.codec.parts().len()).map(Vec::as_slice).collect();
         let packed = output.layout.pack(output.matrix(tensor_scale), band.clone(), &encoded);
         for ((placement, runs), bytes) in output.runs(band).zip(&packed) {
             let staged = &files[placement.file];
+            self.wrote.update(&bytes[..runs.len_bytes()]);
             for (offset, range) in runs.pieces() {
                 let offset = placement.offset_bytes + offset;
-                staged.file.write_all_at(&bytes[range], offset).map_err(Error::io(&staged.path, "write"))?;
+                staged.write_all_at(&bytes[range], offset)?;
             }
             dirty.mark(placement.file);
         }
@@ -192,6 +201,17 @@ impl<'a> Slab<'a> {
         self.rows = 0;
         Ok(())
     }
+}
+
+/// The bands of `rows` that become a slab each when they are encoded in tiles of `tile_rows`.
+pub(super) fn bands(
+    output: &OutputTensor,
+    rows: Range<usize>,
+    tile_rows: usize,
+) -> impl Iterator<Item = Range<usize>> {
+    let tile_elems = (tile_rows * output.row_len_elems()).max(1);
+    let step = (tile_rows * slab_elems(output).div_ceil(tile_elems)).max(1);
+    rows.clone().step_by(step).map(move |start| start..rows.end.min(start + step))
 }
 
 /// Most bytes that a slab of `output` holds, with tiles of `tile_elems` weights: a tile may go past the

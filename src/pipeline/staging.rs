@@ -1,165 +1,177 @@
-//! Temporary names, locks, and the step that makes a result final.
+//! Files under temporary names, and the journal of what is in them, from the first byte to the seal.
+//!
+//! What the journal says is on the disk: files and their headers are synced before there is a journal, and the
+//! bytes of a job before its record. What an earlier run has left is held against the journal again when it is
+//! gone on with (`digest`), and everything that follows from the plan alone is written anew.
 
-use std::fs::{File, OpenOptions};
-use std::io::Write;
-use std::os::unix::fs::FileExt;
+use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::errors::Sums;
-use super::journal::{Journal, RequestRecord};
-use super::manifest::{Manifest, manifest_path};
+use super::journal::{Done, Journal, RequestRecord};
+use super::manifest::Manifest;
+use super::names::Names;
+use super::output::check_replace;
+use super::{execute, placing};
+use crate::disk::{Disk, DiskFile, parent_of};
 use crate::error::{Error, Result};
 use crate::lock::lock;
 use crate::plan::Blueprint;
 
-/// A file being written.
-pub(super) struct StagedFile {
-    /// Handle for positioned reads and writes.
-    pub(super) file: File,
-    /// Temporary path.
-    pub(super) path: PathBuf,
-}
+/// Zeros compared or written at a time.
+const ZEROS: [u8; 1 << 12] = [0; 1 << 12];
 
-/// Output files under temporary names, and the journal of what is in them. Dropping it removes both
-/// unless [`Stage::keep`] was called; [`Stage::commit`] makes the files final.
+/// Output files under temporary names, and the journal. Dropping it removes both unless [`Stage::keep`] was
+/// called; `placing` gives the files their names.
 pub(super) struct Stage {
-    files: Vec<StagedFile>,
-    /// (temporary, final) names, in the order in which they are renamed.
-    renames: Vec<(PathBuf, PathBuf)>,
-    manifest: PathBuf,
-    journal_path: PathBuf,
-    force: bool,
+    pub(super) disk: Disk,
+    pub(super) names: Names,
+    files: Vec<DiskFile>,
+    pub(super) force: bool,
+    /// Fingerprint of the manifest under which everything was sealed.
+    pub(super) sealed: Option<u128>,
     keep: bool,
     /// Held, locked, until the end: a second run on the same output fails at once.
-    lock: Option<(File, PathBuf)>,
+    lock: Option<File>,
 }
 
 /// What an earlier run has left, or nothing.
 pub(super) struct Begun {
     /// Where finished jobs are recorded.
     pub(super) journal: Journal,
-    /// For each job whether it is done.
-    pub(super) done: Vec<bool>,
-    /// For each job that is done its part of the error report.
-    pub(super) sums: Vec<Sums>,
+    /// For each job what is recorded about it, if it is done.
+    pub(super) done: Vec<Option<Done>>,
+}
+
+/// What there is to do.
+pub(super) enum Opened {
+    /// Jobs, or what follows when all are done.
+    Work(Stage, Begun),
+    /// Nothing but names: an earlier run was cut off while it gave them.
+    Complete(Stage, Box<Manifest>),
+}
+
+/// What [`Stage::open`] is asked for.
+pub(super) struct Request<'a> {
+    pub(super) disk: &'a Disk,
+    pub(super) blueprint: &'a Blueprint,
+    pub(super) output: &'a Path,
+    pub(super) record: &'a RequestRecord,
+    pub(super) force: bool,
+    pub(super) restart: bool,
 }
 
 impl Stage {
-    /// Locks `output` and goes on with the files of an unfinished run of the same request, or
-    /// creates every file of `blueprint` at its full size with its header.
-    pub(super) fn open(
-        blueprint: &Blueprint,
-        output: &Path,
-        request: &RequestRecord,
-        force: bool,
-        restart: bool,
-    ) -> Result<(Self, Begun)> {
-        let finals = final_paths(blueprint, output);
-        if let Some(parent) =
-            output.parent().filter(|parent| !parent.as_os_str().is_empty() && !parent.is_dir())
-        {
+    /// Locks the output and goes on with the files of an unfinished run of the same request, or
+    /// creates every file of the blueprint at its full size with its header.
+    pub(super) fn open(request: &Request<'_>, progress: &dyn super::Progress) -> Result<Opened> {
+        let Request { disk, blueprint, output, record, force, restart } = *request;
+        let parent = parent_of(output);
+        if !parent.is_dir() {
             let message = format!("{}: the directory {} does not exist", output.display(), parent.display());
             return Err(Error::Request(message));
         }
-        let lock_path = with_suffix(output, ".lock");
+        let names = Names::new(blueprint, output);
         let lock =
-            lock(&lock_path, || format!("{}: another requant is writing it right now", output.display()))?;
-        let renames: Vec<(PathBuf, PathBuf)> =
-            finals.iter().map(|path| (with_suffix(path, ".partial"), path.clone())).collect();
+            lock(&names.lock(), || format!("{}: another requant is writing it right now", output.display()))?;
+        // Until the state of an earlier run is known to be ours, it is not ours to remove.
+        let keep = true;
         let mut stage = Self {
+            disk: disk.clone(),
+            names,
             files: Vec::new(),
-            renames,
-            manifest: manifest_path(output),
-            journal_path: journal_path(output),
             force,
-            // Until the state of an earlier run is known to be ours, it is not ours to remove.
-            keep: true,
-            lock: Some((lock, lock_path)),
+            sealed: None,
+            keep,
+            lock: Some(lock),
         };
-        let earlier = if restart { None } else { Journal::resume(&stage.journal_path, output, request)? };
-        if let Some((_, progress)) = &earlier
-            && progress.sealed
-        {
-            stage.take_names_back()?;
-        }
-        refuse_existing(&finals, force)?;
-        if let Some((journal, progress)) = earlier
+        let journal = stage.names.journal();
+        let earlier = if restart { None } else { Journal::resume(disk, &journal, output, record)? };
+        let earlier = match earlier {
+            Some((_, progress_made)) if progress_made.sealed.is_some() => {
+                stage.sealed = progress_made.sealed;
+                if let Some(manifest) = placing::whole(&stage.names, progress_made.sealed, progress)? {
+                    return Ok(Opened::Complete(stage, Box::new(manifest)));
+                }
+                // Sealed and damaged since.
+                stage.sealed = None;
+                None
+            }
+            earlier => earlier,
+        };
+        placing::restore_replaced(disk, &stage.names)?;
+        let finals: Vec<PathBuf> = stage.names.pairs.iter().map(|pair| pair.final_path.clone()).collect();
+        check_replace(output, &finals, blueprint.is_directory, force)?;
+        if let Some((journal, progress_made)) = earlier
             && stage.reopen(blueprint)?
         {
-            return Ok((stage, Begun { journal, done: progress.done, sums: progress.sums }));
+            return Ok(Opened::Work(stage, Begun { journal, done: progress_made.done }));
         }
         stage.keep = false;
         stage.create(blueprint)?;
-        let journal = Journal::create(&stage.journal_path, request)?;
-        let (done, sums) = (vec![false; request.jobs], vec![Sums::default(); request.jobs]);
-        Ok((stage, Begun { journal, done, sums }))
-    }
-
-    /// A run that was cut off while it gave final names: those files are ours.
-    fn take_names_back(&self) -> Result<()> {
-        for (temporary, final_path) in &self.renames {
-            if temporary.symlink_metadata().is_err() && final_path.symlink_metadata().is_ok() {
-                std::fs::rename(final_path, temporary).map_err(Error::io(temporary, "rename to"))?;
-            }
-        }
-        Ok(())
+        let journal = Journal::create(disk, &journal, record)?;
+        disk.sync_parent(output)?;
+        Ok(Opened::Work(stage, Begun { journal, done: vec![None; record.jobs] }))
     }
 
     /// Opens the files of an earlier run; `false` when they are not all there.
     fn reopen(&mut self, blueprint: &Blueprint) -> Result<bool> {
-        for (path, expected) in self.paths(blueprint).into_iter().zip(&blueprint.files) {
+        for (path, expected) in self.names.files(blueprint).into_iter().zip(&blueprint.files) {
             if !path.metadata().is_ok_and(|metadata| metadata.len() == expected.len_bytes) {
                 self.files.clear();
                 return Ok(false);
             }
-            let file =
-                OpenOptions::new().read(true).write(true).open(&path).map_err(Error::io(&path, "open"))?;
-            self.files.push(StagedFile { file, path });
+            self.files.push(self.disk.open(&path)?);
         }
-        if blueprint.is_directory {
-            self.write_sidecars(blueprint)?;
-        }
+        self.write_what_the_plan_knows(blueprint)?;
         Ok(true)
     }
 
     fn create(&mut self, blueprint: &Blueprint) -> Result<()> {
-        // What an earlier run left behind.
-        remove_any(&self.journal_path)?;
-        for (temporary, _) in &self.renames {
-            remove_any(temporary)?;
-        }
+        self.remove_unfinished()?;
         if blueprint.is_directory {
-            let directory = &self.renames[0].0;
-            std::fs::create_dir(directory).map_err(Error::io(directory, "create"))?;
+            self.disk.make_directory(&self.names.pairs[0].temporary)?;
         }
-        for (path, file) in self.paths(blueprint).into_iter().zip(&blueprint.files) {
-            self.add(path, &file.header, file.len_bytes)?;
+        for (path, file) in self.names.files(blueprint).into_iter().zip(&blueprint.files) {
+            let staged = self.disk.create_new(&path)?;
+            staged.set_len(file.len_bytes)?;
+            self.files.push(staged);
         }
-        if blueprint.is_directory {
-            self.write_sidecars(blueprint)?;
-        }
-        Ok(())
+        self.write_what_the_plan_knows(blueprint)
     }
 
-    /// Temporary path of each file with tensors.
-    fn paths(&self, blueprint: &Blueprint) -> Vec<PathBuf> {
-        if blueprint.is_directory {
-            let directory = &self.renames[0].0;
-            blueprint.files.iter().map(|file| directory.join(&file.name)).collect()
-        } else {
-            self.renames.iter().map(|(temporary, _)| temporary.clone()).collect()
+    /// Headers, padding, sidecars: written, synced, and their names too.
+    fn write_what_the_plan_knows(&self, blueprint: &Blueprint) -> Result<()> {
+        for (staged, file) in self.files.iter().zip(&blueprint.files) {
+            staged.write_all_at(&file.header, 0)?;
         }
+        for (file, start, end) in execute::gaps(blueprint) {
+            let start = start.max(blueprint.files[file].header.len() as u64);
+            clear(&self.files[file], start, end)?;
+        }
+        self.files.iter().try_for_each(DiskFile::sync)?;
+        if blueprint.is_directory {
+            let directory = &self.names.pairs[0].temporary;
+            for sidecar in &blueprint.sidecars {
+                let file = self.disk.create(&directory.join(&sidecar.name))?;
+                file.write_all_at(&sidecar.bytes, 0)?;
+                file.sync()?;
+            }
+            self.disk.sync_directory(directory)?;
+        }
+        self.disk.sync_parent(&self.names.output)
     }
 
-    fn write_sidecars(&self, blueprint: &Blueprint) -> Result<()> {
-        for sidecar in &blueprint.sidecars {
-            let path = self.renames[0].0.join(&sidecar.name);
-            let mut file = File::create(&path).map_err(Error::io(&path, "create"))?;
-            file.write_all(&sidecar.bytes).map_err(Error::io(&path, "write"))?;
-            file.sync_all().map_err(Error::io(&path, "sync"))?;
-        }
-        Ok(())
+    /// Removes what an unfinished run has left, what speaks of it first.
+    pub(super) fn remove_unfinished(&self) -> Result<()> {
+        self.disk.remove(&self.names.journal())?;
+        self.disk.sync_parent(&self.names.output)?;
+        self.remove_temporary()
+    }
+
+    fn remove_temporary(&self) -> Result<()> {
+        self.disk.remove(&self.names.view())?;
+        self.disk.remove(&self.names.pending_manifest())?;
+        self.names.pairs.iter().try_for_each(|pair| self.disk.remove(&pair.temporary))
     }
 
     /// Leaves everything for a later run to go on with.
@@ -168,61 +180,40 @@ impl Stage {
     }
 
     /// The files, in the order of the blueprint.
-    pub(super) fn files(&self) -> &[StagedFile] {
+    pub(super) fn files(&self) -> &[DiskFile] {
         &self.files
     }
 
-    /// Syncs everything and gives it its final name, manifest first.
-    pub(super) fn commit(
-        &mut self,
-        manifest: &Manifest,
-        journal: &mut Journal,
-        stop: &AtomicBool,
-    ) -> Result<PathBuf> {
-        for staged in &self.files {
-            staged.file.sync_all().map_err(Error::io(&staged.path, "sync"))?;
+    /// Links to the complete files under their final names, for whoever reads a result by its names; gives the
+    /// directory or the (first) file. They go with [`Stage::unview`].
+    pub(super) fn view(&self) -> Result<PathBuf> {
+        if self.names.is_directory {
+            return Ok(self.names.pairs[0].temporary.clone());
         }
-        if stop.load(Ordering::Relaxed) {
-            return Err(Error::Interrupted);
+        let view = self.names.view();
+        self.disk.remove(&view)?;
+        self.disk.make_directory(&view)?;
+        let named = |path: &Path| Path::new("..").join(path.file_name().unwrap_or_default());
+        for pair in &self.names.pairs {
+            let link = view.join(pair.final_path.file_name().unwrap_or_default());
+            self.disk.link(&named(&pair.temporary), &link)?;
         }
-        manifest.write(&self.manifest)?;
-        journal.seal()?;
-        for (temporary, final_path) in &self.renames {
-            if temporary.is_dir() {
-                sync_directory(temporary)?;
-            }
-            // A rename replaces a file by a file; anything else has to make room first.
-            let both_files = temporary.is_file() && final_path.is_file();
-            if self.force && !both_files && final_path.symlink_metadata().is_ok() {
-                let old = with_suffix(final_path, ".replaced");
-                remove_any(&old)?;
-                std::fs::rename(final_path, &old).map_err(Error::io(final_path, "move away"))?;
-                std::fs::rename(temporary, final_path).map_err(Error::io(final_path, "rename to"))?;
-                remove_any(&old)?;
-            } else {
-                std::fs::rename(temporary, final_path).map_err(Error::io(final_path, "rename to"))?;
-            }
-        }
-        let parent = match self.manifest.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
-            _ => PathBuf::from("."),
-        };
-        sync_directory(&parent)?;
-        self.renames.clear();
-        remove_any(&self.journal_path)?;
-        Ok(self.manifest.clone())
+        Ok(view.join(self.names.pairs[0].final_path.file_name().unwrap_or_default()))
     }
 
-    fn add(&mut self, path: PathBuf, header: &[u8], len_bytes: u64) -> Result<()> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(&path)
-            .map_err(Error::io(&path, "create"))?;
-        file.set_len(len_bytes).map_err(Error::io(&path, "resize"))?;
-        file.write_all_at(header, 0).map_err(Error::io(&path, "write"))?;
-        self.files.push(StagedFile { file, path });
+    /// Removes what [`Stage::view`] made.
+    pub(super) fn unview(&self) -> Result<()> {
+        self.disk.remove(&self.names.view())
+    }
+
+    /// Everything is in place: nothing is left to go on with.
+    pub(super) fn close(mut self) -> Result<()> {
+        self.keep = true;
+        // The journal last: as long as it is there, the next run comes back to this.
+        self.remove_temporary()?;
+        self.disk.remove(&self.names.journal())?;
+        // If it comes back after a power cut, the next run removes it again.
+        let _ = self.disk.sync_parent(&self.names.output);
         Ok(())
     }
 }
@@ -231,149 +222,31 @@ impl Drop for Stage {
     fn drop(&mut self) {
         // Best effort: a name that cannot be removed now is removed by the next run.
         if !self.keep {
-            for (temporary, _) in &self.renames {
-                let _ = remove_any(temporary);
-            }
-            let _ = remove_any(&self.journal_path);
+            let _ = self.remove_unfinished();
         }
-        if let Some((file, path)) = self.lock.take() {
-            let _ = std::fs::remove_file(path);
-            drop(file);
+        if let Some(lock) = self.lock.take() {
+            let _ = self.disk.remove(&self.names.lock());
+            drop(lock);
         }
     }
 }
 
-/// Temporary path of each thing that is renamed.
-pub(super) fn temporary_paths(blueprint: &Blueprint, output: &Path) -> Vec<PathBuf> {
-    final_paths(blueprint, output).iter().map(|path| with_suffix(path, ".partial")).collect()
-}
-
-/// Where the journal of an unfinished `output` is.
-pub(super) fn journal_path(output: &Path) -> PathBuf {
-    with_suffix(output, ".journal")
-}
-
-/// Final path of each thing that is renamed: the directory, or each file.
-fn final_paths(blueprint: &Blueprint, output: &Path) -> Vec<PathBuf> {
-    if blueprint.is_directory {
-        return vec![output.to_owned()];
-    }
-    let name_of = |file: &crate::plan::OutputFile| {
-        if file.name.is_empty() { output.to_owned() } else { output.with_file_name(&file.name) }
-    };
-    blueprint.files.iter().map(name_of).collect()
-}
-
-fn refuse_existing(finals: &[PathBuf], force: bool) -> Result<()> {
-    let existing = finals.iter().find(|path| path.symlink_metadata().is_ok());
-    match existing {
-        Some(path) if !force => {
-            Err(Error::Request(format!("{} exists; --force replaces it", path.display())))
+/// Writes zeros to `start..end` of `file` wherever there are none.
+fn clear(file: &DiskFile, start: u64, end: u64) -> Result<()> {
+    let mut found = ZEROS;
+    let mut position = start;
+    while position < end {
+        let len = ZEROS.len().min(usize::try_from(end - position).unwrap_or(usize::MAX));
+        file.read_exact_at(&mut found[..len], position)?;
+        if found[..len] != ZEROS[..len] {
+            file.write_all_at(&ZEROS[..len], position)?;
         }
-        _ => Ok(()),
+        position += len as u64;
     }
+    Ok(())
 }
 
-/// `path` with `suffix` after its last component (`model/` counts as `model`).
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(suffix);
-    path.with_file_name(name)
-}
-
-fn remove_any(path: &Path) -> Result<()> {
-    let removed = match path.symlink_metadata() {
-        Err(_) => return Ok(()),
-        Ok(metadata) if metadata.is_dir() => std::fs::remove_dir_all(path),
-        Ok(_) => std::fs::remove_file(path),
-    };
-    removed.map_err(Error::io(path, "remove"))
-}
-
-fn sync_directory(path: &Path) -> Result<()> {
-    let directory = File::open(path).map_err(Error::io(path, "open"))?;
-    directory.sync_all().map_err(Error::io(path, "sync"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::pipeline::journal::Done;
-    use crate::plan::OutputFile;
-
-    fn blueprint() -> Blueprint {
-        let file = |name: &str| OutputFile { name: name.into(), header: b"GGUF".to_vec(), len_bytes: 64 };
-        let files = vec![file("m-00001-of-00002.gguf"), file("m-00002-of-00002.gguf")];
-        Blueprint {
-            is_directory: false,
-            tensors: vec![],
-            files,
-            sidecars: vec![],
-            dropped: vec![],
-            kept: vec![],
-        }
-    }
-
-    fn request(format: &str) -> RequestRecord {
-        RequestRecord {
-            requant_version: "1".into(),
-            model: "org/name".into(),
-            format: format.into(),
-            pinned: None,
-            source_sha256: "a".into(),
-            blueprint_sha256: "b".into(),
-            jobs: 3,
-            error_report: false,
-        }
-    }
-
-    fn names(directory: &Path) -> Vec<String> {
-        let entries = std::fs::read_dir(directory).unwrap();
-        let mut names: Vec<String> =
-            entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect();
-        names.sort();
-        names
-    }
-
-    #[test]
-    fn a_run_cut_off_between_two_renames_goes_on() {
-        let directory = tempfile::tempdir().unwrap();
-        let output = directory.path().join("m.gguf");
-        let open = |format: &str| Stage::open(&blueprint(), &output, &request(format), false, false);
-        let (mut stage, mut begun) = open("q4_0").unwrap();
-        let done = [0, 1, 2].map(|job| Done { job, sums: Sums::default() });
-        begun.journal.append(&done).unwrap();
-        begun.journal.seal().unwrap();
-        let (temporary, final_path) = stage.renames[0].clone();
-        std::fs::rename(temporary, final_path).unwrap();
-        stage.keep();
-        drop(stage);
-        assert!(names(directory.path()).contains(&"m-00001-of-00002.gguf".to_owned()));
-
-        assert!(open("q8_0").is_err(), "another request");
-        let (stage, begun) = open("q4_0").unwrap();
-        assert_eq!(begun.done, [true; 3]);
-        assert_eq!(stage.files().len(), 2);
-        let expected = [
-            "m-00001-of-00002.gguf.partial",
-            "m-00002-of-00002.gguf.partial",
-            "m.gguf.journal",
-            "m.gguf.lock",
-        ];
-        assert_eq!(names(directory.path()), expected);
-    }
-
-    #[test]
-    fn without_a_seal_a_final_name_is_somebody_elses() {
-        let directory = tempfile::tempdir().unwrap();
-        let output = directory.path().join("m.gguf");
-        let open = || Stage::open(&blueprint(), &output, &request("q4_0"), false, false);
-        let (mut stage, _) = open().unwrap();
-        stage.keep();
-        drop(stage);
-        std::fs::write(directory.path().join("m-00001-of-00002.gguf"), b"precious").unwrap();
-        assert!(open().err().unwrap().to_string().contains("--force"));
-        // Nothing of the unfinished run is lost by that.
-        assert_eq!(names(directory.path()).len(), 4);
-    }
+/// Something is there that may not be replaced.
+pub(super) fn exists(path: &Path) -> Error {
+    Error::Request(format!("{} exists; --force replaces it", path.display()))
 }

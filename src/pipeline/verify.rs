@@ -1,12 +1,13 @@
 //! Holds a result against its manifest and names what is wrong.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
-use super::manifest::{FileRecord, Manifest, manifest_path};
+use super::manifest::{FileRecord, Manifest};
+use super::names::{manifest_beside, manifest_path, partial, pending};
 use super::{Progress, digest};
+use crate::disk::{Disk, DiskFile, parent_of};
 use crate::error::{Error, Result};
 
 /// What was found about one file.
@@ -24,19 +25,38 @@ pub struct Check {
 /// When there is no manifest or something cannot be read; a difference is not an error but a
 /// [`Check`] with problems.
 pub fn verify(output: &Path, progress: &dyn Progress) -> Result<Vec<Check>> {
-    let (manifest_path, base) = locate(output)?;
-    let manifest = Manifest::read(&manifest_path)?;
-    let root = if manifest.is_directory {
-        base.clone()
-    } else {
-        base.parent().map(Path::to_owned).unwrap_or_default()
-    };
+    let (manifest, base) = locate(output)?;
+    // A run that was cut off while files got their names has left the manifest of the new ones as pending.
+    let pending = pending(&manifest);
+    let (is_old, is_pending) = (manifest.is_file(), pending.is_file());
+    let mut found = None;
+    if is_old {
+        let of_old = checks(&Manifest::read(&manifest)?, &base, false, progress)?;
+        if !is_pending || is_clean(&of_old) {
+            return Ok(of_old);
+        }
+        found = Some(of_old);
+    }
+    let of_new = checks(&Manifest::read(&pending)?, &base, is_old, progress)?;
+    Ok(if is_clean(&of_new) { of_new } else { found.unwrap_or(of_new) })
+}
+
+fn is_clean(checks: &[Check]) -> bool {
+    checks.iter().all(|check| check.problems.is_empty())
+}
+
+/// Holds every file of `manifest` against it. With `replaces`, files of a set that are still to take the place of
+/// old ones count as well.
+fn checks(manifest: &Manifest, base: &Path, replaces: bool, progress: &dyn Progress) -> Result<Vec<Check>> {
+    let root = if manifest.is_directory { base } else { parent_of(base) };
     progress.stage("verify", manifest.files.iter().map(|file| file.bytes).sum());
     let lone = !manifest.is_directory && manifest.files.len() == 1;
     let checks = manifest.files.par_iter().map(|record| {
         // A single file may have been renamed together with its manifest.
-        let path = if lone { base.clone() } else { root.join(&record.name) };
-        let problems = check_file(&manifest, record, &path)?;
+        let named = if lone { base.to_owned() } else { root.join(&record.name) };
+        let unnamed = partial(&named);
+        let path = if replaces && !lone && unnamed.is_file() { unnamed } else { named };
+        let problems = check_file(manifest, record, &path)?;
         progress.advance(record.bytes);
         Ok(Check { file: path.display().to_string(), problems })
     });
@@ -50,13 +70,14 @@ pub fn has_manifest(output: &Path) -> bool {
 
 /// Finds the manifest of `output`; a member of a split set leads to the set's manifest.
 fn locate(output: &Path) -> Result<(PathBuf, PathBuf)> {
+    let is_there = |path: &Path| path.is_file() || pending(path).is_file();
     let direct = manifest_path(output);
-    if direct.is_file() {
+    if is_there(&direct) {
         return Ok((direct, output.to_owned()));
     }
     if let Some(base) = split_base(output) {
-        let of_set = manifest_path(&base);
-        if of_set.is_file() {
+        let of_set = manifest_beside(&base);
+        if is_there(&of_set) {
             return Ok((of_set, base));
         }
     }
@@ -64,7 +85,7 @@ fn locate(output: &Path) -> Result<(PathBuf, PathBuf)> {
         return Err(Error::Request(format!("{}: no such file or directory", output.display())));
     }
     Err(Error::Request(format!(
-        "{}: no manifest beside it (looked for {}); a download is checked as a directory, other files with a list \
+        "{}: no manifest of it (looked for {}); a download is checked as a directory, other files with a list \
          as sha256sum writes it",
         output.display(),
         direct.display()
@@ -82,12 +103,11 @@ fn split_base(path: &Path) -> Option<PathBuf> {
 
 /// Problems of one file.
 fn check_file(manifest: &Manifest, record: &FileRecord, path: &Path) -> Result<Vec<String>> {
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(vec!["missing".into()]),
-        Err(error) => return Err(Error::io(path, "open")(error)),
-    };
-    let found_bytes = file.metadata().map_err(Error::io(path, "stat"))?.len();
+    if !path.exists() {
+        return Ok(vec!["missing".into()]);
+    }
+    let file = Disk::default().open_to_read(path)?;
+    let found_bytes = file.len_bytes()?;
     if found_bytes < record.bytes {
         let beyond = manifest
             .tensors
@@ -104,27 +124,22 @@ fn check_file(manifest: &Manifest, record: &FileRecord, path: &Path) -> Result<V
         let extra = found_bytes - record.bytes;
         return Ok(vec![format!("{extra} bytes too long: found {found_bytes}, expected {}", record.bytes)]);
     }
-    let found = digest::range(&file, path, 0, found_bytes)?;
+    let found = digest::range(&file, 0, found_bytes)?;
     if found == record.sha256 {
         return Ok(Vec::new());
     }
     let mut problems = vec![format!("sha256: found {found}, expected {}", record.sha256)];
-    problems.extend(damaged_tensors(manifest, record, &file, path)?);
+    problems.extend(damaged_tensors(manifest, record, &file)?);
     Ok(problems)
 }
 
 /// Which tensors of a damaged file differ; when none does, the damage is in header or padding.
-fn damaged_tensors(
-    manifest: &Manifest,
-    record: &FileRecord,
-    file: &File,
-    path: &Path,
-) -> Result<Vec<String>> {
+fn damaged_tensors(manifest: &Manifest, record: &FileRecord, file: &DiskFile) -> Result<Vec<String>> {
     let mut problems = Vec::new();
     let mut tensors = 0;
     for tensor in manifest.tensors.iter().filter(|tensor| tensor.file == record.name) {
         tensors += 1;
-        let found = digest::range(file, path, tensor.offset, tensor.bytes)?;
+        let found = digest::range(file, tensor.offset, tensor.bytes)?;
         if found != tensor.sha256 {
             problems.push(format!(
                 "tensor {} (bytes {} to {}): its data changed",

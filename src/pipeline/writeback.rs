@@ -8,11 +8,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use super::journal::{Done, Journal};
-use super::staging::StagedFile;
-use crate::error::{Error, Result};
-
-/// How often written files are synced.
-const INTERVAL: Duration = Duration::from_millis(250);
+use crate::disk::DiskFile;
+use crate::error::Result;
 
 /// Which files have been written to since they were last synced.
 pub(super) struct Dirty(Vec<AtomicBool>);
@@ -29,18 +26,21 @@ impl Dirty {
     }
 }
 
-/// Syncs dirty files and records the jobs that `finished` names, until its sender is dropped; then
+/// Once an `interval`, syncs dirty files and records the jobs that `finished` names, until its sender is dropped; then
 /// tells `recorded` of each.
 pub(super) fn run(
-    files: &[StagedFile],
+    files: &[DiskFile],
     dirty: &Dirty,
     finished: &Receiver<Done>,
     journal: &mut Journal,
+    interval: Duration,
     recorded: impl Fn(usize) -> Result<()>,
 ) -> Result<()> {
     let mut batch = Vec::new();
     loop {
-        let deadline = Instant::now() + INTERVAL;
+        // Without an interval, as soon as a job is done.
+        batch.extend(interval.is_zero().then(|| finished.recv().ok()).flatten());
+        let deadline = Instant::now() + interval;
         let ended = loop {
             match finished.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(job) => batch.push(job),
@@ -48,9 +48,9 @@ pub(super) fn run(
                 Err(RecvTimeoutError::Disconnected) => break true,
             }
         };
-        for (staged, flag) in files.iter().zip(&dirty.0) {
+        for (file, flag) in files.iter().zip(&dirty.0) {
             if flag.swap(false, Ordering::Relaxed) {
-                staged.file.sync_data().map_err(Error::io(&staged.path, "sync"))?;
+                file.sync()?;
             }
         }
         if !batch.is_empty() {

@@ -57,6 +57,10 @@ impl Target for GgufTarget {
         file_type::FORMATS
     }
 
+    fn is_directory(&self) -> bool {
+        false
+    }
+
     fn blueprint(&self, format: &Format, source: &Opened, options: &Options) -> Result<Blueprint> {
         let file_type = file_type::find(format)?;
         if let Some(model) = source.gguf() {

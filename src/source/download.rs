@@ -5,16 +5,16 @@
 //! is on the disk; only a file whose digest matched gets its own name.
 
 use std::collections::VecDeque;
-use std::fs::{File, OpenOptions};
-use std::io::Write;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::digest::{ContentHasher, file_digest};
+use sha2::{Digest, Sha256};
+
+use super::digest::{ContentHasher, file_digest_with};
 use super::{Remote, RemoteFile};
+use crate::disk::{Appender, Disk, DiskFile, with_suffix};
 use crate::error::{Error, Result};
 use crate::frontier::Frontier;
 
@@ -38,10 +38,14 @@ pub struct Download<'a> {
     pub remote: &'a dyn Remote,
     /// File number.
     pub file: usize,
+    /// What it is written with.
+    pub disk: &'a Disk,
     /// Where it goes once it is verified.
     pub target: &'a Path,
     /// Where it grows.
     pub partial: &'a Path,
+    /// Whether the target is to survive a power cut. One that is checked again before it is used need not.
+    pub is_durable: bool,
     /// Requests under way at once.
     pub connections: usize,
     /// Stops everything; what has arrived is kept.
@@ -58,22 +62,28 @@ impl Download<'_> {
     pub fn run(&self) -> Result<()> {
         let wanted = self.wanted();
         if is_file_of(self.target, wanted.len_bytes) {
-            if file_digest(self.target, &wanted.digest)? == wanted.digest.hex() {
+            let mut unless_stopped =
+                |_: &[u8]| if self.stop.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) };
+            let found = file_digest_with(self.target, &wanted.digest, &mut unless_stopped)?;
+            if found == wanted.digest.hex() {
                 (self.on_bytes)(wanted.len_bytes);
                 return Ok(());
             }
-            std::fs::remove_file(self.target).map_err(Error::io(self.target, "remove"))?;
+            self.disk.remove(self.target)?;
         }
         let mut found = String::new();
         for _ in 0..MAX_FETCHES {
             found = self.fetch()?;
             if found == wanted.digest.hex() {
-                std::fs::rename(self.partial, self.target).map_err(Error::io(self.target, "rename to"))?;
-                return remove(&log_path(self.partial));
+                self.disk.rename(self.partial, self.target)?;
+                if self.is_durable {
+                    self.disk.sync_parent(self.target)?;
+                }
+                return self.disk.remove(&log_path(self.partial));
             }
             // Nothing tells which byte is wrong: begin anew.
-            remove(&log_path(self.partial))?;
-            remove(self.partial)?;
+            self.disk.remove(&log_path(self.partial))?;
+            self.disk.remove(self.partial)?;
         }
         let message = format!(
             "fetched {MAX_FETCHES} times, found digest {found}, expected {}: the hub, or a proxy on the way, \
@@ -92,17 +102,11 @@ impl Download<'_> {
         let len_bytes = self.wanted().len_bytes;
         if !is_file_of(self.partial, len_bytes) {
             // A log without its file speaks of nothing.
-            remove(&log_path(self.partial))?;
+            self.disk.remove(&log_path(self.partial))?;
         }
-        let (log, there) = SegmentLog::open(&log_path(self.partial), len_bytes)?;
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(self.partial)
-            .map_err(Error::io(self.partial, "create"))?;
-        file.set_len(len_bytes).map_err(Error::io(self.partial, "resize"))?;
+        let (log, there) = SegmentLog::open(self.disk, &log_path(self.partial), self.wanted())?;
+        let file = self.disk.open_or_create(self.partial)?;
+        file.set_len(len_bytes)?;
 
         let frontier = Frontier::new();
         let mut missing = Vec::new();
@@ -136,7 +140,12 @@ impl Download<'_> {
         if let Some(error) = lock(&shared.failure).take() {
             return Err(error);
         }
-        digest?.ok_or(Error::Interrupted)
+        let digest = digest?.ok_or(Error::Interrupted)?;
+        if self.is_durable {
+            // The digest is of what the system holds. The disk is to have it before a name says so.
+            file.sync()?;
+        }
+        Ok(digest)
     }
 
     /// One connection: spans until there are none.
@@ -168,7 +177,7 @@ impl Download<'_> {
             while !bytes.is_empty() {
                 let room = usize::try_from(segment_end - position).unwrap_or(usize::MAX);
                 let (now, later) = bytes.split_at(bytes.len().min(room));
-                shared.file.write_all_at(now, position).map_err(Error::io(self.partial, "write"))?;
+                shared.file.write_all_at(now, position)?;
                 position += now.len() as u64;
                 (self.on_bytes)(now.len() as u64);
                 bytes = later;
@@ -201,7 +210,7 @@ impl Download<'_> {
                 }
                 let len = buffer.len().min(usize::try_from(complete - done).unwrap_or(usize::MAX));
                 let chunk = &mut buffer[..len];
-                shared.file.read_exact_at(chunk, done).map_err(Error::io(self.partial, "read back"))?;
+                shared.file.read_exact_at(chunk, done)?;
                 hasher.update(chunk);
                 done += len as u64;
             }
@@ -212,7 +221,7 @@ impl Download<'_> {
 
 /// What the connections of one download share.
 struct Shared<'a> {
-    file: &'a File,
+    file: &'a DiskFile,
     /// Segments still to be fetched, a request each.
     spans: Mutex<VecDeque<Range<usize>>>,
     log: Mutex<SegmentLog>,
@@ -237,32 +246,30 @@ fn spans(missing: &[usize], segment_bytes: u64, connections: usize) -> VecDeque<
     spans
 }
 
-/// Which segments of a growing file are there: the segment length (u64), then for each segment its
-/// number and its complement (u32 each), all little-endian. Reading ends at the first record that
-/// is torn.
+/// Which segments of a growing file are there: the segment length (u64), the SHA-256 of what the content must
+/// be, then for each segment its number and its complement (u32 each), all little-endian. Reading ends at the
+/// first record that is torn. It is not synced: what it says wrongly after a power cut, the digest of the whole
+/// file finds out.
 struct SegmentLog {
-    file: File,
-    path: PathBuf,
+    log: Appender,
     segment_bytes: u64,
     len_bytes: u64,
 }
 
 impl SegmentLog {
-    /// Opens or begins the log at `path`; says for each segment whether it is there.
-    fn open(path: &Path, len_bytes: u64) -> Result<(Self, Vec<bool>)> {
+    /// Opens or begins the log at `path` of a download of `wanted`; says for each segment whether it is there.
+    fn open(disk: &Disk, path: &Path, wanted: &RemoteFile) -> Result<(Self, Vec<bool>)> {
+        let len_bytes = wanted.len_bytes;
         let segment_bytes = (len_bytes / SEGMENTS).clamp(MIN_SEGMENT_BYTES, MAX_SEGMENT_BYTES);
         let mut there = vec![false; usize::try_from(len_bytes.div_ceil(segment_bytes)).unwrap_or(usize::MAX)];
-        let mut file = OpenOptions::new()
-            .read(true)
-            .append(true)
-            .create(true)
-            .open(path)
-            .map_err(Error::io(path, "create"))?;
+        let mut head = segment_bytes.to_le_bytes().to_vec();
+        head.extend(Sha256::digest(wanted.digest.hex()));
+        let file = disk.open_or_create(path)?;
         let bytes = std::fs::read(path).map_err(Error::io(path, "read"))?;
         let mut valid = 0;
-        if bytes.get(..8) == Some(&segment_bytes.to_le_bytes()) {
-            valid = 8;
-            for record in bytes[8..].chunks_exact(8) {
+        if bytes.starts_with(&head) {
+            valid = head.len();
+            for record in bytes[head.len()..].chunks_exact(8) {
                 let word = |at: usize| {
                     u32::from_le_bytes([record[at], record[at + 1], record[at + 2], record[at + 3]])
                 };
@@ -274,11 +281,12 @@ impl SegmentLog {
                 valid += 8;
             }
         }
-        file.set_len(valid as u64).map_err(Error::io(path, "resize"))?;
+        file.set_len(valid as u64)?;
+        let mut log = Appender::new(file, valid as u64);
         if valid == 0 {
-            file.write_all(&segment_bytes.to_le_bytes()).map_err(Error::io(path, "write"))?;
+            log.append(&head)?;
         }
-        Ok((Self { file, path: path.to_owned(), segment_bytes, len_bytes }, there))
+        Ok((Self { log, segment_bytes, len_bytes }, there))
     }
 
     fn range(&self, segment: usize) -> Range<u64> {
@@ -290,25 +298,16 @@ impl SegmentLog {
         let number = segment as u32;
         let mut record = number.to_le_bytes().to_vec();
         record.extend((!number).to_le_bytes());
-        self.file.write_all(&record).map_err(Error::io(&self.path, "write"))
+        self.log.append(&record)
     }
 }
 
 fn log_path(partial: &Path) -> PathBuf {
-    let mut name = partial.file_name().unwrap_or_default().to_owned();
-    name.push(".segments");
-    partial.with_file_name(name)
+    with_suffix(partial, ".segments")
 }
 
 fn is_file_of(path: &Path, len_bytes: u64) -> bool {
     path.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.len() == len_bytes)
-}
-
-fn remove(path: &Path) -> Result<()> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io(path, "remove")(error)),
-        _ => Ok(()),
-    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

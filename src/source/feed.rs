@@ -245,4 +245,12 @@ impl Source for Feed {
     fn read_small(&self, name: &str) -> Result<Option<Vec<u8>>> {
         self.streamed.read_small(name)
     }
+
+    fn is_at_hand(&self) -> bool {
+        self.streamed.is_at_hand()
+    }
+
+    fn reread(&self, file: usize) -> Result<bool> {
+        self.streamed.reread(file)
+    }
 }

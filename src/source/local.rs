@@ -1,9 +1,10 @@
 //! A checkpoint in a local directory, or some files of one.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::fs::Metadata;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use super::{Source, SourceFile};
 use crate::error::{Error, Result};
@@ -16,7 +17,35 @@ pub struct LocalDirectory {
     /// The file after which the place is called, if it is not the directory.
     first_file: Option<String>,
     files: Vec<SourceFile>,
+    /// What the files were when they were listed.
+    states: Vec<FileState>,
     handles: Vec<OnceLock<File>>,
+    /// Headers and small files that were read: file, length from its start, fingerprint.
+    was_read: Mutex<Vec<(usize, u64, u128)>>,
+}
+
+/// What tells, without reading it, that a file is another one or was written to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileState {
+    /// Device and inode.
+    place: (u64, u64),
+    /// Length.
+    pub len_bytes: u64,
+    /// Time of the last change of content, in seconds and nanoseconds.
+    modified: (i64, i64),
+    /// Time of the last change of anything, which no program can set.
+    changed: (i64, i64),
+}
+
+impl From<&Metadata> for FileState {
+    fn from(metadata: &Metadata) -> Self {
+        Self {
+            place: (metadata.dev(), metadata.ino()),
+            len_bytes: metadata.len(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
 }
 
 impl LocalDirectory {
@@ -37,17 +66,24 @@ impl LocalDirectory {
                 Err(error) => return Err(Error::io(path, "stat")(error)),
             };
             if metadata.is_file() {
-                files.push(SourceFile {
+                let file = SourceFile {
                     name: name.to_owned(),
                     len_bytes: metadata.len(),
                     sha256: None,
                     modified: metadata.modified().ok(),
-                });
+                };
+                files.push((file, FileState::from(&metadata)));
             }
         }
-        files.sort_by(|a, b| a.name.cmp(&b.name));
+        files.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));
+        Ok(Self::of(root, files, None))
+    }
+
+    fn of(root: &Path, files: Vec<(SourceFile, FileState)>, first_file: Option<String>) -> Self {
         let handles = files.iter().map(|_| OnceLock::new()).collect();
-        Ok(Self { root: root.to_owned(), name: None, first_file: None, files, handles })
+        let (files, states) = files.into_iter().unzip();
+        let was_read = Mutex::default();
+        Self { root: root.to_owned(), name: None, first_file, files, states, handles, was_read }
     }
 
     /// Those of the files called `names` that are in `root`. Their place is the first one's path.
@@ -55,11 +91,10 @@ impl LocalDirectory {
     /// # Errors
     /// When `root` is not a readable directory.
     pub fn open_files(root: &Path, names: &[String]) -> Result<Self> {
-        let mut source = Self::open(root)?;
-        source.files.retain(|file| names.contains(&file.name));
-        source.handles.truncate(source.files.len());
-        source.first_file = names.first().cloned();
-        Ok(source)
+        let Self { files, states, .. } = Self::open(root)?;
+        let mut files: Vec<_> = files.into_iter().zip(states).collect();
+        files.retain(|(file, _)| names.contains(&file.name));
+        Ok(Self::of(root, files, names.first().cloned()))
     }
 
     /// Calls the model `name`, for a directory that is called otherwise: a snapshot of a cache.
@@ -69,7 +104,31 @@ impl LocalDirectory {
         self
     }
 
-    fn handle(&self, file: usize) -> Result<&File> {
+    /// The directory.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Where a file is.
+    pub fn path(&self, file: usize) -> PathBuf {
+        self.root.join(&self.files[file].name)
+    }
+
+    /// What a file was when it was listed.
+    pub fn listed(&self, file: usize) -> FileState {
+        self.states[file]
+    }
+
+    /// Headers and small files that were read so far: file, length from its start, fingerprint.
+    pub fn prefixes(&self) -> Vec<(usize, u64, u128)> {
+        self.was_read.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The open file that [`Source::read_at`] reads.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn handle(&self, file: usize) -> Result<&File> {
         if let Some(handle) = self.handles[file].get() {
             return Ok(handle);
         }
@@ -93,6 +152,18 @@ impl Source for LocalDirectory {
 
     fn files(&self) -> &[SourceFile] {
         &self.files
+    }
+
+    fn was_read(&self, file: usize, len_bytes: u64, fingerprint: u128) {
+        let mut was_read = self.was_read.lock().unwrap_or_else(PoisonError::into_inner);
+        let read = (file, len_bytes, fingerprint);
+        if !was_read.contains(&read) {
+            was_read.push(read);
+        }
+    }
+
+    fn changeable(&self) -> Option<&LocalDirectory> {
+        Some(self)
     }
 
     fn read_at(&self, file: usize, offset_bytes: u64, buf: &mut [u8]) -> Result<()> {

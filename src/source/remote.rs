@@ -64,8 +64,9 @@ pub trait Remote: Send + Sync {
 
     /// Hands `range` of file number `file` to `sink`, every byte once and in order.
     ///
-    /// Dropped connections, stalls, short bodies, 429 and 5xx are retried with back-off from the
-    /// first byte that is missing; the content itself is not verified here.
+    /// Dropped connections, stalls, transfers below a floor rate, short bodies, refused links, 429 and 5xx
+    /// are retried with back-off from the first byte that is missing; the content itself is not verified
+    /// here.
     ///
     /// # Errors
     /// When attempts without progress are used up, the file is not there any more or has changed,
@@ -77,4 +78,19 @@ pub trait Remote: Send + Sync {
         stop: &AtomicBool,
         sink: &mut dyn FnMut(&[u8]) -> Result<()>,
     ) -> Result<()>;
+
+    /// As [`Remote::read_range`], for what someone waits for and no progress is shown of: headers, small files. A
+    /// place that can be slow sets a deadline and says what it waits for.
+    ///
+    /// # Errors
+    /// As there, and when it takes too long.
+    fn read_awaited(
+        &self,
+        file: usize,
+        range: Range<u64>,
+        stop: &AtomicBool,
+        sink: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        self.read_range(file, range, stop, sink)
+    }
 }

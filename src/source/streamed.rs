@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use super::digest::{ContentHasher, file_digest};
+use super::digest::{ContentHasher, file_digest, file_digest_with};
 use super::download::Download;
 use super::spool::Spool;
 use super::{ContentDigest, Remote, Source, SourceFile, Supply};
@@ -23,6 +23,9 @@ const HEAD_BYTES: u64 = 64 << 10;
 const MAX_HEAD_BYTES: u64 = 128 << 20;
 /// Most bytes of a small file.
 const MAX_SMALL_BYTES: u64 = 256 << 20;
+
+/// Files up to this length are held against their digests before even their headers are read from a cache.
+const AT_ONCE_BYTES: u64 = 256 << 20;
 
 /// Puts a released file elsewhere, into a cache, say, instead of deleting it; returns its new path.
 pub type Deposit = Box<dyn Fn(usize, &Path) -> Result<PathBuf> + Send + Sync>;
@@ -37,6 +40,8 @@ pub struct Streamed {
     present: Vec<RwLock<Option<Arc<File>>>>,
     /// First bytes of shards.
     heads: Vec<Mutex<Vec<u8>>>,
+    /// Files whose copy on this machine is damaged.
+    damaged: Vec<AtomicBool>,
     /// Small files that were fetched whole; only kept when there is a `deposit` for them.
     small: Mutex<BTreeMap<usize, Vec<u8>>>,
     spool: Option<Spool>,
@@ -72,6 +77,7 @@ impl Streamed {
         let cached = cached.into_iter().map(RwLock::new).collect();
         let present = files.iter().map(|_| RwLock::new(None)).collect();
         let heads = files.iter().map(|_| Mutex::new(Vec::new())).collect();
+        let damaged = files.iter().map(|_| AtomicBool::new(false)).collect();
         let small = Mutex::default();
         Self {
             remote,
@@ -79,6 +85,7 @@ impl Streamed {
             cached,
             present,
             heads,
+            damaged,
             small,
             spool: None,
             sampling: AtomicBool::new(false),
@@ -137,12 +144,13 @@ impl Streamed {
         let there = head.len() as u64;
         if there < range.end {
             let end = range.end.max(HEAD_BYTES).min(len_bytes);
-            if let Some(path) = self.cached_path(file) {
-                head.resize(end as usize, 0);
+            if let Some(path) = self.trusted_path(file)? {
+                let mut bytes = vec![0; end as usize];
                 let cached = File::open(&path).map_err(Error::io(&path, "open"))?;
-                cached.read_exact_at(&mut head, 0).map_err(Error::io(&path, "read"))?;
+                cached.read_exact_at(&mut bytes, 0).map_err(Error::io(&path, "read"))?;
+                *head = bytes;
             } else {
-                self.remote.read_range(file, there..end, &self.stop, &mut |bytes| {
+                self.remote.read_awaited(file, there..end, &self.stop, &mut |bytes| {
                     head.extend_from_slice(bytes);
                     Ok(())
                 })?;
@@ -154,7 +162,7 @@ impl Streamed {
 
     /// Reads a range of a file that is not here.
     fn read_sample(&self, file: usize, range: Range<u64>, buf: &mut [u8]) -> Result<()> {
-        if let Some(path) = self.cached_path(file) {
+        if let Some(path) = self.trusted_path(file)? {
             let cached = File::open(&path).map_err(Error::io(&path, "open"))?;
             return cached.read_exact_at(buf, range.start).map_err(Error::io(&path, "read"));
         }
@@ -189,15 +197,30 @@ impl Streamed {
         if same {
             return Ok(());
         }
-        let message = "its header was damaged on the way when the plan was made; run the command again";
-        Err(Error::hub(self.place(file), message))
+        Err(Error::StaleHeader { place: self.place(file) })
     }
 
     /// A cached file whose content is what the hub states.
-    fn verified_cached(&self, file: usize) -> Result<Option<PathBuf>> {
+    fn verified_cached(&self, file: usize, stop: &AtomicBool) -> Result<Option<PathBuf>> {
         let Some(path) = self.cached_path(file) else { return Ok(None) };
         let wanted = &self.remote.files()[file].digest;
-        Ok((file_digest(&path, wanted)? == wanted.hex()).then_some(path))
+        let mut unless_stopped =
+            |_: &[u8]| if stop.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) };
+        let is_whole = file_digest_with(&path, wanted, &mut unless_stopped)? == wanted.hex();
+        self.damaged[file].store(!is_whole, Ordering::Relaxed);
+        Ok(is_whole.then_some(path))
+    }
+
+    /// A cached file that may be looked into: one that is not soon hashed is not hashed for that.
+    fn trusted_path(&self, file: usize) -> Result<Option<PathBuf>> {
+        if self.damaged[file].load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        if self.files[file].len_bytes <= AT_ONCE_BYTES {
+            self.verified_cached(file, &self.stop)
+        } else {
+            Ok(self.cached_path(file))
+        }
     }
 }
 
@@ -222,7 +245,7 @@ impl Source for Streamed {
             return read.map_err(Error::io(self.files[file].name.clone(), "read"));
         }
         if let Some(spool) = &self.spool
-            && spool.read_kept(file, offset_bytes, buf)
+            && spool.read_kept(&self.location(), &self.remote.files()[file], offset_bytes, buf)
         {
             return Ok(());
         }
@@ -236,7 +259,7 @@ impl Source for Streamed {
     fn read_small(&self, name: &str) -> Result<Option<Vec<u8>>> {
         let Some(id) = self.find(name) else { return Ok(None) };
         let wanted = &self.remote.files()[id];
-        if let Some(path) = self.verified_cached(id)? {
+        if let Some(path) = self.verified_cached(id, &self.stop)? {
             return std::fs::read(&path).map(Some).map_err(Error::io(path, "read"));
         }
         if wanted.len_bytes > MAX_SMALL_BYTES {
@@ -247,7 +270,7 @@ impl Source for Streamed {
         for _ in 0..3 {
             let mut bytes = Vec::with_capacity(wanted.len_bytes as usize);
             if wanted.len_bytes > 0 {
-                self.remote.read_range(id, 0..wanted.len_bytes, &self.stop, &mut |chunk| {
+                self.remote.read_awaited(id, 0..wanted.len_bytes, &self.stop, &mut |chunk| {
                     bytes.extend_from_slice(chunk);
                     Ok(())
                 })?;
@@ -275,6 +298,19 @@ impl Source for Streamed {
         on
     }
 
+    fn reread(&self, file: usize) -> Result<bool> {
+        if self.handle(file).is_some() {
+            return Ok(false);
+        }
+        let is_of_cache = self.cached_path(file).is_some() && !self.damaged[file].load(Ordering::Relaxed);
+        if is_of_cache && self.verified_cached(file, &self.stop)?.is_some() {
+            // So the hub has it; there is nothing else to be read.
+            return Ok(false);
+        }
+        *self.head(file) = Vec::new();
+        Ok(true)
+    }
+
     fn supply(&self) -> Option<&dyn Supply> {
         self.spool.is_some().then_some(self)
     }
@@ -291,7 +327,7 @@ impl Supply for Streamed {
 
     fn bring(&self, file: usize, stop: &AtomicBool, on_bytes: &(dyn Fn(u64) + Sync)) -> Result<()> {
         let spool = self.spool()?;
-        let path = if let Some(path) = self.verified_cached(file)? {
+        let path = if let Some(path) = self.verified_cached(file, stop)? {
             on_bytes(self.files[file].len_bytes);
             path
         } else {
@@ -301,8 +337,10 @@ impl Supply for Streamed {
             Download {
                 remote: &*self.remote,
                 file,
+                disk: spool.disk(),
                 target: &target,
                 partial: &partial,
+                is_durable: false,
                 connections,
                 stop,
                 on_bytes,
@@ -320,13 +358,14 @@ impl Supply for Streamed {
     }
 
     fn is_kept(&self, file: usize, range: &Range<u64>) -> bool {
-        self.spool.as_ref().is_some_and(|spool| spool.is_kept(file, range))
+        let known = &self.remote.files()[file];
+        self.spool.as_ref().is_some_and(|spool| spool.is_kept(&self.location(), known, range))
     }
 
     fn keep(&self, file: usize, range: Range<u64>) -> Result<()> {
         let mut bytes = vec![0; (range.end - range.start) as usize];
         self.read_at(file, range.start, &mut bytes)?;
-        self.spool()?.keep(file, range.start, bytes)
+        self.spool()?.keep(&self.location(), &self.remote.files()[file], range.start, bytes)
     }
 
     fn release(&self, file: usize) -> Result<()> {
@@ -342,16 +381,23 @@ impl Supply for Streamed {
                 *self.cached[file].write().unwrap_or_else(PoisonError::into_inner) = Some(cached);
                 Ok(())
             }
-            None => std::fs::remove_file(&path).map_err(Error::io(&path, "remove")),
+            None => self.spool()?.disk().remove(&path),
         }
     }
 
     fn finish(&self) -> Result<()> {
         let spool = self.spool()?;
         if let Some(deposit) = &self.deposit {
+            // What an earlier run brought, and no later one needed, belongs into the cache as well.
+            for (file, wanted) in self.remote.files().iter().enumerate() {
+                let path = spool.path(&wanted.name)?;
+                if path.is_file() && file_digest(&path, &wanted.digest)? == wanted.digest.hex() {
+                    deposit(file, &path)?;
+                }
+            }
             for (file, bytes) in std::mem::take(&mut *lock(&self.small)) {
                 let path = spool.path(&self.files[file].name)?;
-                std::fs::write(&path, bytes).map_err(Error::io(&path, "write"))?;
+                spool.disk().replace(&path, &bytes)?;
                 deposit(file, &path)?;
             }
         }

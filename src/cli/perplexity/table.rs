@@ -2,6 +2,8 @@
 
 use serde_json::{Value, json};
 
+use crate::cli::console::Page;
+
 use crate::evaluate::{Against, Estimate, LayerReport, Prediction};
 
 /// Experts listed for a layer: those whose tokens changed most.
@@ -64,61 +66,62 @@ pub(super) fn prediction_json(prediction: &Prediction) -> Value {
     })
 }
 
-pub(super) fn print_prediction(prediction: &Prediction) {
-    println!(
+pub(super) fn print_prediction(prediction: &Prediction, page: &mut Page) {
+    page.line(format_args!(
         "second-next token (prediction layer): perplexity {:.4} +/- {:.4}, likeliest as the main head's {:.2} %",
         prediction.perplexity.perplexity,
         prediction.perplexity.error,
         100.0 * prediction.top1_agreement
-    );
+    ));
 }
 
-pub(in crate::cli) fn print_against(against: &Against, cut_otherwise: Option<usize>) {
+pub(in crate::cli) fn print_against(against: &Against, cut_otherwise: Option<usize>, page: &mut Page) {
     let divergence = &against.divergence;
     if let Some(token) = cut_otherwise {
-        println!("{}", on_other_cuts(token));
+        page.line(format_args!("{}", on_other_cuts(token)));
     }
-    let line = |name: &str, estimate: Estimate, scale: f64, unit: &str| {
-        let Estimate { value, error } = estimate;
-        println!("{name:<28} {:>12.6} +/- {:.6}{unit}", scale * value, scale * error);
-    };
     let original = Estimate { value: against.perplexity.perplexity, error: against.perplexity.error };
-    line("perplexity of the original", original, 1.0, "");
-    line("perplexity ratio", divergence.ratio, 1.0, "");
-    line("perplexity difference", divergence.difference, 1.0, "");
-    println!("{:<28} {:>12.2} %", "correlation of ln(PPL)", 100.0 * divergence.correlation);
-    line("KL divergence: mean", divergence.mean, 1.0, "");
+    line(page, "perplexity of the original", original, 1.0, "");
+    line(page, "perplexity ratio", divergence.ratio, 1.0, "");
+    line(page, "perplexity difference", divergence.difference, 1.0, "");
+    page.line(format_args!("{:<28} {:>12.2} %", "correlation of ln(PPL)", 100.0 * divergence.correlation));
+    line(page, "KL divergence: mean", divergence.mean, 1.0, "");
     for (name, fraction) in
         [("median", 0.5), ("90 %", 0.9), ("95 %", 0.95), ("99 %", 0.99), ("99.9 %", 0.999), ("max", 1.0)]
     {
-        println!("{:>28} {:>12.6}", name, divergence.percentile(fraction));
+        page.line(format_args!("{:>28} {:>12.6}", name, divergence.percentile(fraction)));
     }
-    line("same likeliest token", divergence.top1_agreement, 100.0, " %");
-    line("delta p of the token: mean", divergence.mean_delta_p, 100.0, " %");
-    line("root mean square", divergence.rms_delta_p, 100.0, " %");
+    line(page, "same likeliest token", divergence.top1_agreement, 100.0, " %");
+    line(page, "delta p of the token: mean", divergence.mean_delta_p, 100.0, " %");
+    line(page, "root mean square", divergence.rms_delta_p, 100.0, " %");
     if let Some(prediction) = &against.prediction {
         let Prediction { perplexity, top1_agreement, .. } = &prediction.original;
-        println!(
+        page.line(format_args!(
             "prediction layer of the original: perplexity {:.4} +/- {:.4}, likeliest as its main head's {:.2} %",
             perplexity.perplexity,
             perplexity.error,
             100.0 * top1_agreement
-        );
-        line("prediction: KL divergence", prediction.divergence.mean, 1.0, "");
-        line("same likeliest token", prediction.divergence.top1_agreement, 100.0, " %");
+        ));
+        line(page, "prediction: KL divergence", prediction.divergence.mean, 1.0, "");
+        line(page, "same likeliest token", prediction.divergence.top1_agreement, 100.0, " %");
     }
-    println!("layer  relative error      cosine  routing  experts with the least agreement");
+    page.line(format_args!("layer  relative error      cosine  routing  experts with the least agreement"));
     for layer in &against.layers {
         let routing =
             layer.routing_agreement.map_or_else(String::new, |share| format!("{:.2} %", 100.0 * share));
-        println!(
+        page.line(format_args!(
             "{:>5}  {:>14.6}  {:>10.7}  {routing:>7}  {}",
             layer.layer,
             layer.relative_error,
             layer.cosine,
             worst_experts(layer)
-        );
+        ));
     }
+}
+
+/// An estimate, in units of `1 / scale`.
+fn line(page: &mut Page, name: &str, Estimate { value, error }: Estimate, scale: f64, unit: &str) {
+    page.line(format_args!("{name:<28} {:>12.6} +/- {:.6}{unit}", scale * value, scale * error));
 }
 
 /// `expert (agreement, tokens)` of those that changed most.

@@ -5,16 +5,16 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Longest delay of our own choosing.
 const MAX_DELAY: Duration = Duration::from_secs(30);
-/// Longest delay that a server may ask for.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
+/// Longest delay that a server may ask for; whoever asks for a longer one is not waited for.
+pub(super) const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
 
 /// The delay before retry number `retry` (from 0), between half of it and all of it so that many
-/// connections do not come back at once; at least what the server asked for.
-pub(super) fn delay(base: Duration, retry: u32, retry_after: Option<Duration>) -> Duration {
+/// connections do not come back at once.
+pub(super) fn delay(base: Duration, retry: u32) -> Duration {
     let full = base.saturating_mul(1 << retry.min(16)).min(MAX_DELAY.max(base));
     // A fresh `RandomState` is seeded at random, which is all that jitter needs.
     let random = RandomState::new().hash_one(retry) as f64 / u64::MAX as f64;
-    full.mul_f64(0.5 + 0.5 * random).max(retry_after.unwrap_or_default().min(MAX_RETRY_AFTER))
+    full.mul_f64(0.5 + 0.5 * random)
 }
 
 /// Reads a `Retry-After` value: seconds, or an HTTP date.
@@ -66,16 +66,17 @@ mod tests {
         let now = UNIX_EPOCH + Duration::from_secs(784_111_770);
         assert_eq!(retry_after("Sun, 06 Nov 1994 08:49:37 GMT", now), Some(Duration::from_secs(7)));
         assert_eq!(retry_after(" 12 ", now), Some(Duration::from_secs(12)));
+        for garbage in ["", "-5", "1.5", "12s", "99999999999999999999999", "Sun, 06 Nov 1994", "\u{1f}"] {
+            assert_eq!(retry_after(garbage, now), None, "{garbage:?}");
+        }
     }
 
     #[test]
-    fn delays_double_stay_bounded_and_honour_the_server() {
+    fn delays_double_and_stay_bounded() {
         let base = Duration::from_millis(500);
         for (retry, full) in [(0, 0.5), (1, 1.0), (5, 16.0), (6, 30.0), (60, 30.0)] {
-            let delay = delay(base, retry, None).as_secs_f64();
+            let delay = delay(base, retry).as_secs_f64();
             assert!((full / 2.0..=full).contains(&delay), "{retry}: {delay}");
         }
-        assert_eq!(delay(base, 0, Some(Duration::from_secs(40))), Duration::from_secs(40));
-        assert_eq!(delay(base, 0, Some(Duration::from_secs(4000))), MAX_RETRY_AFTER);
     }
 }

@@ -7,24 +7,37 @@
 //! ```
 
 use std::fs::{self, File};
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use super::id::{is_commit, is_revision};
 use super::repository::is_safe_name;
+use crate::disk::{Appender, Disk, parent_of};
 use crate::error::{Error, Result};
 use crate::source::RemoteFile;
+
+/// Ends the name of a copy that is being made, after the number of the process.
+const INCOMPLETE: &str = "incomplete";
+/// Bytes copied at a time.
+const COPY_BYTES: usize = 1 << 20;
 
 /// A cache directory: the value of `HF_HUB_CACHE`.
 #[derive(Debug, Clone)]
 pub struct HubCache {
     root: PathBuf,
+    disk: Disk,
 }
 
 impl HubCache {
     /// The cache at `cache_dir`, which need not exist.
     pub fn new(cache_dir: impl Into<PathBuf>) -> Self {
-        Self { root: cache_dir.into() }
+        Self { root: cache_dir.into(), disk: Disk::default() }
+    }
+
+    /// The same cache, written with `disk`.
+    #[must_use]
+    pub fn written_with(self, disk: Disk) -> Self {
+        Self { disk, ..self }
     }
 
     /// Where it is.
@@ -74,7 +87,8 @@ impl HubCache {
     }
 
     /// Moves the verified content of `file` at `from` into the cache, links it into the snapshot
-    /// and notes which commit `revision` was. Gives the path inside the snapshot.
+    /// and notes which commit `revision` was. Gives the path inside the snapshot. Content is on the disk before
+    /// a blob's name vouches for it.
     ///
     /// # Errors
     /// When the cache cannot be written; `from` then still is where it was, or in the cache.
@@ -90,15 +104,13 @@ impl HubCache {
             return Err(Error::hub(repo, format!("{:?} is no name for a file in the cache", file.name)));
         }
         let blobs = self.folder(repo).join("blobs");
-        create_folder(&blobs)?;
-        move_file(from, &blobs.join(file.digest.hex()))?;
+        self.disk.make_directories(&blobs)?;
+        self.move_file(from, &blobs.join(file.digest.hex()))?;
         let link = self.snapshot_path(repo, commit).join(&file.name);
-        if let Some(folder) = link.parent() {
-            create_folder(folder)?;
-        }
+        self.disk.make_directories(parent_of(&link))?;
         // Out of the file's own folders, the commit's and `snapshots`.
         let up = "../".repeat(file.name.split('/').count() + 1);
-        replace_link(&format!("{up}blobs/{}", file.digest.hex()), &link)?;
+        self.replace_link(&format!("{up}blobs/{}", file.digest.hex()), &link)?;
         if is_revision(revision) && !is_commit(revision) {
             self.note_revision(repo, revision, commit)?;
         }
@@ -110,12 +122,49 @@ impl HubCache {
         if fs::read_to_string(&path).is_ok_and(|known| known == commit) {
             return Ok(());
         }
-        if let Some(folder) = path.parent() {
-            create_folder(folder)?;
+        self.disk.make_directories(parent_of(&path))?;
+        self.disk.replace(&path, commit.as_bytes())
+    }
+
+    fn move_file(&self, from: &Path, to: &Path) -> Result<()> {
+        self.disk.open(from)?.sync()?;
+        match self.disk.rename(from, to) {
+            Err(Error::Io { source, .. }) if source.kind() == ErrorKind::CrossesDevices => {
+                let partial = beside(to, INCOMPLETE);
+                remove_abandoned(&self.disk, to)?;
+                if let Err(error) = self.copy(from, &partial).and_then(|()| self.disk.rename(&partial, to)) {
+                    // What was copied so far is of no use; the original is still there.
+                    let _ = self.disk.remove(&partial);
+                    return Err(error);
+                }
+                self.disk.sync_parent(to)?;
+                self.disk.remove(from)
+            }
+            Err(error) => Err(error),
+            Ok(()) => self.disk.sync_parent(to),
         }
-        let partial = beside(&path, "tmp");
-        fs::write(&partial, commit).map_err(Error::io(&partial, "write"))?;
-        fs::rename(&partial, &path).map_err(Error::io(path, "rename into place"))
+    }
+
+    fn copy(&self, from: &Path, to: &Path) -> Result<()> {
+        let mut source = File::open(from).map_err(Error::io(from, "open"))?;
+        let mut target = Appender::new(self.disk.create_new(to)?, 0);
+        let mut buffer = vec![0; COPY_BYTES];
+        loop {
+            match source.read(&mut buffer) {
+                Ok(0) => return target.file().sync(),
+                Ok(len) => target.append(&buffer[..len])?,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(Error::io(from, "read")(error)),
+            }
+        }
+    }
+
+    /// Makes `link` point to `target`, in one step for whoever looks.
+    fn replace_link(&self, target: &str, link: &Path) -> Result<()> {
+        let partial = beside(link, "tmp");
+        self.disk.remove(&partial)?;
+        self.disk.link(Path::new(target), &partial)?;
+        self.disk.rename(&partial, link)
     }
 
     fn folder(&self, repo: &str) -> PathBuf {
@@ -127,10 +176,6 @@ impl HubCache {
     }
 }
 
-fn create_folder(path: &Path) -> Result<()> {
-    fs::create_dir_all(path).map_err(Error::io(path, "create"))
-}
-
 /// A name next to `path` that no other process uses.
 fn beside(path: &Path, extension: &str) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
@@ -138,34 +183,21 @@ fn beside(path: &Path, extension: &str) -> PathBuf {
     path.with_file_name(name)
 }
 
-fn move_file(from: &Path, to: &Path) -> Result<()> {
-    match fs::rename(from, to) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == ErrorKind::CrossesDevices => {
-            let partial = beside(to, "incomplete");
-            let copied = fs::copy(from, &partial)
-                .and_then(|_| File::open(&partial)?.sync_all())
-                .and_then(|()| fs::rename(&partial, to));
-            if let Err(error) = copied {
-                // What was copied so far is of no use; the original is still there.
-                let _ = fs::remove_file(&partial);
-                return Err(Error::io(partial, "copy into the cache")(error));
-            }
-            fs::remove_file(from).map_err(Error::io(from, "remove"))
+/// Removes copies that a process which is gone has begun of the blob at `to`.
+fn remove_abandoned(disk: &Disk, to: &Path) -> Result<()> {
+    let folder = parent_of(to);
+    let blob = to.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    for entry in fs::read_dir(folder).map_err(Error::io(folder, "list"))? {
+        let path = entry.map_err(Error::io(folder, "list"))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let process = name.strip_prefix(&format!("{blob}.")).and_then(|rest| rest.strip_suffix(INCOMPLETE));
+        let process = process.and_then(|process| process.strip_suffix('.'));
+        let Some(process) = process.and_then(|process| process.parse::<u32>().ok()) else { continue };
+        if !Path::new("/proc").join(process.to_string()).exists() {
+            disk.remove(&path)?;
         }
-        Err(error) => Err(Error::io(to, "move into the cache")(error)),
     }
-}
-
-/// Makes `link` point to `target`, in one step for whoever looks.
-fn replace_link(target: &str, link: &Path) -> Result<()> {
-    let partial = beside(link, "tmp");
-    match fs::remove_file(&partial) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(Error::io(partial, "remove")(error)),
-        _ => {}
-    }
-    std::os::unix::fs::symlink(target, &partial).map_err(Error::io(&partial, "link"))?;
-    fs::rename(&partial, link).map_err(Error::io(link, "link"))
+    Ok(())
 }
 
 #[cfg(test)]

@@ -11,7 +11,9 @@ use reqwest::header::HeaderValue;
 use reqwest::redirect::Policy;
 use tokio::runtime::Runtime;
 
+use super::credentials::{self, Credentials};
 use super::environment::Environment;
+use super::notice::Notices;
 use super::refusal;
 use crate::error::{Error, Result};
 
@@ -28,7 +30,10 @@ pub(super) struct Client {
     http: reqwest::Client,
     hub: HFClient,
     endpoint: Url,
+    /// The endpoint as messages show it.
+    shown_endpoint: String,
     authorization: Option<HeaderValue>,
+    credentials: Option<Credentials>,
     environment: Environment,
     xet: AtomicBool,
 }
@@ -36,11 +41,14 @@ pub(super) struct Client {
 impl Client {
     /// Connects to nothing yet.
     pub(super) fn new(environment: &Environment) -> Result<Self> {
-        let place = &environment.endpoint;
+        let place = credentials::without(&environment.endpoint);
         let failed =
-            |error: &dyn std::fmt::Display| Error::hub(place, format!("cannot set up a client: {error}"));
+            |error: &dyn std::fmt::Display| Error::hub(&place, format!("cannot set up a client: {error}"));
         let endpoint = Url::parse(&environment.endpoint).map_err(|error| failed(&error))?;
-        let authorization = match &environment.token {
+        let (endpoint, credentials) = Credentials::take(endpoint);
+        // As in Python: what stands in the address goes before the token.
+        let of_address = credentials.as_ref().map(|credentials| credentials.header(&place)).transpose()?;
+        let bearer = match environment.token.as_ref().filter(|_| of_address.is_none()) {
             Some(token) => {
                 let mut value = HeaderValue::from_str(&format!("Bearer {token}")).map_err(|_| {
                     Error::Request(
@@ -53,6 +61,7 @@ impl Client {
             }
             None => None,
         };
+        let authorization = of_address.or(bearer);
         // HTTP/1 so that several requests are several connections: one connection of HTTP/2
         // would hold all of them to one flow-control window.
         let builder = |policy| {
@@ -95,6 +104,8 @@ impl Client {
             hub,
             endpoint,
             authorization,
+            shown_endpoint: place,
+            credentials,
             environment: environment.clone(),
             xet: AtomicBool::new(!environment.disable_xet),
         })
@@ -138,8 +149,14 @@ impl Client {
         &self.hub
     }
 
+    /// The endpoint as messages may show it.
     pub(super) fn endpoint(&self) -> &str {
-        &self.environment.endpoint
+        &self.shown_endpoint
+    }
+
+    /// Who hears of waits.
+    pub(super) fn notices(&self) -> &Notices {
+        &self.environment.notices
     }
 
     pub(super) fn endpoint_url(&self) -> &Url {
@@ -168,9 +185,11 @@ impl Client {
         self.xet.store(false, Ordering::Relaxed);
     }
 
-    /// `text` fit to be shown: no token, no signed URLs.
+    /// `text` fit to be shown: no token, no credentials, no signed URLs.
     pub(super) fn clean(&self, text: &str) -> String {
-        refusal::clean(text, self.environment.token.as_deref())
+        let token = self.environment.token.iter().map(String::as_str);
+        let of_address = self.credentials.iter().flat_map(Credentials::secrets);
+        refusal::clean(text, &token.chain(of_address).collect::<Vec<_>>())
     }
 }
 

@@ -4,16 +4,21 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::credentials;
+use super::notice::Notices;
 use crate::error::{Error, Result};
 
 const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
-const DEFAULT_BACK_OFF: Duration = Duration::from_millis(500);
+/// Longest delay before the first retry ...
+const MAX_BACK_OFF: Duration = Duration::from_millis(500);
+/// ... which is this part of the timeout: who wants to hear of trouble soon wants retries soon.
+const BACK_OFF_OF_TIMEOUT: u32 = 20;
 
 /// Where the hub and its cache are, and how to talk to it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Environment {
-    /// `HF_ENDPOINT`, without a trailing slash.
+    /// `HF_ENDPOINT`, without a trailing slash; it may have a user name and a password, which are not to be shown.
     pub endpoint: String,
     /// `HF_TOKEN`, or the content of the token file.
     pub token: Option<String>,
@@ -27,18 +32,21 @@ pub struct Environment {
     pub disable_xet: bool,
     /// Delay before the first retry; later ones double.
     pub back_off: Duration,
+    /// Who hears of waits.
+    pub notices: Notices,
 }
 
 impl fmt::Debug for Environment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Environment")
-            .field("endpoint", &self.endpoint)
+            .field("endpoint", &credentials::without(&self.endpoint))
             .field("token", &self.token.as_ref().map(|_| "(set)"))
             .field("cache_dir", &self.cache_dir)
             .field("offline", &self.offline)
             .field("timeout", &self.timeout)
             .field("disable_xet", &self.disable_xet)
             .field("back_off", &self.back_off)
+            .field("notices", &self.notices)
             .finish()
     }
 }
@@ -76,6 +84,7 @@ impl Environment {
                 None => token_of_file(&path("HF_TOKEN_PATH").unwrap_or_else(|| home.join("token")))?,
             }
         };
+        let timeout = timeout(get("HF_HUB_DOWNLOAD_TIMEOUT"))?;
         Ok(Self {
             endpoint: endpoint(get("HF_ENDPOINT"))?,
             token,
@@ -83,9 +92,10 @@ impl Environment {
             offline: get("HF_HUB_OFFLINE")
                 .or_else(|| get("TRANSFORMERS_OFFLINE"))
                 .is_some_and(|value| self::is_true(&value)),
-            timeout: timeout(get("HF_HUB_DOWNLOAD_TIMEOUT"))?,
+            timeout,
             disable_xet: is_true("HF_HUB_DISABLE_XET"),
-            back_off: DEFAULT_BACK_OFF,
+            back_off: MAX_BACK_OFF.min(timeout / BACK_OFF_OF_TIMEOUT),
+            notices: Notices::default(),
         })
     }
 }
@@ -102,6 +112,7 @@ fn endpoint(value: Option<String>) -> Result<String> {
     if fits {
         return Ok(value.to_owned());
     }
+    let value = credentials::without(value);
     Err(Error::Request(format!("HF_ENDPOINT is {value:?}; it must be a URL such as {DEFAULT_ENDPOINT}")))
 }
 
@@ -206,8 +217,13 @@ mod tests {
 
     #[test]
     fn debug_hides_the_token() {
-        let text = format!("{:?}", read(&[("HF_TOKEN", "hf_secret")]).unwrap());
-        assert!(!text.contains("hf_secret"), "{text}");
+        let set = [("HF_TOKEN", "hf_secret"), ("HF_ENDPOINT", "https://me:pass%2Fword@h")];
+        let text = format!("{:?}", read(&set).unwrap());
+        assert!(!text.contains("hf_secret") && !text.contains("word"), "{text}");
+        for endpoint in ["ftp://me:password@h", "me:password@h", "https://me:pass/word@h:x"] {
+            let error = read(&[("HF_ENDPOINT", endpoint)]).unwrap_err().to_string();
+            assert!(!error.contains("word"), "{error}");
+        }
     }
 
     #[test]

@@ -1,25 +1,46 @@
 //! A repository's commit, and the files of that commit with their digests.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::AtomicBool;
 
-use hf_hub::{HFError, split_id};
-use reqwest::header::{HeaderMap, LINK, LOCATION};
-use reqwest::{Response, Url};
+use reqwest::Url;
+use reqwest::header::{HeaderMap, LINK};
 use serde::Deserialize;
+use serde_json::Value;
 
-use super::client::{Client, MAX_HOPS, unless_stopped};
+use super::client::Client;
+use super::document::Asked;
 use super::id::is_commit;
-use super::patience::{Failure, Patience, is_transient};
-use super::refusal::{self, Refusal};
+use super::patience::Patience;
 use super::repository::is_safe_name;
 use crate::error::{Error, Result};
 use crate::source::{ContentDigest, RemoteFile};
 
 /// Attempts in a row that may bring nothing; few, since someone waits for the run to start.
 const ATTEMPTS: u32 = 6;
-/// Most pages of a listing, and most bytes of a page.
-const MAX_PAGES: usize = 10_000;
-const MAX_PAGE_BYTES: usize = 64 << 20;
+/// Timeouts that the commit may take, and the whole listing.
+const PIN_TIMEOUTS: u32 = 12;
+const LISTING_TIMEOUTS: u32 = 60;
+/// Most bytes of a model's facts, and of a page of a listing.
+const MAX_FACTS_BYTES: usize = 32 << 20;
+const MAX_PAGE_BYTES: usize = 16 << 20;
+/// Most pages of a listing, and most files.
+const MAX_PAGES: usize = 2_000;
+const MAX_FILES: usize = 200_000;
+/// Most bytes of a file: more than any disk has.
+const MAX_FILE_BYTES: u64 = 1 << 50;
+/// Most bytes of all files.
+const MAX_TOTAL_BYTES: u64 = 1 << 56;
+/// Longest part of a name in a message.
+const MAX_SHOWN_CHARS: usize = 200;
+/// Longest name of a file: what Linux takes for a path.
+const MAX_NAME_BYTES: usize = 4096;
+
+/// What is read of `/api/models/ID[/revision/REVISION]`.
+#[derive(Deserialize)]
+struct Facts {
+    sha: Option<String>,
+}
 
 /// An entry of `/api/models/ID/tree/COMMIT`.
 #[derive(Deserialize)]
@@ -27,8 +48,9 @@ struct Entry {
     #[serde(rename = "type")]
     kind: String,
     path: String,
+    /// Checked by hand, so that the error can name the file.
     #[serde(default)]
-    size: u64,
+    size: Value,
     #[serde(default)]
     oid: String,
     lfs: Option<Lfs>,
@@ -39,7 +61,8 @@ struct Entry {
 #[derive(Deserialize)]
 struct Lfs {
     oid: String,
-    size: Option<u64>,
+    #[serde(default)]
+    size: Value,
 }
 
 /// The commit that `revision` is now.
@@ -50,49 +73,15 @@ pub(super) async fn pin(
     revision: Option<&str>,
     stop: &AtomicBool,
 ) -> Result<String> {
-    let mut patience = Patience { client, place, stop, allowed: ATTEMPTS, idle: 0 };
-    let (owner, name) = split_id(repo);
-    let model = client.hub().model(owner, name);
-    loop {
-        let asked = model.info().maybe_revision(revision.map(str::to_owned)).send();
-        match unless_stopped(stop, asked).await? {
-            Ok(info) => {
-                let commit = info.sha.filter(|sha| is_commit(sha));
-                return commit.ok_or_else(|| Error::hub(place, "the hub does not state the commit"));
-            }
-            Err(error) => patience.after(failure_of(client, place, repo, error)).await?,
-        }
-    }
-}
-
-/// What an error of the `hf-hub` crate means for us. Its own text may carry signed URLs.
-fn failure_of(client: &Client, place: &str, repo: &str, error: HFError) -> Failure {
-    let known = |code: &str| Refusal { status: 404, code: Some(code.to_owned()), message: None };
-    let retry_after = match &error {
-        HFError::RateLimited { retry_after, .. } => *retry_after,
-        _ => None,
-    };
-    let refusal = match error {
-        HFError::Request { source, .. } => return Failure::again(refusal::transport(client, source)),
-        HFError::Http { context }
-        | HFError::AuthRequired { context }
-        | HFError::Forbidden { context }
-        | HFError::RateLimited { context, .. }
-        | HFError::RepoNotFound { context: Some(context), .. }
-        | HFError::RevisionNotFound { context: Some(context), .. } => Refusal {
-            status: context.status.as_u16(),
-            code: context.error_code,
-            message: context.server_message,
-        },
-        HFError::RepoNotFound { .. } => known("RepoNotFound"),
-        HFError::RevisionNotFound { .. } => known("RevisionNotFound"),
-        error => return Failure::Fatal(Error::hub(place, client.clean(&error.to_string()))),
-    };
-    if is_transient(refusal.status) {
-        let why = format!("the server answered with status {}", refusal.status);
-        return Failure::Again { why, retry_after };
-    }
-    Failure::Fatal(refusal.error(client, place, repo))
+    let what = "the hub's answer about the model";
+    let asked = Asked { client, place, repo, what, max_bytes: MAX_FACTS_BYTES, stop };
+    let revision = revision.map(|revision| ["revision", revision]);
+    let url = client
+        .url(["api", "models"].into_iter().chain(repo.split('/')).chain(revision.into_iter().flatten()));
+    let deadline = client.timeout() * PIN_TIMEOUTS;
+    let mut patience = Patience::new(client, place, stop, ATTEMPTS).within(Some(deadline));
+    let (Facts { sha }, _) = asked.get(&url, &mut patience).await?;
+    sha.filter(|sha| is_commit(sha)).ok_or_else(|| Error::hub(place, "the hub does not state the commit"))
 }
 
 /// All files of `commit`, sorted by name.
@@ -106,42 +95,79 @@ pub(super) async fn files(
     let segments = ["api", "models"].into_iter().chain(repo.split('/')).chain(["tree", commit]);
     let mut url = client.url(segments);
     url.set_query(Some("recursive=true&expand=false"));
+    let asked = Asked { client, place, repo, what: "the hub's listing", max_bytes: MAX_PAGE_BYTES, stop };
+    let deadline = client.timeout() * LISTING_TIMEOUTS;
+    let mut patience = Patience::new(client, place, stop, ATTEMPTS).within(Some(deadline));
     let mut files = Vec::new();
-    for _ in 0..MAX_PAGES {
-        let (entries, next) = page(client, place, repo, &url, stop).await?;
+    let mut seen = BTreeSet::new();
+    while seen.insert(url.clone()) {
+        let (entries, headers): (Vec<Entry>, _) = asked.get(&url, &mut patience).await?;
         for entry in entries.into_iter().filter(|entry| entry.kind == "file") {
             files.push(file_of(place, entry)?);
         }
-        let Some(next) = next else {
-            files.sort_by(|a, b| a.name.cmp(&b.name));
-            if let Some(pair) = files.windows(2).find(|pair| pair[0].name == pair[1].name) {
-                return Err(Error::hub(place, format!("the listing names {:?} twice", pair[0].name)));
-            }
-            return Ok(files);
+        if files.len() > MAX_FILES {
+            return Err(Error::hub(place, format!("the listing has more than {MAX_FILES} files")));
+        }
+        if seen.len() >= MAX_PAGES {
+            return Err(Error::hub(place, format!("the listing does not end after {MAX_PAGES} pages")));
+        }
+        let Some(next) = next_link(&headers) else {
+            return checked(place, files);
         };
         url = next_page(client, place, &url, &next)?;
     }
-    Err(Error::hub(place, format!("the listing does not end after {MAX_PAGES} pages")))
+    Err(Error::hub(
+        place,
+        "the listing goes in a circle: a page that was read already is named as the next one",
+    ))
+}
+
+/// The files sorted by name, each there once, of a size that can be added up.
+fn checked(place: &str, mut files: Vec<RemoteFile>) -> Result<Vec<RemoteFile>> {
+    files.sort_by(|a, b| a.name.cmp(&b.name));
+    if let Some(pair) = files.windows(2).find(|pair| pair[0].name == pair[1].name) {
+        return Err(Error::hub(place, format!("the listing names {:?} twice", pair[0].name)));
+    }
+    let total = files.iter().try_fold(0_u64, |total, file| total.checked_add(file.len_bytes));
+    if total.is_none_or(|total| total > MAX_TOTAL_BYTES) {
+        let message = format!("the sizes in the listing add up to more than {MAX_TOTAL_BYTES} bytes");
+        return Err(Error::hub(place, message));
+    }
+    Ok(files)
 }
 
 fn file_of(place: &str, entry: Entry) -> Result<RemoteFile> {
-    let bad = |what: &str| Error::hub(place, format!("the listing's entry {:?} {what}", entry.path));
+    let shown: String = entry.path.chars().take(MAX_SHOWN_CHARS).collect();
+    let bad = |what: &str| Error::hub(place, format!("the listing's entry {shown:?} {what}"));
+    if entry.path.len() > MAX_NAME_BYTES {
+        return Err(bad(&format!(
+            "has a name of {} bytes; expected at most {MAX_NAME_BYTES}",
+            entry.path.len()
+        )));
+    }
     if !is_safe_name(&entry.path) {
         return Err(bad(
             "has a name that is refused: absolute, with `..`, a backslash or control characters",
         ));
     }
     let is_hex = |text: &str, chars| text.len() == chars && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let bytes = |size: &Value| {
+        size.as_u64().filter(|&bytes| bytes <= MAX_FILE_BYTES).ok_or_else(|| {
+            let shown: String = size.to_string().chars().take(MAX_SHOWN_CHARS).collect();
+            bad(&format!("has a size of {shown}; expected a whole number of bytes up to {MAX_FILE_BYTES}"))
+        })
+    };
     let (len_bytes, digest) = match &entry.lfs {
         Some(lfs) => {
             let oid = lfs.oid.strip_prefix("sha256:").unwrap_or(&lfs.oid);
             if !is_hex(oid, 64) {
                 return Err(bad("has no SHA-256"));
             }
-            (lfs.size.unwrap_or(entry.size), ContentDigest::Sha256(oid.to_ascii_lowercase()))
+            let size = if lfs.size.is_null() { &entry.size } else { &lfs.size };
+            (bytes(size)?, ContentDigest::Sha256(oid.to_ascii_lowercase()))
         }
         None if is_hex(&entry.oid, 40) => {
-            (entry.size, ContentDigest::GitBlob(entry.oid.to_ascii_lowercase()))
+            (bytes(&entry.size)?, ContentDigest::GitBlob(entry.oid.to_ascii_lowercase()))
         }
         None => return Err(bad("has no git blob id")),
     };
@@ -151,77 +177,6 @@ fn file_of(place: &str, entry: Entry) -> Result<RemoteFile> {
         digest,
         xet_hash: entry.xet_hash.filter(|hash| !hash.is_empty()),
     })
-}
-
-/// One page, and the address of the next.
-async fn page(
-    client: &Client,
-    place: &str,
-    repo: &str,
-    url: &Url,
-    stop: &AtomicBool,
-) -> Result<(Vec<Entry>, Option<String>)> {
-    let mut patience = Patience { client, place, stop, allowed: ATTEMPTS, idle: 0 };
-    loop {
-        match try_page(client, place, repo, url.clone(), stop).await {
-            Ok(page) => return Ok(page),
-            Err(failure) => patience.after(failure).await?,
-        }
-    }
-}
-
-async fn try_page(
-    client: &Client,
-    place: &str,
-    repo: &str,
-    mut url: Url,
-    stop: &AtomicBool,
-) -> std::result::Result<(Vec<Entry>, Option<String>), Failure> {
-    for _ in 0..=MAX_HOPS {
-        let sent = unless_stopped(stop, client.get(url.clone()).send()).await?;
-        let mut answer = sent.map_err(|error| Failure::transport(client, error))?;
-        if answer.status().is_redirection() {
-            // A renamed repository.
-            url = moved(client, place, &url, answer.headers())?;
-            continue;
-        }
-        if !answer.status().is_success() {
-            return Err(Failure::refused(client, place, repo, answer.status().as_u16(), answer.headers()));
-        }
-        let body = body(client, place, &mut answer, stop).await?;
-        let entries = serde_json::from_slice(&body)
-            .map_err(|error| Failure::again(format!("the hub's listing cannot be read: {error}")))?;
-        return Ok((entries, next_link(answer.headers())));
-    }
-    Err(Failure::Fatal(Error::hub(place, format!("more than {MAX_HOPS} redirects"))))
-}
-
-fn moved(client: &Client, place: &str, url: &Url, headers: &HeaderMap) -> Result<Url> {
-    let location = headers.get(LOCATION).and_then(|value| value.to_str().ok());
-    let target = location.and_then(|location| url.join(location).ok());
-    target
-        .filter(|target| client.is_home(target))
-        .ok_or_else(|| Error::hub(place, "the hub redirects its listing to somewhere else"))
-}
-
-async fn body(
-    client: &Client,
-    place: &str,
-    answer: &mut Response,
-    stop: &AtomicBool,
-) -> std::result::Result<Vec<u8>, Failure> {
-    let mut body = Vec::new();
-    while let Some(chunk) =
-        unless_stopped(stop, answer.chunk()).await?.map_err(|error| Failure::transport(client, error))?
-    {
-        if body.len() + chunk.len() > MAX_PAGE_BYTES {
-            return Err(
-                Error::hub(place, format!("a page of the listing exceeds {MAX_PAGE_BYTES} bytes")).into()
-            );
-        }
-        body.extend_from_slice(&chunk);
-    }
-    Ok(body)
 }
 
 /// The target of `rel="next"` in `Link` headers.
@@ -284,5 +239,45 @@ mod tests {
             assert!(entry(path, oid).is_err(), "{path:?}");
         }
         assert!(entry("a", "").is_err());
+        assert!(entry(&"a".repeat(5000), oid).unwrap_err().to_string().len() < 400);
+    }
+
+    #[test]
+    fn sizes_that_are_refused() {
+        let oid = "ce013625030ba8dba906f756967f9e9ca394464a";
+        let sha256 = "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03";
+        let entry = |size: &str, lfs: Option<&str>| {
+            let lfs =
+                lfs.map_or(String::new(), |size| format!(r#","lfs":{{"oid":"{sha256}","size":{size}}}"#));
+            let json = format!(r#"{{"type":"file","path":"w","size":{size},"oid":"{oid}"{lfs}}}"#);
+            file_of("org/name", serde_json::from_str(&json).unwrap())
+        };
+        assert_eq!(entry("6", None).unwrap().len_bytes, 6);
+        assert_eq!(entry("6", Some("7")).unwrap().len_bytes, 7);
+        assert_eq!(entry("6", Some("null")).unwrap().len_bytes, 6);
+        for size in
+            ["-1", "1.5", "1e30", "9223372036854775808", "18446744073709551616", "\"6\"", "null", "[]"]
+        {
+            for entry in [entry(size, None), entry("6", Some(size)).and(entry(size, Some("null")))] {
+                let error = entry.unwrap_err().to_string();
+                assert!(error.contains("\"w\"") && error.contains("size"), "{size}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn sums_that_are_refused() {
+        let file = |number: u64, len_bytes| RemoteFile {
+            name: format!("{number}"),
+            len_bytes,
+            digest: ContentDigest::GitBlob(String::new()),
+            xet_hash: None,
+        };
+        assert!(checked("org/name", vec![file(0, MAX_FILE_BYTES), file(1, MAX_FILE_BYTES)]).is_ok());
+        for (files, bytes) in [(65, MAX_FILE_BYTES), (2, 1 << 63), (2, u64::MAX)] {
+            let error =
+                checked("org/name", (0..files).map(|number| file(number, bytes)).collect()).unwrap_err();
+            assert!(error.to_string().contains("add up"), "{error}");
+        }
     }
 }

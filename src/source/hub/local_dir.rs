@@ -11,10 +11,10 @@
 //! that ours, which are of full length from the start, must not be called the same.
 
 use std::fs::{self, File};
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::disk::{Disk, parent_of};
 use crate::error::{Error, Result};
 use crate::lock::lock;
 use crate::source::ContentDigest;
@@ -41,6 +41,7 @@ pub struct Recorded {
 #[derive(Debug)]
 pub struct LocalDir {
     root: PathBuf,
+    disk: Disk,
     _lock: File,
 }
 
@@ -49,10 +50,10 @@ impl LocalDir {
     ///
     /// # Errors
     /// When it cannot be made or written, or another run downloads to it.
-    pub fn open(root: &Path) -> Result<Self> {
+    pub fn open(disk: &Disk, root: &Path) -> Result<Self> {
         let bookkeeping = root.join(BOOKKEEPING);
         let downloads = bookkeeping.join("download");
-        fs::create_dir_all(&downloads).map_err(Error::io(&downloads, "create"))?;
+        disk.make_directories(&downloads)?;
         let lock_path = bookkeeping.join("requant.lock");
         let lock = lock(&lock_path, || {
             format!("{}: another requant is downloading to this directory right now", root.display())
@@ -60,10 +61,10 @@ impl LocalDir {
         for (name, content) in [(".gitignore", "*"), ("CACHEDIR.TAG", CACHE_TAG)] {
             let path = bookkeeping.join(name);
             if !path.exists() {
-                fs::write(&path, content).map_err(Error::io(&path, "write"))?;
+                disk.replace(&path, content.as_bytes())?;
             }
         }
-        Ok(Self { root: root.to_owned(), _lock: lock })
+        Ok(Self { root: root.to_owned(), disk: disk.clone(), _lock: lock })
     }
 
     /// Where a file of the repository goes; its folder is made.
@@ -72,7 +73,7 @@ impl LocalDir {
     /// When the folder cannot be made.
     pub fn target(&self, name: &str) -> Result<PathBuf> {
         let path = self.root.join(name);
-        make_parent(&path)?;
+        self.disk.make_directories(parent_of(&path))?;
         Ok(path)
     }
 
@@ -87,10 +88,11 @@ impl LocalDir {
     /// When the record cannot be written.
     pub fn record(&self, name: &str, commit: &str, digest: &ContentDigest) -> Result<()> {
         let path = self.metadata_path(name);
-        make_parent(&path)?;
+        self.disk.make_directories(parent_of(&path))?;
         let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         let text = format!("{commit}\n{}\n{seconds}\n", digest.hex());
-        fs::write(&path, text).map_err(Error::io(path, "write"))
+        self.disk.replace(&path, text.as_bytes())?;
+        self.disk.sync_parent(&path)
     }
 
     /// Removes what is recorded about the file called `name`, which is about to change.
@@ -99,10 +101,12 @@ impl LocalDir {
     /// When the record cannot be removed.
     pub fn forget(&self, name: &str) -> Result<()> {
         let path = self.metadata_path(name);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io(path, "remove")(error)),
-            _ => Ok(()),
+        if path.symlink_metadata().is_err() {
+            return Ok(());
         }
+        // Gone for good before the file changes: a record must not outlive what it speaks of.
+        self.disk.remove(&path)?;
+        self.disk.sync_parent(&path)
     }
 
     /// Removes what is left of files that another revision had.
@@ -117,15 +121,20 @@ impl LocalDir {
             let is_ours =
                 name.split_once(PARTIAL).is_some_and(|(digest, _)| ContentDigest::from_hex(digest).is_some());
             if is_ours && !name.ends_with(METADATA) {
-                fs::remove_file(&path).map_err(Error::io(&path, "remove"))?;
+                self.disk.remove(&path)?;
             }
         }
         Ok(())
     }
 
     fn metadata_path(&self, name: &str) -> PathBuf {
-        self.root.join(BOOKKEEPING).join("download").join(format!("{name}{METADATA}"))
+        metadata_path(&self.root, name)
     }
+}
+
+/// Where the file called `name` in the directory `root` is recorded.
+pub(crate) fn metadata_path(root: &Path, name: &str) -> PathBuf {
+    root.join(BOOKKEEPING).join("download").join(format!("{name}{METADATA}"))
 }
 
 /// Whether a file of this name would lie among the bookkeeping.
@@ -164,12 +173,17 @@ pub fn linked(root: &Path) -> Result<Vec<Recorded>> {
     let mut records = Vec::new();
     for name in files_below(root)? {
         let Ok(target) = fs::read_link(root.join(&name)) else { continue };
-        let in_blobs = target.parent().and_then(Path::file_name).is_some_and(|folder| folder == "blobs");
-        if let Some(etag) = target.file_name().and_then(|name| name.to_str()).filter(|_| in_blobs) {
+        if let Some(etag) = blob_name(&target) {
             records.push(Recorded { name, etag: etag.to_owned() });
         }
     }
     Ok(records)
+}
+
+/// The name of the blob that a link to `target` leads to, if it is one of a cache.
+pub(super) fn blob_name(target: &Path) -> Option<&str> {
+    let in_blobs = target.parent().and_then(Path::file_name).is_some_and(|folder| folder == "blobs");
+    target.file_name().and_then(|name| name.to_str()).filter(|_| in_blobs)
 }
 
 /// Names of the files in `root` and its folders, sorted; bookkeeping and `.git` left out. A link counts
@@ -199,13 +213,6 @@ pub fn files_below(root: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-fn make_parent(path: &Path) -> Result<()> {
-    match path.parent() {
-        Some(parent) => fs::create_dir_all(parent).map_err(Error::io(parent, "create")),
-        None => Ok(()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -214,7 +221,7 @@ mod tests {
     fn records_are_read_back_and_bookkeeping_is_no_file() {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path().join("model");
-        let local = LocalDir::open(&root).unwrap();
+        let local = LocalDir::open(&Disk::default(), &root).unwrap();
         let digest = ContentDigest::GitBlob("ce013625030ba8dba906f756967f9e9ca394464a".to_owned());
         for name in ["sub/b", "a"] {
             fs::write(local.target(name).unwrap(), "hello\n").unwrap();
@@ -228,7 +235,7 @@ mod tests {
         local.forget("a").unwrap();
         local.forget("a").unwrap();
         assert_eq!(recorded(&root).unwrap().len(), 1);
-        let second = LocalDir::open(&root).unwrap_err().to_string();
+        let second = LocalDir::open(&Disk::default(), &root).unwrap_err().to_string();
         assert!(second.contains("another requant"), "{second}");
     }
 

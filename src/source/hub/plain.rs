@@ -4,8 +4,10 @@
 //! of its own (307), or with one to a content network (302). Redirections are followed by hand:
 //! what the hub says about the file is in its own answer only, and the token is for the hub only.
 
+use std::cell::Cell;
 use std::ops::Range;
 use std::sync::atomic::AtomicBool;
+use std::time::Instant;
 
 use reqwest::header::{
     ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, LOCATION,
@@ -14,37 +16,44 @@ use reqwest::header::{
 use reqwest::{Response, StatusCode, Url};
 
 use super::client::{MAX_HOPS, unless_stopped};
-use super::patience::Failure;
+use super::pace::Pace;
+use super::patience::{Failure, is_transient};
 use super::range::{Delivery, Wanted};
 use crate::error::Error;
 
-/// Passes on what is missing, or as much of it as comes.
+/// Passes on what is missing, or as much of it as comes; counts in `came` what has come, needed or not.
 pub(super) async fn attempt(
     wanted: &Wanted<'_>,
     delivery: &mut Delivery<'_>,
+    came: &Cell<u64>,
     stop: &AtomicBool,
 ) -> Result<(), Failure> {
     let missing = delivery.missing();
     let mut answer = ask(wanted, &missing, stop).await?;
     let mut skip = leading_bytes(&answer, wanted, &missing)?;
+    let mut pace = Pace::new(wanted.client.timeout());
     loop {
+        let start = Instant::now();
         let chunk = unless_stopped(stop, answer.chunk()).await?;
         let Some(chunk) = chunk.map_err(|error| Failure::transport(wanted.client, error))? else {
             return Err(Failure::again("the answer ended early"));
         };
+        came.set(came.get() + chunk.len() as u64);
+        let pace = pace.came(start, chunk.len());
         let skipped = skip.min(chunk.len() as u64);
         skip -= skipped;
         if delivery.pass(&chunk[skipped as usize..])? {
             return Ok(());
         }
+        pace?;
     }
 }
 
 /// The answer that has the content, after redirections.
 async fn ask(wanted: &Wanted<'_>, missing: &Range<u64>, stop: &AtomicBool) -> Result<Response, Failure> {
-    let Wanted { client, place, repo, commit, file } = wanted;
+    let Wanted { client, place, repo, commit, file, .. } = wanted;
     let mut url = client.url(repo.split('/').chain(["resolve", commit]).chain(file.name.split('/')));
-    for _ in 0..=MAX_HOPS {
+    for hop in 0..=MAX_HOPS {
         let request = client
             .get(url.clone())
             .header(ACCEPT_ENCODING, "identity")
@@ -59,15 +68,31 @@ async fn ask(wanted: &Wanted<'_>, missing: &Range<u64>, stop: &AtomicBool) -> Re
             return Ok(answer);
         }
         if status == StatusCode::RANGE_NOT_SATISFIABLE {
-            let found = text(answer.headers(), CONTENT_RANGE.as_str()).unwrap_or("shorter");
-            return Err(wanted.changed("its length", &file.len_bytes.to_string(), found));
+            return Err(not_satisfiable(wanted, answer.headers()));
         }
         if !status.is_redirection() {
+            // Only the hub itself knows who may read; elsewhere a link has expired, or a server is at fault.
+            let is_link =
+                !client.is_home(&url) || (hop > 0 && !answer.headers().contains_key("x-error-code"));
+            if is_link && !is_transient(status.as_u16()) {
+                let why = "access was refused by the server that the hub's link leads to";
+                return Err(Failure::again(format!("{why} (status {})", status.as_u16())));
+            }
             return Err(Failure::refused(client, place, repo, status.as_u16(), answer.headers()));
         }
         url = target(wanted, &url, answer.headers())?;
     }
     Err(Error::hub(place, format!("more than {MAX_HOPS} redirects")).into())
+}
+
+/// What a server means that has no such range: that it is about another file, or nothing that makes sense.
+fn not_satisfiable(wanted: &Wanted<'_>, headers: &HeaderMap) -> Failure {
+    let len = wanted.file.len_bytes.to_string();
+    let found = text(headers, CONTENT_RANGE.as_str()).and_then(|range| range.rsplit('/').next());
+    match found.map(str::trim).filter(|found| *found != len && found.parse::<u64>().is_ok()) {
+        Some(found) => wanted.changed("its length", &len, found),
+        None => Failure::again("the server refused the range (status 416)"),
+    }
 }
 
 fn target(wanted: &Wanted<'_>, url: &Url, headers: &HeaderMap) -> Result<Url, Failure> {

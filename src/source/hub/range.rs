@@ -1,7 +1,9 @@
 //! Reading a range of a file, over as many attempts as it takes.
 
+use std::cell::Cell;
 use std::ops::Range;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use super::client::Client;
 use super::patience::{Failure, Patience};
@@ -11,6 +13,10 @@ use crate::source::RemoteFile;
 
 /// Attempts in a row that may bring nothing.
 const ATTEMPTS: u32 = 8;
+/// Timeouts that an awaited range may take ...
+const AWAITED_TIMEOUTS: u32 = 12;
+/// ... and a second more for each of so many bytes.
+const AWAITED_BYTES_PER_SECOND: u64 = 5_000;
 
 /// The file that is read.
 pub(super) struct Wanted<'a> {
@@ -20,6 +26,8 @@ pub(super) struct Wanted<'a> {
     pub(super) repo: &'a str,
     pub(super) commit: &'a str,
     pub(super) file: &'a RemoteFile,
+    /// Someone waits for the whole range: nothing else shows progress, and it has a deadline.
+    pub(super) is_awaited: bool,
 }
 
 impl Wanted<'_> {
@@ -79,15 +87,17 @@ pub(super) async fn read(
             Err(Failure::Again { .. }) => {}
         }
     }
-    let mut patience = Patience { client, place, stop, allowed: ATTEMPTS, idle: 0 };
+    let seconds = (range.end - range.start) / AWAITED_BYTES_PER_SECOND;
+    let deadline = client.timeout() * AWAITED_TIMEOUTS + Duration::from_secs(seconds);
+    let mut patience =
+        Patience::new(client, place, stop, ATTEMPTS).within(wanted.is_awaited.then_some(deadline));
     while !delivery.missing().is_empty() {
         let before = delivery.position;
-        let attempt = plain::attempt(wanted, &mut delivery, stop).await;
-        if delivery.position > before {
-            patience.renew();
-        }
+        let came = Cell::new(0);
+        let attempt = patience.attempt(plain::attempt(wanted, &mut delivery, &came, stop));
+        let attempt = client.notices().watch(place, &came, !wanted.is_awaited, attempt).await;
         if let Err(failure) = attempt {
-            patience.after(failure).await?;
+            patience.after(failure, delivery.position - before).await?;
         }
     }
     Ok(())

@@ -1,10 +1,12 @@
 //! What a hub's refusals mean, and what the user can do about them.
 
+use std::borrow::Cow;
 use std::error::Error as _;
 
 use reqwest::header::HeaderMap;
 
 use super::client::Client;
+use super::credentials;
 use crate::error::Error;
 
 /// Longest text of a server that is shown.
@@ -97,18 +99,15 @@ pub(super) fn transport(client: &Client, error: reqwest::Error) -> String {
     }
 }
 
-/// `text` on one line, of bounded length, without the token and without the queries of URLs.
-pub(super) fn clean(text: &str, token: Option<&str>) -> String {
-    let text = match token {
-        Some(token) => text.replace(token, "(token)"),
-        None => text.to_owned(),
-    };
+/// `text` on one line, of bounded length, without `secrets`, and without the credentials and queries of URLs.
+pub(super) fn clean(text: &str, secrets: &[&str]) -> String {
+    let mut text = text.to_owned();
+    for secret in secrets.iter().filter(|secret| !secret.is_empty()) {
+        text = text.replace(secret, "(token)");
+    }
     let mut shown = String::new();
     for word in text.split_whitespace() {
-        let word = match word.find("://").and_then(|at| word[at..].find(['?', '#']).map(|query| at + query)) {
-            Some(query) => &word[..query],
-            None => word,
-        };
+        let word = shown_url(word);
         if !shown.is_empty() {
             shown.push(' ');
         }
@@ -120,6 +119,11 @@ pub(super) fn clean(text: &str, token: Option<&str>) -> String {
     }
 }
 
+/// A word without the query of the URL in it, and without the credentials.
+fn shown_url(word: &str) -> Cow<'_, str> {
+    if word.contains("://") { credentials::without(word).into() } else { word.into() }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -127,7 +131,9 @@ mod tests {
     #[test]
     fn secrets_do_not_show() {
         let text = "no (https://cdn.example/x?sig=abc) for\nhf_secret \u{1b}[31m";
-        assert_eq!(clean(text, Some("hf_secret")), "no (https://cdn.example/x for (token) [31m");
-        assert_eq!(clean(&"a".repeat(400), None).len(), 303);
+        assert_eq!(clean(text, &["hf_secret", ""]), "no (https://cdn.example/x for (token) [31m");
+        assert_eq!(clean("to http://me:pw@h/x#pw?a=b", &[]), "to http://h/x");
+        assert_eq!(clean("é://@é@ü?x", &[]), "é://ü");
+        assert_eq!(clean(&"a".repeat(400), &[]).len(), 303);
     }
 }

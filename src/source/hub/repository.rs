@@ -117,6 +117,29 @@ impl Remote for Repository {
         stop: &AtomicBool,
         sink: &mut dyn FnMut(&[u8]) -> Result<()>,
     ) -> Result<()> {
+        self.read(file, range, false, stop, sink)
+    }
+
+    fn read_awaited(
+        &self,
+        file: usize,
+        range: Range<u64>,
+        stop: &AtomicBool,
+        sink: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        self.read(file, range, true, stop, sink)
+    }
+}
+
+impl Repository {
+    fn read(
+        &self,
+        file: usize,
+        range: Range<u64>,
+        is_awaited: bool,
+        stop: &AtomicBool,
+        sink: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
         let file = &self.files[file];
         let wanted = Wanted {
             client: &self.client,
@@ -124,6 +147,7 @@ impl Remote for Repository {
             repo: &self.repo,
             commit: &self.commit,
             file,
+            is_awaited,
         };
         self.client.block_on(range::read(&wanted, range, stop, sink))
     }

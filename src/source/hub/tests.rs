@@ -106,6 +106,7 @@ fn environment(server: &Server, token: Option<&str>) -> Environment {
         timeout: Duration::from_millis(400),
         disable_xet: false,
         back_off: Duration::from_millis(2),
+        notices: super::Notices::default(),
     }
 }
 

@@ -1,6 +1,7 @@
 //! An answer on its way out: faults are applied to it, then it is sent at the allowed speed.
 
 use std::io::{self, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::fault::Action;
@@ -11,6 +12,9 @@ use crate::throttle::pause;
 const PIECE_BYTES: usize = 256 << 10;
 const WRONG_PAGE: &str = "<!DOCTYPE html>\n<html><head><title>Sign in to the network</title></head>\
     <body><h1>Please accept the terms of use to go on.</h1></body></html>\n";
+
+/// Endless pages so far.
+static PAGES: AtomicU64 = AtomicU64::new(0);
 
 /// An answer and what is to go wrong with it.
 pub(crate) struct Delivery {
@@ -23,11 +27,45 @@ pub(crate) struct Delivery {
     stall: Option<(u64, Duration)>,
     /// Offsets in the file of bytes to invert.
     flips: Vec<u64>,
+    /// Most bytes a second.
+    trickle: Option<u64>,
+    is_endless: bool,
+}
+
+/// Writes slowly.
+struct Trickle<'a, W> {
+    stream: &'a mut W,
+    bytes_per_second: u64,
+    shared: &'a Shared,
+}
+
+impl<W: Write> Write for Trickle<'_, W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let len = bytes.len().min((self.bytes_per_second / 20).max(1) as usize);
+        pause(Duration::from_secs_f64(len as f64 / self.bytes_per_second as f64), &self.shared.stop);
+        if self.shared.stopping() {
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
+        self.stream.write(&bytes[..len])
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
+    }
 }
 
 impl Delivery {
     pub(crate) fn new(response: Response, head_only: bool) -> Delivery {
-        Delivery { response, head_only, refused: false, cut_after: None, stall: None, flips: Vec::new() }
+        Delivery {
+            response,
+            head_only,
+            refused: false,
+            cut_after: None,
+            stall: None,
+            flips: Vec::new(),
+            trickle: None,
+            is_endless: false,
+        }
     }
 
     /// True if the action would change this answer.
@@ -38,7 +76,12 @@ impl Delivery {
             _ => None,
         };
         match *action {
-            Action::Status { .. } | Action::Refuse => !self.refused,
+            Action::Status { .. }
+            | Action::Refuse
+            | Action::Answer { .. }
+            | Action::Endless { .. }
+            | Action::EndlessPages => !self.refused,
+            Action::Trickle { .. } => body_bytes > 0,
             Action::Drop { after_bytes } | Action::Stall { after_bytes, .. } => {
                 file.is_some() && body_bytes > after_bytes
             }
@@ -81,6 +124,21 @@ impl Delivery {
                 self.response.headers = vec![("Content-Type", "text/html; charset=utf-8".to_string())];
             }
             Action::Refuse => self.refused = true,
+            Action::Trickle { bytes_per_second } => self.trickle = Some((*bytes_per_second).max(1)),
+            Action::Answer { code, headers, body } => {
+                self.response = Response::text(*code, body);
+                self.response.headers.clone_from(headers);
+            }
+            Action::Endless { start } => {
+                self.response = Response::text(200, start);
+                self.is_endless = true;
+            }
+            Action::EndlessPages => {
+                self.response = Response::json(&serde_json::json!([]));
+                let pages = PAGES.fetch_add(1, Ordering::Relaxed);
+                let next = format!("<?recursive=true&cursor=endless{pages}>; rel=\"next\"");
+                self.response.headers.push(("Link", next));
+            }
         }
     }
 
@@ -91,10 +149,40 @@ impl Delivery {
         }
         let body_bytes = self.response.body_bytes();
         let head = self.response.head(body_bytes, close);
+        if self.is_endless {
+            return self.send_endless(stream, &head, shared);
+        }
         stream.write_all(head.as_bytes())?;
         if self.head_only {
             return Ok(!close);
         }
+        match self.trickle {
+            Some(bytes_per_second) => {
+                self.send_body(&mut Trickle { stream, bytes_per_second, shared }, shared, close)
+            }
+            None => self.send_body(stream, shared, close),
+        }
+    }
+
+    /// A chunked body without a last chunk, until the client has had enough.
+    fn send_endless(&self, stream: &mut impl Write, head: &str, shared: &Shared) -> io::Result<bool> {
+        let length = format!("Content-Length: {}\r\n", self.response.body_bytes());
+        stream.write_all(head.replace(&length, "Transfer-Encoding: chunked\r\n").as_bytes())?;
+        if let Body::Bytes(start) = &self.response.body {
+            write!(stream, "{:x}\r\n", start.len())?;
+            stream.write_all(start)?;
+            stream.write_all(b"\r\n")?;
+        }
+        let spaces = vec![b' '; PIECE_BYTES];
+        while !shared.stopping() {
+            write!(stream, "{:x}\r\n", spaces.len())?;
+            stream.write_all(&spaces)?;
+            stream.write_all(b"\r\n")?;
+        }
+        Ok(false)
+    }
+
+    fn send_body(&self, stream: &mut impl Write, shared: &Shared, close: bool) -> io::Result<bool> {
         match &self.response.body {
             Body::Bytes(bytes) => stream.write_all(bytes)?,
             Body::File(_) => return Ok(self.send_file(stream, shared)? && !close),

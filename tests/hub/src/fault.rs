@@ -46,6 +46,27 @@ pub enum Action {
     WrongPage,
     /// The connection is closed before an answer.
     Refuse,
+    /// The body comes at this speed, whatever it is.
+    Trickle {
+        /// Bytes of each second.
+        bytes_per_second: u64,
+    },
+    /// Another answer instead of the right one, headers and all.
+    Answer {
+        /// The status.
+        code: u16,
+        /// Headers beside the length.
+        headers: Vec<(&'static str, String)>,
+        /// The body.
+        body: String,
+    },
+    /// A body that begins like this and does not end.
+    Endless {
+        /// How it begins; spaces follow.
+        start: String,
+    },
+    /// An empty page of the file tree that names another one, each time.
+    EndlessPages,
 }
 
 /// An action and where it strikes: by default at every request whose file or path contains the pattern.

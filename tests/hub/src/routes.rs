@@ -128,7 +128,8 @@ fn whoami(shared: &Shared, request: &HttpRequest) -> Response {
 }
 
 fn bearer(request: &HttpRequest) -> Option<&str> {
-    let value = request.header("authorization")?;
+    // A user name and a password are for a proxy before the hub.
+    let value = request.header("authorization").filter(|value| !value.starts_with("Basic "))?;
     Some(value.strip_prefix("Bearer ").unwrap_or(value))
 }
 

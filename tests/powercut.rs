@@ -1,0 +1,349 @@
+//! Runs that are stopped before every single step they take on the disk: killed there, or with the power cut in
+//! five ways. Whatever is left, nothing under a final name is less than a whole result, and the same command goes
+//! on to the same bytes.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use requant::checkpoint::Checkpoint;
+use requant::disk::Disk;
+use requant::fetch;
+use requant::pipeline::{self, Pinned, Settings};
+use requant::plan::{self, Options};
+use requant::source::hub::{Environment, HubCache, HubId, Repository};
+use requant::source::{Deposit, LocalDirectory, Remote, Spool, Streamed};
+use requant::{Error, Result};
+use requant_formats::Dtype;
+use test_hub::{Hub, Repo};
+
+use crate::conversion::{Silent, settings};
+use crate::maker::{self, Size, Storage};
+use crate::recorder::{Fault, Loss, Recorder};
+
+const ID: &str = "org/small";
+
+/// A small checkpoint in three shards, some scales in other shards than their weights.
+fn small(directory: &Path) {
+    let size = Size { hidden: 128, experts: 4, layers: 2, expert_width: 128, kv_lora: 128 };
+    let mut checkpoint = maker::checkpoint(size, Storage::Fp8(Dtype::F8_E4M3));
+    checkpoint.indexed = true;
+    let count = checkpoint.tensors.len();
+    for (number, tensor) in checkpoint.tensors.iter_mut().enumerate() {
+        tensor.shard = if tensor.name.ends_with("scale_inv") { 2 } else { 2 * number / count };
+    }
+    checkpoint.write(directory);
+    maker::copy_tokenizer(directory);
+}
+
+/// A directory in memory where there is one: what is really on a disk does not matter here.
+fn scratch() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() { tempfile::tempdir_in(memory).unwrap() } else { tempfile::tempdir().unwrap() }
+}
+
+/// Something that is run, stopped and run again, and writes below a directory.
+struct Case<'a> {
+    /// What is there before.
+    prepare: &'a dyn Fn(&Path),
+    run: &'a dyn Fn(&Path, &Disk) -> Result<()>,
+    /// What must hold after a stop, before the next run; given what a run without a stop leaves.
+    after: &'a dyn Fn(&Path, &Tree),
+}
+
+type Tree = BTreeMap<PathBuf, Vec<u8>>;
+
+/// Every file below `root` with its content; a link with its target.
+fn tree(root: &Path) -> Tree {
+    let mut found = Tree::new();
+    let mut directories = vec![root.to_owned()];
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(&directory).unwrap() {
+            let path = entry.unwrap().path();
+            let metadata = path.symlink_metadata().unwrap();
+            let name = path.strip_prefix(root).unwrap().to_owned();
+            if metadata.is_dir() {
+                directories.push(path);
+            } else if metadata.is_symlink() {
+                found.insert(name, std::fs::read_link(&path).unwrap().into_os_string().into_encoded_bytes());
+            } else {
+                found.insert(name, std::fs::read(&path).unwrap());
+            }
+        }
+    }
+    found
+}
+
+fn names(tree: &Tree) -> Vec<&PathBuf> {
+    tree.keys().collect()
+}
+
+/// The same without times of downloads and locks.
+fn lasting(tree: Tree) -> Tree {
+    let is_lock = |path: &Path| path.to_string_lossy().ends_with("lock");
+    let without_time = |path: &Path, bytes: Vec<u8>| {
+        let is_record = path.extension().is_some_and(|extension| extension == "metadata");
+        let lines = if is_record { 2 } else { usize::MAX };
+        bytes.split_inclusive(|&byte| byte == b'\n').take(lines).collect::<Vec<_>>().concat()
+    };
+    let files = tree.into_iter().filter(|(path, _)| !is_lock(path));
+    files.map(|(path, bytes)| (path.clone(), without_time(&path, bytes))).collect()
+}
+
+/// Stops the case before every step. `losses` says what is lost at a step.
+fn stop_everywhere(case: &Case<'_>, losses: &dyn Fn(usize) -> Vec<Loss>) {
+    let root = scratch();
+    (case.prepare)(root.path());
+    let whole = Recorder::new(root.path(), None);
+    (case.run)(root.path(), &whole.disk()).unwrap();
+    let expected = lasting(tree(root.path()));
+    let steps = whole.steps();
+    assert!(steps > 20, "{steps}");
+    let mut stopped = 0;
+    for stop in 0..steps {
+        for loss in losses(stop) {
+            let root = scratch();
+            (case.prepare)(root.path());
+            let recorder = Recorder::new(root.path(), Some(stop));
+            let first = (case.run)(root.path(), &recorder.disk());
+            stopped += usize::from(recorder.is_off());
+            recorder.lose(loss);
+            let context = format!("step {stop} of {steps}, {loss:?}, first: {first:?}\n{}", recorder.last());
+            (case.after)(root.path(), &expected);
+            let left = lasting(tree(root.path()));
+            let second = (case.run)(root.path(), &Disk::default());
+            let found = lasting(tree(root.path()));
+            // A run that was stopped after its last word has nothing left to do.
+            let was_complete = left == expected;
+            assert!(second.is_ok() || was_complete, "{context}\nsecond: {second:?}\n{:?}", names(&left));
+            assert_eq!(names(&found), names(&expected), "{context}");
+            let same = found.iter().filter(|(path, bytes)| expected[*path] != **bytes);
+            assert_eq!(same.map(|(path, _)| path).collect::<Vec<_>>(), [&PathBuf::new(); 0], "{context}");
+        }
+    }
+    assert!(stopped > steps / 2, "{stopped} of {steps}");
+}
+
+/// All losses, each at every step when `REQUANT_EVERY_LOSS` is set, else one after the other.
+fn in_turn(stop: usize) -> Vec<Loss> {
+    let seed = 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(stop as u64 + 1);
+    let all = [Loss::Nothing, Loss::Everything, Loss::Content, Loss::Zeroed, Loss::Some(seed)];
+    if std::env::var_os("REQUANT_EVERY_LOSS").is_some() {
+        return [&all[..], &[Loss::Some(seed ^ 2), Loss::Some(seed ^ 4)]].concat();
+    }
+    vec![all[stop % all.len()]]
+}
+
+fn recording(format: &str, disk: &Disk, force: bool) -> Settings {
+    // Each job is recorded as soon as it is done, so that there is something to go on with.
+    Settings { disk: disk.clone(), sync_interval: Duration::ZERO, force, ..settings(format, 2) }
+}
+
+fn convert(source: Checkpoint, settings: &Settings, options: &Options, output: &Path) -> Result<()> {
+    let blueprint = plan::blueprint(&source, &settings.format, options)?;
+    pipeline::convert(&source, &blueprint, output, settings, &Silent, &AtomicBool::new(false)).map(drop)
+}
+
+fn local(model: &Path) -> Result<Checkpoint> {
+    Checkpoint::open(Box::new(LocalDirectory::open(model)?))
+}
+
+/// Whether `verify` finds a result at `path` that is whole.
+fn passes(path: &Path) -> bool {
+    let checks = pipeline::verify(path, &Silent);
+    checks.is_ok_and(|checks| checks.iter().all(|check| check.problems.is_empty()))
+}
+
+/// Whatever has a final name is whole and is the result.
+fn only_whole(root: &Path, expected: &Tree) {
+    let found = lasting(tree(root));
+    let is_final = |path: &Path| expected.contains_key(path);
+    for (path, bytes) in found.iter().filter(|(path, _)| is_final(path)) {
+        assert!(expected[path] == *bytes, "{} is there and not whole", path.display());
+    }
+}
+
+#[test]
+fn a_gguf_file_and_a_split_set_and_a_directory() {
+    let model = scratch();
+    small(model.path());
+    let split =
+        Options { split_max_bytes: Some(300_000), output_name: "m.gguf".into(), ..Options::default() };
+    let cases = [
+        ("q4_0", "m.gguf", Options::default()),
+        ("q8_0", "m.gguf", split),
+        ("mlx-4bit", "m", Options::default()),
+    ];
+    for (format, name, options) in cases {
+        let run = |root: &Path, disk: &Disk| {
+            let settings = recording(format, disk, false);
+            convert(local(model.path())?, &settings, &options, &root.join(name))
+        };
+        stop_everywhere(&Case { prepare: &|_| {}, run: &run, after: &only_whole }, &in_turn);
+    }
+}
+
+#[test]
+fn over_an_old_result_either_it_or_the_new_one_is_there() {
+    let model = scratch();
+    small(model.path());
+    let split =
+        Options { split_max_bytes: Some(300_000), output_name: "m.gguf".into(), ..Options::default() };
+    let cases = [
+        ("q4_0", "m.gguf", Options::default()),
+        ("q4_0", "m.gguf", split),
+        ("mlx-4bit", "m", Options::default()),
+    ];
+    for (format, name, options) in cases {
+        // The old one has the same names and other bytes.
+        let other = scratch();
+        let mut changed = maker::checkpoint(
+            Size { hidden: 128, experts: 4, layers: 2, expert_width: 128, kv_lora: 128 },
+            Storage::Plain(Dtype::BF16),
+        );
+        changed.tensors[0].bytes[0] ^= 1;
+        changed.write(other.path());
+        maker::copy_tokenizer(other.path());
+        let prepare = |root: &Path| {
+            let settings = recording(format, &Disk::default(), false);
+            convert(local(other.path()).unwrap(), &settings, &options, &root.join(name)).unwrap();
+        };
+        let run = |root: &Path, disk: &Disk| {
+            let settings = recording(format, disk, true);
+            convert(local(model.path())?, &settings, &options, &root.join(name))
+        };
+        let after = |root: &Path, _: &Tree| {
+            let first = if options.split_max_bytes.is_some() {
+                let found = tree(root);
+                let first = found.keys().find(|path| path.to_string_lossy().contains("-00001-of-"));
+                root.join(first.unwrap())
+            } else {
+                root.join(name)
+            };
+            assert!(passes(&first), "{:?}: {:?}", names(&tree(root)), pipeline::verify(&first, &Silent));
+        };
+        stop_everywhere(&Case { prepare: &prepare, run: &run, after: &after }, &in_turn);
+    }
+}
+
+/// What the library needs to know of `hub`, with a cache below `root`.
+fn environment(hub: &Hub, root: &Path) -> Environment {
+    let cache = root.join("cache");
+    Environment::from_lookup(&|name| match name {
+        "HF_ENDPOINT" => Some(hub.url()),
+        "HF_HOME" | "HF_HUB_CACHE" => Some(cache.display().to_string()),
+        _ => None,
+    })
+    .unwrap()
+}
+
+/// The repository as a streamed source, as the command line opens it.
+fn streamed(hub: &Hub, root: &Path, disk: &Disk, keep_source: bool) -> Result<(Streamed, Pinned)> {
+    let environment = environment(hub, root);
+    let id = HubId::parse(ID).unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let repository = Arc::new(Repository::open(&environment, &id, &stop)?);
+    let cache = HubCache::new(environment.cache_dir).written_with(disk.clone());
+    let commit = repository.commit().to_owned();
+    let cached: Result<Vec<_>> =
+        repository.files().iter().map(|file| cache.find(ID, &commit, file)).collect();
+    let pinned = Pinned { repo: ID.into(), revision: "main".into(), commit };
+    let deposit = keep_source.then(|| -> Deposit {
+        let (repository, pinned) = (Arc::clone(&repository), pinned.clone());
+        Box::new(move |file, path| {
+            cache.deposit(&pinned.repo, &pinned.commit, "main", &repository.files()[file], path)
+        })
+    });
+    // As little room as there may be: the largest shard.
+    let largest = repository.files().iter().map(|file| file.len_bytes).max().unwrap();
+    let source = Streamed::new(repository, cached?, 2, stop);
+    let spool = Spool::open(disk, &root.join("m.gguf.spool"), largest)?;
+    Ok((source.with_spool(spool, deposit), pinned))
+}
+
+fn hub() -> (Hub, tempfile::TempDir) {
+    let model = scratch();
+    small(model.path());
+    (Hub::start(vec![Repo::from_directory(ID, model.path()).unwrap()]).unwrap(), model)
+}
+
+#[test]
+fn straight_from_a_hub_and_into_the_cache() {
+    let (hub, _model) = hub();
+    for keep_source in [false, true] {
+        let run = |root: &Path, disk: &Disk| {
+            let (source, pinned) = streamed(&hub, root, disk, keep_source)?;
+            let settings = Settings { pinned: Some(pinned), ..recording("q4_0", disk, false) };
+            let source = Checkpoint::open(Box::new(source))?;
+            convert(source, &settings, &Options::default(), &root.join("m.gguf"))
+        };
+        // Blobs of the cache have names that vouch for their content: they must be whole as well.
+        stop_everywhere(&Case { prepare: &|_| {}, run: &run, after: &only_whole }, &in_turn);
+    }
+}
+
+#[test]
+fn fetched_to_a_directory() {
+    let (hub, _model) = hub();
+    let run = |root: &Path, disk: &Disk| {
+        let stop = AtomicBool::new(false);
+        let environment = environment(&hub, root);
+        let repository = Repository::open(&environment, &HubId::parse(ID).unwrap(), &stop)?;
+        let cached = vec![None; repository.files().len()];
+        let request = fetch::Request {
+            location: repository.location(),
+            commit: repository.commit(),
+            files: repository.files(),
+            cached: &cached,
+            remote: Some(&repository),
+            output: &root.join("model"),
+            disk,
+            connections: 2,
+            ignore_space: false,
+        };
+        fetch::fetch(&request, &Silent, &stop).map(drop)
+    };
+    stop_everywhere(&Case { prepare: &|_| {}, run: &run, after: &only_whole }, &in_turn);
+}
+
+/// Every step fails once, or from there on; then the same command finishes.
+#[test]
+fn failing_steps_are_named_and_nothing_is_lost() {
+    const EIO: i32 = 5;
+    const ENOSPC: i32 = 28;
+    let model = scratch();
+    small(model.path());
+    for (format, name) in [("q4_0", "m.gguf"), ("mlx-4bit", "m")] {
+        let run = |root: &Path, disk: &Disk| {
+            let settings = recording(format, disk, false);
+            convert(local(model.path())?, &settings, &Options::default(), &root.join(name))
+        };
+        let root = scratch();
+        let whole = Recorder::new(root.path(), None);
+        run(root.path(), &whole.disk()).unwrap();
+        let expected = tree(root.path());
+        for step in 0..whole.steps() {
+            for fault in [Fault::Once(EIO), Fault::From(ENOSPC)] {
+                let root = scratch();
+                let recorder = Recorder::with_fault(root.path(), step, fault);
+                let failed = run(root.path(), &recorder.disk());
+                if let Err(error) = &failed {
+                    assert!(matches!(error, Error::Io { .. }), "{error}");
+                    assert!(error.to_string().contains(&*root.path().to_string_lossy()), "{error}");
+                    only_whole(root.path(), &expected);
+                    if lasting(tree(root.path())) != expected {
+                        run(root.path(), &Disk::default()).unwrap();
+                    }
+                }
+                let found = lasting(tree(root.path()));
+                assert!(found == expected, "step {step}, {fault:?}, {failed:?}: {:?}", names(&found));
+            }
+        }
+        // Short writes and interruptions are no faults at all.
+        let root = scratch();
+        run(root.path(), &Recorder::with_fault(root.path(), 0, Fault::Short).disk()).unwrap();
+        assert!(tree(root.path()) == expected);
+    }
+}
