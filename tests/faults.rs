@@ -188,3 +188,28 @@ fn a_shard_that_shrinks_after_the_plan_is_an_error() {
     assert!(error.contains("model-00001-of-00001.safetensors"), "{error}");
     assert_eq!(names(directory.path()), Vec::<String>::new());
 }
+
+/// Puts a file at a path once something was converted.
+struct Intruder<'a>(&'a Path);
+
+impl Progress for Intruder<'_> {
+    fn stage(&self, _: &str, _: u64) {}
+    fn advance(&self, _: u64) {
+        std::fs::write(self.0, b"precious").unwrap();
+    }
+}
+
+#[test]
+fn a_file_that_appears_while_a_run_goes_on_is_kept_and_so_is_the_work() {
+    let directory = tempfile::tempdir().unwrap();
+    let output = directory.path().join("m.gguf");
+    let (settings, options) = (settings("q4_0", 2), Options::default());
+    let error = convert_with(&model(), &settings, &options, &output, &Intruder(&output)).err().unwrap();
+    assert!(error.to_string().contains("exists; --force"), "{error}");
+    assert_eq!(std::fs::read(&output).unwrap(), b"precious");
+    std::fs::remove_file(&output).unwrap();
+    convert(&model(), "q4_0", 2, &output).unwrap();
+    assert_eq!(names(directory.path()), ["m.gguf", "m.gguf.manifest.json"]);
+    let checks = pipeline::verify(&output, &Silent).unwrap();
+    assert!(checks.iter().all(|check| check.problems.is_empty()), "{checks:?}");
+}

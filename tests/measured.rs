@@ -181,7 +181,7 @@ fn damage_on_the_way_is_fetched_again_or_named() {
 
 /// Waits for the first shard to be under way.
 fn until_spooled(served: &Served, child: &mut std::process::Child) {
-    while !served.path("tiny.spool/shards/model-00001-of-00004.safetensors.part").exists() {
+    while !served.path("tiny.read.spool/shards/model-00001-of-00004.safetensors.part").exists() {
         assert!(child.try_wait().unwrap().is_none(), "finished before it could be stopped");
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -207,7 +207,7 @@ fn what_is_stopped_cleans_up_and_what_is_killed_is_cleaned_up_by_the_next() {
     until_spooled(&served, &mut child);
     child.kill().unwrap();
     child.wait().unwrap();
-    assert!(served.path("tiny.spool").exists());
+    assert!(served.path("tiny.read.spool").exists());
     served.hub.set_rate(None);
     assert_eq!(perplexity(&served, ID, &[]), local);
     assert_eq!(names(&served.path("")), ["some.txt"]);

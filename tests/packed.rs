@@ -291,6 +291,8 @@ fn a_damaged_packing_is_named() {
         let start = header.data_offset_bytes as usize;
         change(&mut bytes[start + entry.begin_bytes as usize..start + entry.end_bytes as usize]);
         std::fs::write(&file, bytes).unwrap();
+        // Without its manifest, which tells of the damage first.
+        std::fs::remove_file(requant::pipeline::manifest_path(&output)).unwrap();
         let error = convert(&output, "f32", 1, &work.path().join("out.gguf")).err().unwrap().to_string();
         std::fs::remove_dir_all(&output).unwrap();
         error
@@ -375,9 +377,9 @@ fn integers_become_gguf_and_mlx_blocks_without_loss() {
             compared += 1;
         }
         assert!(compared > 100, "{compared}");
+        std::fs::remove_file(requant::pipeline::manifest_path(&output)).unwrap();
         if output.is_dir() { std::fs::remove_dir_all(&output) } else { std::fs::remove_file(&output) }
             .unwrap();
-        std::fs::remove_file(requant::pipeline::manifest_path(&output)).unwrap();
     }
 }
 

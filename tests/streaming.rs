@@ -104,7 +104,8 @@ fn a_directory_target_is_streamed_as_well() {
     let local = whole.path().join("m.gguf");
     convert(&model(), "mlx-4bit", 2, &local).unwrap();
     assert_eq!(names(&desk.output()), names(&local));
-    for name in names(&local) {
+    // The manifests say where each came from.
+    for name in names(&local).into_iter().filter(|name| name != "requant.manifest.json") {
         assert_eq!(
             std::fs::read(desk.output().join(&name)).unwrap(),
             std::fs::read(local.join(&name)).unwrap()

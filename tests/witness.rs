@@ -159,10 +159,13 @@ fn a_shard_rewritten_after_it_was_read_is_not_sealed() {
         let all = bytes_in(source.path(), format);
         let result = meddled(source.path(), format, &output, all, &|| flip(source.path(), tensor, 1));
         // A dropped tensor may not have been read by then: the digest is that of the file as it is then.
-        if tensor == DROPPED && result.is_ok() {
-            assert_digests(&result.unwrap().manifest, source.path(), &[SHARD]);
-            continue;
-        }
+        let result = match result {
+            Ok(outcome) if tensor == DROPPED => {
+                assert_digests(&outcome.manifest, source.path(), &[SHARD]);
+                continue;
+            }
+            result => result,
+        };
         assert_refused(result, &output, &[SHARD, "--restart"]);
         assert_eq!(names(directory.path()), ["m.journal", "m.partial"], "work is kept");
     }
@@ -328,8 +331,7 @@ fn what_a_download_recorded_must_be_there() {
 #[test]
 fn blobs_of_a_cache_are_what_they_are_called() {
     let served = Served::model();
-    let folder = served.fill_cache();
-    let snapshot = std::fs::read_dir(folder.join("snapshots")).unwrap().next().unwrap().unwrap().path();
+    let snapshot = served.fill_cache();
     convert(&snapshot, "q4_0", 2, &served.path("m.gguf")).unwrap();
     let name = "model-00003-of-00004.safetensors";
     let blob = std::fs::canonicalize(snapshot.join(name)).unwrap();

@@ -44,7 +44,7 @@ impl Destination {
         let goes_on = !matches.get_flag("restart") && pipeline::unfinished(&path).is_some();
         let destination = Self { path, kept, force: matches.get_flag("force"), goes_on };
         if is_directory || !matches.contains_id("split-max-size") {
-            destination.check_replace(&[destination.path.clone()], is_directory)?;
+            destination.check_replace(std::slice::from_ref(&destination.path), is_directory)?;
         }
         Ok(destination)
     }

@@ -208,7 +208,7 @@ impl Progress for Lines {
     }
 
     fn damaged(&self, jobs: usize) {
-        eprintln!("{}", damaged(jobs));
+        console::note(damaged(jobs));
     }
 }
 

@@ -81,7 +81,7 @@ fn place_directory(disk: &Disk, names: &Names, pair: &Pair, force: bool) -> Resu
     if !force {
         return Err(exists(final_path));
     }
-    check_replaceable(&[final_path.clone()], true)?;
+    check_replaceable(std::slice::from_ref(final_path), true)?;
     if disk.exchange(temporary, final_path)? {
         return Ok(());
     }

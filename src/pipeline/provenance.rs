@@ -186,7 +186,7 @@ impl<'a> Provenance<'a> {
     /// # Errors
     /// When that is not so.
     pub(super) fn finish(self) -> Result<BTreeMap<usize, String>> {
-        for (&file, _) in &self.readers {
+        for &file in self.readers.keys() {
             self.still_the_same(file)?;
         }
         let state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);

@@ -28,7 +28,7 @@ pub struct Environment {
     pub offline: bool,
     /// `HF_HUB_DOWNLOAD_TIMEOUT`: longest wait for a connection, an answer or the next byte.
     pub timeout: Duration,
-    /// `HF_HUB_DISABLE_XET`: plain HTTP even for files in Xet storage.
+    /// Plain ranges even for files in Xet storage: unless `HF_HUB_DISABLE_XET` is set to 0.
     pub disable_xet: bool,
     /// Delay before the first retry; later ones double.
     pub back_off: Duration,
@@ -93,7 +93,8 @@ impl Environment {
                 .or_else(|| get("TRANSFORMERS_OFFLINE"))
                 .is_some_and(|value| self::is_true(&value)),
             timeout,
-            disable_xet: is_true("HF_HUB_DISABLE_XET"),
+            // Plain ranges unless Xet is asked for by name: it has not been proven here.
+            disable_xet: get("HF_HUB_DISABLE_XET").is_none_or(|value| self::is_true(&value)),
             back_off: MAX_BACK_OFF.min(timeout / BACK_OFF_OF_TIMEOUT),
             notices: Notices::default(),
         })
@@ -231,7 +232,8 @@ mod tests {
         let plain = read(&[]).unwrap();
         assert_eq!(plain.endpoint, "https://huggingface.co");
         assert_eq!(plain.timeout, Duration::from_secs(10));
-        assert!(!plain.offline && !plain.disable_xet);
+        assert!(!plain.offline && plain.disable_xet);
+        assert!(!read(&[("HF_HUB_DISABLE_XET", "0")]).unwrap().disable_xet);
         for (name, value, offline) in [
             ("HF_HUB_OFFLINE", "1", true),
             ("HF_HUB_OFFLINE", "yes", true),
