@@ -9,13 +9,14 @@
 
 use std::collections::HashMap;
 use std::ops::Deref;
+use std::sync::Arc;
 
 use requant_formats::layout::ROW_MAJOR;
 use requant_formats::{Codec, Dtype};
 use serde_json::Value;
 
-use crate::arch::{ArchSpec, Architecture, Role};
 use crate::error::Result;
+use crate::family::{Family, Role, Spec};
 use crate::source::Source;
 
 mod catalogue;
@@ -29,7 +30,7 @@ mod read;
 mod store;
 mod witness;
 
-pub(crate) use catalogue::{read_headers, required_json};
+pub(crate) use catalogue::Headers;
 pub use encoding::{BlockScale, Encoding, Packed, ScaleFormat};
 pub use gguf::GgufModel;
 pub(crate) use read::check_finite;
@@ -105,11 +106,20 @@ impl SourceTensor {
 
 /// Stored tensors and where their bytes come from: all that decoding needs.
 pub struct Catalogue {
-    source: Box<dyn Source>,
+    source: Arc<dyn Source>,
     tensors: Vec<SourceTensor>,
 }
 
 impl Catalogue {
+    pub(crate) fn new(source: Arc<dyn Source>, tensors: Vec<SourceTensor>) -> Self {
+        Self { source, tensors }
+    }
+
+    /// The same, to be kept.
+    pub(crate) fn shared_source(&self) -> Arc<dyn Source> {
+        Arc::clone(&self.source)
+    }
+
     /// Where the bytes come from.
     pub fn source(&self) -> &dyn Source {
         &*self.source
@@ -132,8 +142,8 @@ impl Catalogue {
 pub struct Checkpoint {
     catalogue: Catalogue,
     config: Value,
-    arch: &'static dyn Architecture,
-    spec: ArchSpec,
+    family: &'static Family,
+    spec: Spec,
     by_role: HashMap<Role, usize>,
 }
 
@@ -143,7 +153,12 @@ impl Checkpoint {
     /// # Errors
     /// Names the tensor and the file that contradict each other, and what was expected.
     pub fn open(source: Box<dyn Source>) -> Result<Self> {
-        catalogue::open(source)
+        Self::new(Headers::read(source.into())?)
+    }
+
+    /// Holds headers that have been read against each other.
+    pub(crate) fn new(headers: Headers) -> Result<Self> {
+        catalogue::checkpoint(headers)
     }
 
     /// config.json as it is, key order kept.
@@ -152,12 +167,12 @@ impl Checkpoint {
     }
 
     /// The model family.
-    pub fn arch(&self) -> &'static dyn Architecture {
-        self.arch
+    pub fn family(&self) -> &'static Family {
+        self.family
     }
 
     /// Resolved hyper-parameters.
-    pub fn spec(&self) -> &ArchSpec {
+    pub fn spec(&self) -> &Spec {
         &self.spec
     }
 

@@ -27,7 +27,6 @@ mod plan;
 mod report;
 mod rules;
 mod size;
-mod source;
 mod validation;
 mod verify;
 

@@ -69,10 +69,10 @@ pub struct Against {
 pub fn check_comparable(model: &dyn WeightStore, original: &dyn WeightStore) -> Result<()> {
     let (a, b) = (model.spec(), original.spec());
     let same = [
-        ("vocabulary size", a.vocab, b.vocab),
+        ("vocabulary size", a.embedding.vocab, b.embedding.vocab),
         ("hidden size", a.hidden, b.hidden),
         ("number of layers", a.layers, b.layers),
-        ("number of experts", a.experts, b.experts),
+        ("number of experts", a.experts(), b.experts()),
     ];
     match same.iter().find(|(_, a, b)| a != b) {
         None => Ok(()),
@@ -146,7 +146,7 @@ pub fn check(request: &Request) -> Result<()> {
 
 /// Every token must be one of the vocabulary: the tokenizer may be another model's.
 fn check_tokens(request: &Request) -> Result<()> {
-    let vocab = request.model.spec().vocab;
+    let vocab = request.model.spec().embedding.vocab;
     match request.windows.tokens.iter().find(|&&token| token as usize >= vocab) {
         None => Ok(()),
         Some(token) => Err(Error::Request(format!(

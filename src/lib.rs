@@ -5,16 +5,16 @@
 //! | floor | rooms |
 //! |---|---|
 //! | S0 | [`error`], [`disk`], [`small`], `fingerprint`, `frontier`, `human`, `inside`, `lock` |
-//! | S1 | [`source`], [`arch`], [`tokenizer`] |
-//! | S2 | [`checkpoint`] |
-//! | S3 | [`plan`], [`weights`] |
-//! | S4 | `pipeline`, [`model`] |
-//! | S5 | [`evaluate`], [`fetch`], [`checksums`] |
-//! | S6 | `cli` |
+//! | S1 | [`source`], [`family`], [`tokenizer`] |
+//! | S2 | [`checkpoint`], [`artifact`] |
+//! | S3 | [`opened`] |
+//! | S4 | [`plan`] |
+//! | S5 | `pipeline`, [`model`] |
+//! | S6 | [`evaluate`], [`fetch`], [`checksums`] |
+//! | S7 | `cli` |
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
-pub mod arch;
 pub mod artifact;
 pub mod checkpoint;
 pub mod checksums;
@@ -23,6 +23,7 @@ pub mod cli;
 pub mod disk;
 pub mod error;
 pub mod evaluate;
+pub mod family;
 pub mod fetch;
 mod fingerprint;
 mod frontier;
@@ -32,12 +33,12 @@ mod human;
 mod inside;
 mod lock;
 pub mod model;
+pub mod opened;
 pub mod pipeline;
 pub mod plan;
 
 pub mod small;
 pub mod source;
 pub mod tokenizer;
-pub mod weights;
 
 pub use error::{Error, Result};

@@ -9,9 +9,9 @@
 //! Legend: T tokens of all windows, D hidden.
 #![expect(non_snake_case, reason = "shape suffixes, see the legend on top of each file")]
 
-use crate::arch::{Attention, Ffn, LayerRole, Role};
 use crate::checkpoint::{Weight, WeightStore};
 use crate::error::{Error, Result};
+use crate::family::{Attention, Ffn, LayerRole, Role};
 
 mod attention_gqa;
 mod attention_mla;
@@ -193,8 +193,8 @@ fn layer(
     drop(heads);
     let x = normed(store, layer, LayerRole::FfnNorm, hidden)?;
     add(store, layer, LayerRole::FfnPostNorm, hidden, |sum| {
-        if spec.is_moe(layer) {
-            return moe::mixture(store, layer, &x, wanted, sum).map(Some);
+        if let Some(moe) = spec.moe(layer) {
+            return moe::mixture(store, layer, moe, &x, wanted, sum).map(Some);
         }
         let role = |ffn| Role::Layer(layer, LayerRole::Dense(ffn));
         ffn::feed_forward(store, role, wanted.of_input(&x), wanted.of_output(sum))?;
@@ -211,7 +211,7 @@ fn add<R>(
     hidden: &mut States,
     block: impl FnOnce(&mut States) -> Result<R>,
 ) -> Result<R> {
-    if !store.spec().post_norms {
+    if !store.spec().norms.post {
         return block(hidden);
     }
     let mut sum = hidden.sibling(hidden.rows(), hidden.cols())?;
@@ -228,7 +228,7 @@ fn add<R>(
 /// One of the norms of a layer.
 fn normed(store: &dyn WeightStore, layer: usize, role: LayerRole, hidden: &States) -> Result<States> {
     let weight = linear::vector(store, Role::Layer(layer, role))?;
-    norm::rms_norm(hidden, &weight, store.spec().norm_eps)
+    norm::rms_norm(hidden, &weight, store.spec().norms.eps)
 }
 
 /// The embedding with this role, which has a row for each of `tokens`.
@@ -250,7 +250,7 @@ fn embedding(store: &dyn WeightStore, role: Role, tokens: &[u32]) -> Result<Weig
 fn embed_row(store: &dyn WeightStore, embedding: &Weight, token: u32, row: &mut [f32]) -> Result<()> {
     let token = token as usize;
     store.read_rows(embedding, token..token + 1, row)?;
-    let scale = store.spec().embedding_scale as f32;
+    let scale = store.spec().embedding.scale as f32;
     if scale != 1.0 {
         row.iter_mut().for_each(|value| *value *= scale);
     }

@@ -10,9 +10,10 @@ use std::ops::Range;
 use requant_formats::layout::{Layout, Matrix, ROW_MAJOR, Runs, StoredTensor};
 use requant_formats::{Codec, codec};
 
-use crate::arch::{ExpertChoice, Scoring};
-use crate::checkpoint::{Checkpoint, GgufModel, SourceTensor};
+use crate::checkpoint::{Checkpoint, SourceTensor};
 use crate::error::{Error, Result};
+use crate::family::Turn;
+use crate::opened::Opened;
 
 mod awq;
 pub mod budget;
@@ -23,7 +24,7 @@ mod gptq;
 mod hf;
 mod jobs;
 mod mlx;
-mod original;
+mod pieces;
 mod python_json;
 mod rules;
 mod schedule;
@@ -32,7 +33,6 @@ mod summary;
 pub use budget::{Budget, Choices};
 pub(crate) use gguf::general_metadata;
 pub use jobs::{Job, jobs, output_rows, whole_bands};
-pub use original::Original;
 pub use rules::{Choice, Pattern, Rule, Rules, numbered};
 pub use schedule::{Schedule, Step, schedule};
 pub use summary::{DroppedTotals, Summary, TypeTotals, files_read, summary};
@@ -75,8 +75,8 @@ pub struct Piece {
     pub source: usize,
     /// Source rows.
     pub rows: Range<usize>,
-    /// Whether the block `[rows, cols]` is written as `[cols, rows]`.
-    pub transposed: bool,
+    /// What is done to them.
+    pub turn: Turn,
     /// Whether stored numbers are taken without their scales: for results that keep both.
     pub unscaled: bool,
 }
@@ -150,7 +150,7 @@ impl OutputTensor {
     /// which loses nothing, where decoding and encoding again might.
     pub fn copies(&self, piece: &Piece, source: &SourceTensor) -> bool {
         let is_row_major = self.layout.name() == ROW_MAJOR.name();
-        let is_changed = piece.transposed || piece.unscaled || self.rounding != Rounding::Exact;
+        let is_changed = !piece.turn.is_none() || piece.unscaled || self.rounding != Rounding::Exact;
         let same_codec = source.row_major().is_some_and(|codec| codec.name() == self.codec.name());
         is_row_major && same_codec && !is_changed
     }
@@ -283,41 +283,14 @@ pub trait Target: Sync {
     ///
     /// # Errors
     /// Everything that makes the conversion impossible, before any tensor is read.
-    fn blueprint(&self, format: &Format, source: &Checkpoint, options: &Options) -> Result<Blueprint>;
-
-    /// Works out the result for a GGUF source.
-    ///
-    /// # Errors
-    /// As [`Target::blueprint`]; unless a family says otherwise, that nothing is made of GGUF files.
-    fn requantize(&self, format: &Format, source: &GgufModel, options: &Options) -> Result<Blueprint> {
-        let _ = options;
-        Err(Error::Unsupported {
-            what: format!("{}: making {} of a GGUF file", source.path().display(), format.name),
-            hint: "a GGUF file becomes another GGUF type only; convert the checkpoint it was made from"
-                .into(),
-        })
-    }
+    fn blueprint(&self, format: &Format, source: &Opened, options: &Options) -> Result<Blueprint>;
 
     /// Tensors of a blueprint of this format whose type a [`Budget`] may choose, and from what; none for a family
     /// that has nothing to choose.
     ///
     /// # Errors
     /// As [`Target::blueprint`].
-    fn choices(&self, _: &Format, _: &Checkpoint, _: &Blueprint) -> Result<Vec<Choices>> {
-        Ok(Vec::new())
-    }
-
-    /// The same for a GGUF source.
-    ///
-    /// # Errors
-    /// As [`Target::requantize`].
-    fn requantized_choices(
-        &self,
-        _: &Format,
-        _: &GgufModel,
-        _: &Options,
-        _: &Blueprint,
-    ) -> Result<Vec<Choices>> {
+    fn choices(&self, _: &Format, _: &Opened, _: &Options, _: &Blueprint) -> Result<Vec<Choices>> {
         Ok(Vec::new())
     }
 }
@@ -336,29 +309,35 @@ pub const TARGETS: &[&dyn Target] = &[
 /// # Errors
 /// [`Error::Unsupported`] with the known names when `format` is not one of them; else as
 /// [`Target::blueprint`].
-pub fn blueprint(source: &Checkpoint, format: &str, options: &Options) -> Result<Blueprint> {
-    if source.spec().choice != ExpertChoice::GroupsByTwoBest || source.spec().scoring != Scoring::Sigmoid {
-        return Err(Error::Unsupported {
-            what: format!("converting this {} model", source.spec().model_type),
-            hint: "its router is not deepseek_v3's (scoring_func, topk_method); it can be evaluated".into(),
-        });
+pub fn blueprint(source: &Opened, format: &str, options: &Options) -> Result<Blueprint> {
+    if let Some(checkpoint) = source.checkpoint() {
+        checkpoint.family().check_convertible(checkpoint.spec())?;
     }
     let (target, format) = target_of(format)?;
     options.rules.check_format(format.name)?;
     let mut blueprint = target.blueprint(format, source, options)?;
-    account(source, &mut blueprint)?;
+    if let Some(checkpoint) = source.checkpoint() {
+        account(checkpoint, &mut blueprint)?;
+    }
     Ok(blueprint)
 }
 
-/// Works out the result of converting a GGUF file to `format`.
+/// The checkpoint that a source is: all that most formats are made of.
 ///
 /// # Errors
-/// [`Error::Unsupported`] with the known names when `format` is not one of them; else as
-/// [`Target::requantize`].
-pub fn requantize(source: &GgufModel, format: &str, options: &Options) -> Result<Blueprint> {
-    let (target, format) = target_of(format)?;
-    options.rules.check_format(format.name)?;
-    target.requantize(format, source, options)
+/// When it is something else.
+fn checkpoint_of<'a>(source: &'a Opened, format: &Format) -> Result<&'a Checkpoint> {
+    source.checkpoint().ok_or_else(|| match source.gguf() {
+        Some(model) => Error::Unsupported {
+            what: format!("{}: making {} of a GGUF file", model.path().display(), format.name),
+            hint: "a GGUF file becomes another GGUF type only; convert the checkpoint it was made from"
+                .into(),
+        },
+        None => Error::Unsupported {
+            what: format!("{}: making {} of an MLX model", source.source().location(), format.name),
+            hint: "convert the checkpoint that it was made from".into(),
+        },
+    })
 }
 
 /// Whether a result of `format` is a directory.

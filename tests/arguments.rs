@@ -84,11 +84,11 @@ fn a_pre_tokenizer_is_one_that_llama_cpp_knows() {
         let tip = message.lines().find(|line| line.contains("similar")).unwrap_or_default();
         assert!(tip.contains(&format!("'{near}'")), "{message}");
     }
-    for name in requant::weights::pre_tokenizers().step_by(9) {
+    for name in requant::opened::pre_tokenizers().step_by(9) {
         let output = requant(&["plan", model, "--to", "q4_0", "--tokenizer-pre", name]);
         assert!(output.status.success(), "{name}: {}", text(&output.stderr));
     }
-    assert_eq!(requant::weights::pre_tokenizers().count(), 91);
+    assert_eq!(requant::opened::pre_tokenizers().count(), 91);
 }
 
 #[test]

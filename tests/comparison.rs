@@ -5,13 +5,13 @@ use std::path::Path;
 use requant::checkpoint::TileReader;
 use requant::evaluate::{self, Against, Bos, Report, Request, Windows};
 use requant::model::{Storage, Unobserved, Workload, peak_ram_bytes, scratch_bytes};
-use requant::weights::Model;
+use requant::opened::Opened;
 use requant_formats::Dtype;
 
 use crate::conversion::{convert, fixtures, model};
 use crate::maker;
 
-pub(crate) fn heldout(model: &Model, windows: usize) -> Windows {
+pub(crate) fn heldout(model: &Opened, windows: usize) -> Windows {
     let text = std::fs::read_to_string(fixtures().join("text/heldout.txt")).unwrap();
     let all = Windows::new(&model.tokenizer().unwrap(), &text, 512, Bos::Auto).unwrap();
     Windows::from_tokens(all.tokens[..windows * 512].to_vec(), 512)
@@ -19,11 +19,11 @@ pub(crate) fn heldout(model: &Model, windows: usize) -> Windows {
 
 /// What `perplexity --against` measures on the first `windows` windows of the held-out text.
 pub(crate) fn compare(result: &Path, original: &Path, windows: usize, memory_bytes: Option<u64>) -> Report {
-    let (result, original) = (Model::open(result).unwrap(), Model::open(original).unwrap());
+    let (result, original) = (Opened::open(result).unwrap(), Opened::open(original).unwrap());
     let windows = heldout(&original, windows);
     let request = Request {
-        model: result.store(),
-        original: Some(original.store()),
+        model: result.store().unwrap(),
+        original: Some(original.store().unwrap()),
         windows: &windows,
         memory_bytes,
         scratch: None,
@@ -98,7 +98,7 @@ fn a_model_is_no_distance_from_its_f32_copy() {
 /// The BF16 copy that cast scripts make of an FP8 checkpoint: `fp8 * scale` in f32, rounded to the nearest.
 fn bf16_cast(from: &Path, to: &Path) {
     let source = crate::conversion::open(from).unwrap();
-    let mut config = source.config().clone();
+    let mut config = source.checkpoint().unwrap().config().clone();
     config.as_object_mut().unwrap().remove("quantization_config");
     let mut tensors = Vec::new();
     let mut values = Vec::new();
@@ -162,9 +162,9 @@ fn a_bf16_cast_of_power_of_two_scales_is_exact() {
     bf16_cast(&fp8, &cast);
     let windows = Windows::from_tokens((0..48 * 8).map(|i: u32| i * 7919 % 320).collect(), 48);
     let [fp8, cast] = [fp8, cast].map(|path| {
-        let model = Model::open(&path).unwrap();
+        let model = Opened::open(&path).unwrap();
         let request = Request {
-            model: model.store(),
+            model: model.store().unwrap(),
             original: None,
             windows: &windows,
             memory_bytes: None,
@@ -195,12 +195,12 @@ fn a_broken_tensor_shows_where_it_is() {
         value.copy_from_slice(&0.5f32.to_le_bytes());
     }
     checkpoint.write(&broken);
-    let (result, original) = (Model::open(&broken).unwrap(), Model::open(&whole).unwrap());
+    let (result, original) = (Opened::open(&broken).unwrap(), Opened::open(&whole).unwrap());
     let tokens = (0..48 * 8).map(|i: u32| i * 7919 % 320).collect();
     let windows = Windows::from_tokens(tokens, 48);
     let request = Request {
-        model: result.store(),
-        original: Some(original.store()),
+        model: result.store().unwrap(),
+        original: Some(original.store().unwrap()),
         windows: &windows,
         memory_bytes: None,
         scratch: None,
@@ -219,10 +219,12 @@ fn less_memory_means_scratch_files_and_the_same_result() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("m.gguf");
     convert(&model(), "q4_0", 2, &file).unwrap();
-    let (source, result) = (Model::open(&model()).unwrap(), Model::open(&file).unwrap());
+    let (source, result) = (Opened::open(&model()).unwrap(), Opened::open(&file).unwrap());
     let windows = heldout(&source, 56);
     let tokens = 56 * 512;
-    for (store, original) in [(source.store(), None), (result.store(), Some(source.store()))] {
+    for (store, original) in
+        [(source.store().unwrap(), None), (result.store().unwrap(), Some(source.store().unwrap()))]
+    {
         let predictions = usize::from(original.is_none());
         let models = 1 + usize::from(original.is_some());
         let load = Workload { tokens, context: 512, scored: 56 * 255, models, predictions };
@@ -255,10 +257,10 @@ fn less_memory_means_scratch_files_and_the_same_result() {
 /// second half of every window it is near that.
 #[test]
 fn the_prediction_layer_is_measured_where_there_is_one() {
-    let source = Model::open(&model()).unwrap();
+    let source = Opened::open(&model()).unwrap();
     let windows = heldout(&source, 56);
     let request = Request {
-        model: source.store(),
+        model: source.store().unwrap(),
         original: None,
         windows: &windows,
         memory_bytes: None,
@@ -294,12 +296,17 @@ fn two_prediction_layers_are_compared() {
         let projection = checkpoint.tensor("model.layers.2.eh_proj.weight");
         projection.bytes.chunks_exact_mut(8).for_each(|pair| pair[..4].fill(0));
     }
-    let (result, original) = (Model::open(&broken).unwrap(), Model::open(&whole).unwrap());
+    let (result, original) = (Opened::open(&broken).unwrap(), Opened::open(&whole).unwrap());
     let windows = Windows::from_tokens((0..48 * 8).map(|i: u32| i * 7919 % 320).collect(), 48);
-    let measure = |model: &Model, original: Option<&Model>| {
-        let original = original.map(Model::store);
-        let request =
-            Request { model: model.store(), original, windows: &windows, memory_bytes: None, scratch: None };
+    let measure = |model: &Opened, original: Option<&Opened>| {
+        let original = original.map(|model| model.store().unwrap());
+        let request = Request {
+            model: model.store().unwrap(),
+            original,
+            windows: &windows,
+            memory_bytes: None,
+            scratch: None,
+        };
         evaluate::measure(&request, &mut Unobserved).unwrap()
     };
     let report = measure(&result, Some(&original));
@@ -319,11 +326,11 @@ fn two_prediction_layers_are_compared() {
 fn models_that_do_not_belong_together_are_refused() {
     let directory = tempfile::tempdir().unwrap();
     maker::checkpoint(maker::Size::default(), maker::Storage::Plain(Dtype::BF16)).write(directory.path());
-    let (other, original) = (Model::open(directory.path()).unwrap(), Model::open(&model()).unwrap());
+    let (other, original) = (Opened::open(directory.path()).unwrap(), Opened::open(&model()).unwrap());
     let windows = heldout(&original, 1);
     let request = Request {
-        model: other.store(),
-        original: Some(original.store()),
+        model: other.store().unwrap(),
+        original: Some(original.store().unwrap()),
         windows: &windows,
         memory_bytes: None,
         scratch: None,

@@ -4,11 +4,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use requant::Result;
-use requant::checkpoint::Checkpoint;
 use requant::disk::Disk;
+use requant::opened::Opened;
 use requant::pipeline::{self, Outcome, Progress, Settings};
 use requant::plan::{self, Options};
-use requant::source::LocalDirectory;
 use sha2::{Digest, Sha256};
 
 /// Says nothing.
@@ -29,8 +28,8 @@ pub(crate) fn model() -> PathBuf {
     fixtures().join("tiny-deepseek-v3")
 }
 
-pub(crate) fn open(directory: &Path) -> Result<Checkpoint> {
-    Checkpoint::open(Box::new(LocalDirectory::open(directory)?))
+pub(crate) fn open(directory: &Path) -> Result<Opened> {
+    Opened::open(directory)
 }
 
 /// Settings of a run with so many threads.

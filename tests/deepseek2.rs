@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use requant::evaluate::{self, Bos, Perplexity, Windows};
 use requant::model::{self, Storage, Unobserved};
-use requant::weights::Model;
+use requant::opened::Opened;
 use requant_formats::container::gguf::{self, GgmlType, Metadata, TensorSpec};
 use serde_json::Value as Json;
 
@@ -82,10 +82,10 @@ fn measure(path: &Path, golden: &Json) -> Perplexity {
     let golden = golden.get("perplexity");
     let windows = golden.map_or(2, |golden| golden["running"].as_array().unwrap().len());
     let context = golden.map_or(128, |golden| golden["context"].as_u64().unwrap() as usize);
-    let model = Model::open(path).unwrap();
+    let model = Opened::open(path).unwrap();
     let all = Windows::new(&model.tokenizer().unwrap(), &text, context, Bos::Auto).unwrap();
     let windows = Windows::from_tokens(all.tokens[..windows * context].to_vec(), context);
-    evaluate::perplexity(model.store(), &windows, &mut Unobserved).unwrap()
+    evaluate::perplexity(model.store().unwrap(), &windows, &mut Unobserved).unwrap()
 }
 
 fn written(directory: &Path, name: &str, golden: &Json) -> PathBuf {
@@ -118,12 +118,13 @@ fn perplexity_equals_that_of_llama_perplexity_window_by_window() {
 fn logits_equal_those_of_transformers() {
     let directory = tempfile::tempdir().unwrap();
     for (name, golden) in models().into_iter().filter(|(_, golden)| golden.get("logits").is_some()) {
-        let model = Model::open(&written(directory.path(), &name, &golden)).unwrap();
+        let model = Opened::open(&written(directory.path(), &name, &golden)).unwrap();
         let ids: Vec<u32> = serde_json::from_value(golden["ids"].clone()).unwrap();
         let expected: Vec<f32> = serde_json::from_value(golden["logits"].clone()).unwrap();
         let hidden =
-            model::forward(model.store(), &ids, ids.len(), &Storage::Memory, &mut Unobserved).unwrap();
-        let found = model::logits(model.store(), &hidden, &[ids.len() - 1]).unwrap();
+            model::forward(model.store().unwrap(), &ids, ids.len(), &Storage::Memory, &mut Unobserved)
+                .unwrap();
+        let found = model::logits(model.store().unwrap(), &hidden, &[ids.len() - 1]).unwrap();
         assert_eq!(found.len(), expected.len());
         let worst = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         let largest = expected.iter().fold(0.0, |largest: f32, value| largest.max(value.abs()));

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use requant::evaluate::{self, Bos, Windows};
 use requant::model::{self, Storage, Unobserved};
-use requant::weights::Model;
+use requant::opened::Opened;
 use requant_formats::container::gguf::{self, GgmlType, Gguf, TensorSpec, Value};
 use serde_json::Value as Json;
 
@@ -20,22 +20,23 @@ fn golden(name: &str) -> Json {
     serde_json::from_slice(&std::fs::read(folder().join(name)).unwrap()).unwrap()
 }
 
-fn open() -> Model {
-    Model::open(&folder().join("model.gguf")).unwrap()
+fn open() -> Opened {
+    Opened::open(&folder().join("model.gguf")).unwrap()
 }
 
-fn logits(model: &Model) -> Vec<f32> {
+fn logits(model: &Opened) -> Vec<f32> {
     let ids: Vec<u32> = serde_json::from_value(golden("ids.json")).unwrap();
-    let hidden = model::forward(model.store(), &ids, ids.len(), &Storage::Memory, &mut Unobserved).unwrap();
+    let hidden =
+        model::forward(model.store().unwrap(), &ids, ids.len(), &Storage::Memory, &mut Unobserved).unwrap();
     let positions: Vec<usize> = (0..ids.len()).collect();
-    model::logits(model.store(), &hidden, &positions).unwrap()
+    model::logits(model.store().unwrap(), &hidden, &positions).unwrap()
 }
 
 /// Low-rank queries, YaRN with mscale 0.707, no groups.
 #[test]
 fn logits_equal_those_of_transformers() {
     let model = open();
-    let spec = model.store().spec();
+    let spec = model.store().unwrap().spec();
     assert!((spec.rope.yarn().unwrap().mscale_all_dim - 0.707).abs() < 1e-6);
     assert_eq!(spec.latent().unwrap().q_lora, Some(48));
     let bytes = std::fs::read(folder().join("logits.f32")).unwrap();
@@ -66,7 +67,7 @@ fn perplexity_equals_that_of_llama_perplexity_window_by_window() {
     let windows = Windows::new(&model.tokenizer().unwrap(), &text, 128, Bos::Auto).unwrap();
     let windows =
         Windows::from_tokens(windows.tokens[..running.len() * windows.context].to_vec(), windows.context);
-    let measured = evaluate::perplexity(model.store(), &windows, &mut Unobserved).unwrap();
+    let measured = evaluate::perplexity(model.store().unwrap(), &windows, &mut Unobserved).unwrap();
     let ours = measured.running(windows.len());
     assert_eq!(ours.len(), running.len());
     let worst = ours.iter().zip(&running).map(|(a, b)| (a / b - 1.0).abs()).fold(0.0, f64::max);
@@ -138,5 +139,5 @@ fn a_file_from_before_the_projection_was_split_gives_the_same_logits() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("old.gguf");
     write_unsplit(&path);
-    assert_eq!(logits(&Model::open(&path).unwrap()), logits(&open()));
+    assert_eq!(logits(&Opened::open(&path).unwrap()), logits(&open()));
 }

@@ -3,12 +3,12 @@
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
-use requant::arch::{LayerRole, Role};
 use requant::checkpoint::WeightStore;
 use requant::evaluate::{Bos, Windows};
+use requant::family::{LayerRole, Role};
 use requant::model::{self, Storage, Unobserved, Workload, order_of_need, peak_ram_bytes, scratch_bytes};
+use requant::opened::Opened;
 use requant::source::{LocalDirectory, Source, SourceFile};
-use requant::weights::Model;
 use requant_formats::Dtype;
 use serde_json::Value;
 
@@ -54,8 +54,8 @@ fn every_weight_is_read_once() {
     for path in paths {
         let inner = LocalDirectory::open(&path).unwrap();
         let source = Arc::new(Counting { inner, reads: Mutex::default() });
-        let opened = Model::from_source(Box::new(Arc::clone(&source))).unwrap();
-        let store = opened.store();
+        let opened = Opened::from_source(Box::new(Arc::clone(&source))).unwrap();
+        let store = opened.store().unwrap();
         let tokens: Vec<u32> = (0..48 * 20).map(|i: u32| i * 7919 % 320).collect();
         for storage in [Storage::Memory, Storage::Scratch(directory.path().to_owned())] {
             source.reads.lock().unwrap().clear();
@@ -100,11 +100,11 @@ fn memory_is_what_was_allowed() {
     let directory = tempfile::tempdir().unwrap();
     let result = directory.path().join("m.gguf");
     convert(&fixture(), "q4_0", 2, &result).unwrap();
-    let source = Model::open(&fixture()).unwrap();
+    let source = Opened::open(&fixture()).unwrap();
     let whole = std::fs::read_to_string(&text).unwrap();
     let windows = Windows::new(&source.tokenizer().unwrap(), &whole, 512, Bos::Auto).unwrap().len();
     for (path, models, predictions) in [(&fixture(), 1, 1), (&result, 2, 0)] {
-        let (spec, tokens) = (source.store().spec(), windows * 512);
+        let (spec, tokens) = (source.store().unwrap().spec(), windows * 512);
         let load = Workload { tokens, context: 512, scored: windows * 255, models, predictions };
         let mut peaks = Vec::new();
         for (storage, disk) in [

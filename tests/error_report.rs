@@ -27,7 +27,7 @@ fn source_weights(tensor: &OutputTensor) -> Vec<f32> {
     for piece in &tensor.pieces {
         let (_, cols) = source.tensors()[piece.source].matrix();
         reader.read(&source, piece.source, piece.rows.clone(), &mut tile).unwrap();
-        if piece.transposed {
+        if !piece.turn.is_none() {
             (0..cols).for_each(|col| all.extend(tile.iter().skip(col).step_by(cols)));
         } else {
             all.extend(&tile);

@@ -78,7 +78,7 @@ fn nvfp4_files_equal_those_of_llama_cpp() {
         assert_eq!(sha256(blocks), row[5].as_str().unwrap(), "{}", tensor.name);
     }
     assert_eq!(sha256(&bytes), golden["sha256"].as_str().unwrap());
-    requant::weights::Model::open(&output).unwrap();
+    requant::opened::Opened::open(&output).unwrap().evaluable().unwrap();
 }
 
 #[test]

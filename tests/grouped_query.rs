@@ -7,11 +7,10 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use requant::checkpoint::GgufModel;
 use requant::evaluate::{self, Bos, Report, Request, Windows};
 use requant::model::{self, Hidden, Storage, Unobserved, Workload, peak_ram_bytes, scratch_bytes};
+use requant::opened::Opened;
 use requant::plan::{self, Options};
-use requant::weights::Model;
 use requant_formats::container::gguf::{self, Array, GgmlType, Metadata, TensorSpec, Value};
 use serde_json::Value as Json;
 
@@ -42,17 +41,17 @@ fn ids(name: &str) -> Vec<u32> {
     serde_json::from_value(golden(name)["ids"].clone()).unwrap()
 }
 
-fn forward(model: &Model, ids: &[u32], storage: &Storage) -> Hidden {
-    model::forward(model.store(), ids, ids.len(), storage, &mut Unobserved).unwrap()
+fn forward(model: &Opened, ids: &[u32], storage: &Storage) -> Hidden {
+    model::forward(model.store().unwrap(), ids, ids.len(), storage, &mut Unobserved).unwrap()
 }
 
 /// Logits of the last 16 of `count` positions.
-fn last(model: &Model, hidden: &Hidden, count: usize) -> Vec<f32> {
+fn last(model: &Opened, hidden: &Hidden, count: usize) -> Vec<f32> {
     let positions: Vec<usize> = (count - 16..count).collect();
-    model::logits(model.store(), hidden, &positions).unwrap()
+    model::logits(model.store().unwrap(), hidden, &positions).unwrap()
 }
 
-pub(crate) fn logits(model: &Model, name: &str) -> Vec<f32> {
+pub(crate) fn logits(model: &Opened, name: &str) -> Vec<f32> {
     let ids = ids(name);
     last(model, &forward(model, &ids, &Storage::Memory), ids.len())
 }
@@ -73,7 +72,7 @@ fn check_logits(what: &str, found: &[f32]) {
 #[test]
 fn logits_equal_those_of_transformers() {
     for name in models() {
-        let model = Model::open(&path(&name)).unwrap();
+        let model = Opened::open(&path(&name)).unwrap();
         check_logits(&name, &logits(&model, &name));
     }
 }
@@ -81,11 +80,11 @@ fn logits_equal_those_of_transformers() {
 /// The prediction layer of GLM 4.5, which llama.cpp's evaluation skips.
 #[test]
 fn the_prediction_layer_is_that_of_transformers() {
-    let model = Model::open(&path("glm4moe")).unwrap();
+    let model = Opened::open(&path("glm4moe")).unwrap();
     let ids = ids("glm4moe");
     let main = forward(&model, &ids, &Storage::Memory);
-    assert!(model::has_second_next(model.store()));
-    let next = model::second_next(model.store(), &main, &ids, ids.len()).unwrap();
+    assert!(model::has_second_next(model.store().unwrap()));
+    let next = model::second_next(model.store().unwrap(), &main, &ids, ids.len()).unwrap();
     check_logits("glm4moe-mtp", &last(&model, &next, ids.len() - 1));
 }
 
@@ -94,7 +93,7 @@ fn the_prediction_layer_is_that_of_transformers() {
 #[test]
 fn perplexity_equals_that_of_llama_perplexity_window_by_window() {
     for name in models() {
-        let model = Model::open(&path(&name)).unwrap();
+        let model = Opened::open(&path(&name)).unwrap();
         let bound = if name.starts_with("gemma") { 3e-4 } else { 1e-5 };
         for golden in golden(&name)["perplexity"].as_array().unwrap() {
             let context = golden["context"].as_u64().unwrap() as usize;
@@ -105,12 +104,12 @@ fn perplexity_equals_that_of_llama_perplexity_window_by_window() {
 
 /// Holds the estimates after each window against those that llama-perplexity has.
 #[track_caller]
-pub(crate) fn check_running(name: &str, model: &Model, golden: &Json, context: usize, bound: f64) {
+pub(crate) fn check_running(name: &str, model: &Opened, golden: &Json, context: usize, bound: f64) {
     let text = std::fs::read_to_string(fixtures().join("text/heldout.txt")).unwrap();
     let running: Vec<f64> = serde_json::from_value(golden["running"].clone()).unwrap();
     let all = Windows::new(&model.tokenizer().unwrap(), &text, context, Bos::Auto).unwrap();
     let windows = Windows::from_tokens(all.tokens[..running.len() * context].to_vec(), context);
-    let measured = evaluate::perplexity(model.store(), &windows, &mut Unobserved).unwrap();
+    let measured = evaluate::perplexity(model.store().unwrap(), &windows, &mut Unobserved).unwrap();
     let ours = measured.running(windows.len());
     assert_eq!(ours.len(), running.len());
     let worst = ours.iter().zip(&running).map(|(a, b)| (a / b - 1.0).abs()).fold(0.0, f64::max);
@@ -123,7 +122,7 @@ pub(crate) fn check_running(name: &str, model: &Model, golden: &Json, context: u
 #[test]
 fn text_is_cut_as_llama_tokenize_cuts_it() {
     for name in models() {
-        let tokenizer = Model::open(&path(&name)).unwrap().tokenizer().unwrap();
+        let tokenizer = Opened::open(&path(&name)).unwrap().tokenizer().unwrap();
         for sample in golden(&name)["samples"].as_array().unwrap() {
             let ids = tokenizer.encode(sample["text"].as_str().unwrap(), true).unwrap();
             assert_eq!(serde_json::to_value(&ids).unwrap(), sample["ids"], "{name}: {}", sample["text"]);
@@ -191,7 +190,7 @@ fn a_window_counts_in_every_layer_of_phi3() {
     let set = |metadata: &mut Metadata, _: &mut Vec<TensorSpec>| {
         metadata.set("phi3.attention.sliding_window", 24u32);
     };
-    let model = Model::open(&changed(directory.path(), "phi3", set)).unwrap();
+    let model = Opened::open(&changed(directory.path(), "phi3", set)).unwrap();
     check_logits("phi3-window", &logits(&model, "phi3"));
 }
 
@@ -200,10 +199,10 @@ fn a_window_counts_in_every_layer_of_phi3() {
 #[test]
 fn what_is_not_scored_need_not_be_computed() {
     for name in models() {
-        let model = Model::open(&path(&name)).unwrap();
+        let model = Opened::open(&path(&name)).unwrap();
         let ids: Vec<u32> = (0..1200).map(|i: u32| i * 7919 % 288).collect();
         let wanted: Vec<usize> = (1184..1200).collect();
-        let store = model.store();
+        let store = model.store().unwrap();
         let (storage, observer) = (Storage::Memory, &mut Unobserved);
         let some = model::forward_for(store, &ids, Some(&wanted), ids.len(), &storage, observer).unwrap();
         let all = last(&model, &forward(&model, &ids, &storage), ids.len());
@@ -218,7 +217,7 @@ fn what_is_not_scored_need_not_be_computed() {
 fn results_do_not_depend_on_threads_nor_on_where_states_are_kept() {
     let directory = tempfile::tempdir().unwrap();
     for name in models() {
-        let model = Model::open(&path(&name)).unwrap();
+        let model = Opened::open(&path(&name)).unwrap();
         let ids: Vec<u32> = (0..1200).map(|i: u32| i * 7919 % 288).collect();
         let run = |threads: usize, storage: &Storage| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
@@ -231,10 +230,10 @@ fn results_do_not_depend_on_threads_nor_on_where_states_are_kept() {
 }
 
 fn against(path: &Path, original: &Path, tokens: &Windows) -> Report {
-    let (model, original) = (Model::open(path).unwrap(), Model::open(original).unwrap());
+    let (model, original) = (Opened::open(path).unwrap(), Opened::open(original).unwrap());
     let request = Request {
-        model: model.store(),
-        original: Some(original.store()),
+        model: model.store().unwrap(),
+        original: Some(original.store().unwrap()),
         windows: tokens,
         memory_bytes: None,
         scratch: None,
@@ -247,14 +246,14 @@ fn against(path: &Path, original: &Path, tokens: &Windows) -> Report {
 fn quantized_files_are_measured_against_their_originals() {
     let directory = tempfile::tempdir().unwrap();
     for name in models() {
-        let vocab = Model::open(&path(&name)).unwrap().store().spec().vocab as u32;
+        let vocab = Opened::open(&path(&name)).unwrap().store().unwrap().spec().embedding.vocab as u32;
         let windows = Windows::from_tokens((0..512).map(|i: u32| i * 7919 % vocab).collect(), 64);
         let divergence = |format: &str| {
             let output = directory.path().join(format!("{name}-{format}.gguf"));
             requantize(&path(&name), format, &output);
             let report = against(&output, &path(&name), &windows);
             let found = report.against.unwrap();
-            assert_eq!(found.layers.len(), Model::open(&output).unwrap().store().spec().layers);
+            assert_eq!(found.layers.len(), Opened::open(&output).unwrap().store().unwrap().spec().layers);
             assert_eq!(report.prediction.is_some(), name == "glm4moe");
             found.divergence.mean.value
         };
@@ -355,7 +354,11 @@ fn what_is_not_understood_is_named_before_work() {
     let directory = tempfile::tempdir().unwrap();
     for (name, change, named) in cases {
         let path = changed(directory.path(), name, change);
-        let error = Model::open(&path).err().unwrap_or_else(|| panic!("{named:?}")).to_string();
+        let error = Opened::open(&path)
+            .and_then(Opened::evaluable)
+            .err()
+            .unwrap_or_else(|| panic!("{named:?}"))
+            .to_string();
         assert!(named.iter().all(|part| error.contains(part)), "{named:?}: {error}");
     }
 }
@@ -370,9 +373,9 @@ fn every_architecture_that_is_converted_is_evaluated() {
         let list = error.split_once(before).unwrap_or_else(|| panic!("{error}")).1.to_owned();
         list.split(" are known").next().unwrap().split(", ").map(str::to_owned).collect()
     };
-    let source = GgufModel::open(&path).unwrap();
-    let converted = plan::requantize(&source, "q8_0", &Options::default()).err().unwrap();
-    let evaluated = Model::open(&path).err().unwrap();
+    let source = Opened::open(&path).unwrap();
+    let converted = plan::blueprint(&source, "q8_0", &Options::default()).err().unwrap();
+    let evaluated = Opened::open(&path).and_then(Opened::evaluable).err().unwrap();
     let evaluated = names(evaluated.to_string(), "evaluates GGUF files of ");
     assert_eq!(evaluated, names(converted.to_string(), "the mixes of types of "));
     // And all of them have a golden; llama has two.
@@ -387,8 +390,8 @@ fn every_architecture_that_is_converted_is_evaluated() {
 fn what_means_the_same_gives_the_same() {
     let directory = tempfile::tempdir().unwrap();
     let same = |name: &str, change: &dyn Fn(&mut Metadata, &mut Vec<TensorSpec>)| {
-        let model = Model::open(&changed(directory.path(), name, change)).unwrap();
-        assert_eq!(logits(&model, name), logits(&Model::open(&path(name)).unwrap(), name), "{name}");
+        let model = Opened::open(&changed(directory.path(), name, change)).unwrap();
+        assert_eq!(logits(&model, name), logits(&Opened::open(&path(name)).unwrap(), name), "{name}");
     };
     same("llama", &|metadata, _| {
         metadata.set("llama.attention.head_count_kv", Value::Array(Array::U32(vec![2; 3])));
@@ -412,8 +415,8 @@ fn a_weight_that_is_not_finite_is_named() {
     // NaN in 16 bits.
     bytes[at..at + 2].copy_from_slice(&0x7e00u16.to_le_bytes());
     std::fs::write(&path, bytes).unwrap();
-    let model = Model::open(&path).unwrap();
-    let result = model::forward(model.store(), &ids("qwen3"), 64, &Storage::Memory, &mut Unobserved);
+    let model = Opened::open(&path).unwrap();
+    let result = model::forward(model.store().unwrap(), &ids("qwen3"), 64, &Storage::Memory, &mut Unobserved);
     let error = result.err().unwrap().to_string();
     assert!(error.contains("blk.1.attn_v.weight") && error.contains("NaN"), "{error}");
 }
@@ -453,8 +456,8 @@ fn memory_is_what_was_allowed() {
     let tokens = directory.path().join("tokens.json");
     let ids: Vec<u32> = (0..40 * 512).map(|i: u32| i * 7919 % 352).collect();
     std::fs::write(&tokens, serde_json::to_vec(&ids).unwrap()).unwrap();
-    let model = Model::open(&path).unwrap();
-    let spec = model.store().spec();
+    let model = Opened::open(&path).unwrap();
+    let spec = model.store().unwrap().spec();
     let load = Workload { tokens: ids.len(), context: 512, scored: 40 * 255, models: 2, predictions: 0 };
     let mut peaks = Vec::new();
     for storage in [Storage::Memory, Storage::Scratch(directory.path().to_owned())] {

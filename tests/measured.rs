@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use requant::arch::{ArchSpec, Role};
 use requant::checkpoint::{Weight, WeightStore};
 use requant::evaluate::{self, Request, Windows};
+use requant::family::{Role, Spec};
 use requant::model::{Unobserved, order_of_need};
+use requant::opened::Opened;
 use requant::source::Extent;
-use requant::weights::Model;
 use requant_formats::Dtype;
 use serde_json::Value;
 use test_hub::{Action, Fault, Host, Repo};
@@ -280,7 +280,7 @@ struct Recorder<'a> {
 }
 
 impl WeightStore for Recorder<'_> {
-    fn spec(&self) -> &ArchSpec {
+    fn spec(&self) -> &Spec {
         self.store.spec()
     }
 
@@ -309,9 +309,9 @@ fn the_order_of_need_is_the_order_of_reading() {
     let grouped =
         names(&grouped).into_iter().filter(|name| name.ends_with(".gguf")).map(|name| grouped.join(name));
     for path in [model(), forward.join("deepseek-v2-greedy")].into_iter().chain(grouped) {
-        let model = Model::open(&path).unwrap();
-        let recorder = Recorder { store: model.store(), read: Mutex::default() };
-        let vocab = model.store().spec().vocab as u32;
+        let model = Opened::open(&path).unwrap();
+        let recorder = Recorder { store: model.store().unwrap(), read: Mutex::default() };
+        let vocab = model.store().unwrap().spec().embedding.vocab as u32;
         let windows = Windows::from_tokens((0..2048).map(|i: u32| i * 7919 % vocab).collect(), 64);
         let request = Request {
             model: &recorder,
@@ -321,8 +321,8 @@ fn the_order_of_need_is_the_order_of_reading() {
             scratch: None,
         };
         evaluate::measure(&request, &mut Unobserved).unwrap();
-        let with_prediction = requant::model::has_second_next(model.store());
-        let mut visits = order_of_need(model.store(), with_prediction).into_iter();
+        let with_prediction = requant::model::has_second_next(model.store().unwrap());
+        let mut visits = order_of_need(model.store().unwrap(), with_prediction).into_iter();
         let mut now = visits.next().unwrap();
         let mut missed = 0;
         for role in recorder.read.into_inner().unwrap() {
@@ -333,6 +333,6 @@ fn the_order_of_need_is_the_order_of_reading() {
         }
         // All were read, and every expert got tokens.
         assert_eq!(visits.len(), 0);
-        assert_eq!(missed + 1, order_of_need(model.store(), with_prediction).len());
+        assert_eq!(missed + 1, order_of_need(model.store().unwrap(), with_prediction).len());
     }
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use requant::model::{self, Storage, Unobserved};
-use requant::weights::Model;
+use requant::opened::Opened;
 use requant_formats::container::gguf::{self, TensorSpec};
 
 use crate::conversion::{convert, fixtures, model as fixture};
@@ -41,9 +41,9 @@ fn merge(from: &Path, to: &Path) {
 }
 
 fn logits(path: &Path) -> Vec<f32> {
-    let opened = Model::open(path).unwrap();
-    let store = opened.store();
-    let ids: Vec<u32> = (0..96).map(|at: u32| at * 7919 % store.spec().vocab as u32).collect();
+    let opened = Opened::open(path).unwrap();
+    let store = opened.store().unwrap();
+    let ids: Vec<u32> = (0..96).map(|at: u32| at * 7919 % store.spec().embedding.vocab as u32).collect();
     let hidden = model::forward(store, &ids, 48, &Storage::Memory, &mut Unobserved).unwrap();
     model::logits(store, &hidden, &[20, 47, 60, 95]).unwrap()
 }
@@ -63,6 +63,6 @@ fn merged_projections_are_the_same_model() {
     assert_eq!(logits(&at("merged-q8_0.gguf")), logits(&at("apart-q8_0.gguf")));
     assert_ne!(logits(&at("merged-q8_0.gguf")), logits(&at("merged.gguf")));
     merge(&fixtures().join("goldens/forward/gqa/qwen3moe.gguf"), &at("other.gguf"));
-    let error = Model::open(&at("other.gguf")).err().unwrap().to_string();
+    let error = Opened::open(&at("other.gguf")).and_then(Opened::evaluable).err().unwrap().to_string();
     assert!(error.contains("blk.0.ffn_gate_exps.weight") && error.contains("missing"), "{error}");
 }

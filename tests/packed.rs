@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use requant::artifact::Artifact;
-use requant::checkpoint::{Checkpoint, Encoding, TileReader};
+use requant::checkpoint::{Encoding, TileReader};
+use requant::opened::Opened;
 use requant::plan::{self, Options, Rules, TARGETS};
-use requant::weights::Model;
 use requant_formats::Dtype;
 use requant_formats::codec::fp8::{F8E4M3, Fp8};
 use requant_formats::container::safetensors;
@@ -120,7 +120,7 @@ fn decode(all: &BTreeMap<String, Stored>, stem: &str, method: &str, rows: usize,
 }
 
 /// Rows of a weight as the library reads them, in pieces of 37.
-fn read(checkpoint: &Checkpoint, id: usize) -> Vec<f32> {
+fn read(checkpoint: &Opened, id: usize) -> Vec<f32> {
     let (rows, _) = checkpoint.tensors()[id].matrix();
     let (mut reader, mut tile, mut values) = (TileReader::default(), Vec::new(), Vec::new());
     for start in (0..rows).step_by(37) {
@@ -161,7 +161,7 @@ fn every_format_holds_what_its_definition_says_and_reads_back() {
                 continue;
             }
             let values = read(&result, id);
-            let original = read(&source, source.by_role(tensor.role.unwrap()).unwrap());
+            let original = read(&source, source.checkpoint().unwrap().by_role(tensor.role.unwrap()).unwrap());
             if let Encoding::Packed(_) = tensor.encoding {
                 packed += 1;
                 let (rows, cols) = tensor.matrix();
@@ -308,10 +308,10 @@ fn a_damaged_packing_is_named() {
 }
 
 /// Values of the weight with the same role in both, as the library reads them.
-fn pairs(first: &Checkpoint, second: &Checkpoint, suffix: &str) -> Vec<(String, Vec<f32>, Vec<f32>)> {
+fn pairs(first: &Opened, second: &Opened, suffix: &str) -> Vec<(String, Vec<f32>, Vec<f32>)> {
     let tensors = first.tensors().iter().enumerate().filter(|(_, tensor)| tensor.name.ends_with(suffix));
     let both = tensors.filter_map(|(id, tensor)| {
-        let other = second.by_role(tensor.role?)?;
+        let other = second.checkpoint()?.by_role(tensor.role?)?;
         Some((tensor.name.clone(), read(first, id), read(second, other)))
     });
     both.collect()
@@ -356,16 +356,16 @@ fn integers_become_gguf_and_mlx_blocks_without_loss() {
     {
         let output = work.path().join(name);
         convert(&first, to, 2, &output).unwrap();
-        let result = Model::open(&output).unwrap();
+        let result = Opened::open(&output).unwrap();
         let mut compared = 0;
         for (id, tensor) in source.tensors().iter().enumerate() {
             // The key half of kv_b_proj is transposed, so that its groups run the other way.
             let (Encoding::Packed(_), false) = (&tensor.encoding, tensor.name.contains("kv_b_proj")) else {
                 continue;
             };
-            let weight = result.store().weight(tensor.role.unwrap()).unwrap();
+            let weight = result.store().unwrap().weight(tensor.role.unwrap()).unwrap();
             let mut after = vec![0.0; weight.rows * weight.cols];
-            result.store().read_rows(&weight, 0..weight.rows, &mut after).unwrap();
+            result.store().unwrap().read_rows(&weight, 0..weight.rows, &mut after).unwrap();
             // MLX rounds the product of code and scale, which is as large as the group's largest weight, to BF16
             // before it adds the bias; a step is an eighth of that weight.
             let groups = read(&source, id);
@@ -396,14 +396,14 @@ fn powers_of_two_become_other_powers_of_two_without_loss() {
     ] {
         let output = work.path().join(name);
         convert(&first, to, 2, &output).unwrap();
-        let result = Model::open(&output).unwrap();
+        let result = Opened::open(&output).unwrap();
         let mut compared = 0;
         for (id, tensor) in source.tensors().iter().enumerate() {
             let is_meant = tensor.name.contains(only) && !tensor.name.contains("kv_b_proj");
             let (Encoding::Packed(_), true) = (&tensor.encoding, is_meant) else { continue };
-            let weight = result.store().weight(tensor.role.unwrap()).unwrap();
+            let weight = result.store().unwrap().weight(tensor.role.unwrap()).unwrap();
             let mut after = vec![0.0; weight.rows * weight.cols];
-            result.store().read_rows(&weight, 0..weight.rows, &mut after).unwrap();
+            result.store().unwrap().read_rows(&weight, 0..weight.rows, &mut after).unwrap();
             // Equal as numbers: zeros may lose their sign.
             assert!(read(&source, id) == after, "{to}: {}", tensor.name);
             compared += 1;

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use requant::checkpoint::Checkpoint;
 use requant::evaluate::{self, Bos, Perplexity, Windows};
 use requant::model::{self, Choice, Observer, Storage, Unobserved};
+use requant::opened::{self, Opened};
 use requant::source::LocalDirectory;
-use requant::weights::{self, Model};
 use requant_formats::Dtype;
 use serde_json::Value;
 
@@ -26,7 +26,7 @@ fn golden(name: &str) -> Value {
 
 fn windows(checkpoint: &Checkpoint, bos: Bos) -> Windows {
     let text = std::fs::read_to_string(fixtures().join("text/heldout.txt")).unwrap();
-    Windows::new(&weights::tokenizer(checkpoint.source()).unwrap(), &text, 512, bos).unwrap()
+    Windows::new(&opened::tokenizer(checkpoint.source()).unwrap(), &text, 512, bos).unwrap()
 }
 
 /// As the goldens have it: BOS in place of each window's first token, the text not moved by one.
@@ -87,8 +87,8 @@ fn worst_difference(logits: &[f32], golden: &str) -> f32 {
 #[test]
 fn deepseek_v2_logits_and_routing_equal_those_of_transformers() {
     for name in ["deepseek-v2-greedy", "deepseek-v2-groups"] {
-        let model = Model::open(&fixtures().join("goldens/forward").join(name)).unwrap();
-        let store = model.store();
+        let model = Opened::open(&fixtures().join("goldens/forward").join(name)).unwrap();
+        let store = model.store().unwrap();
         let ids: Vec<u32> = serde_json::from_value(golden(&format!("{name}/ids.json"))).unwrap();
         let mut routing = Routing::default();
         let hidden = model::forward(store, &ids, ids.len(), &Storage::Memory, &mut routing).unwrap();
@@ -108,12 +108,12 @@ fn deepseek_v2_logits_and_routing_equal_those_of_transformers() {
 /// The reference writes five decimals.
 #[test]
 fn the_prediction_layer_equals_that_of_transformers() {
-    let model = Model::open(&fixtures().join("tiny-deepseek-v3")).unwrap();
+    let model = Opened::open(&fixtures().join("tiny-deepseek-v3")).unwrap();
     let ids: Vec<u32> =
         serde_json::from_value(golden("heldout.json")["first_window"]["ids"].clone()).unwrap();
     let windows = Windows::from_tokens(ids, 512);
     let request = evaluate::Request {
-        model: model.store(),
+        model: model.store().unwrap(),
         original: None,
         windows: &windows,
         memory_bytes: None,
@@ -209,7 +209,7 @@ fn the_first_product_that_is_not_finite_names_layer_and_tensor() {
 fn unusable_input_is_named_before_anything_is_computed() {
     let path = fixtures().join("tiny-deepseek-v3");
     let checkpoint = open(&path);
-    let tokenizer = weights::tokenizer(checkpoint.source()).unwrap();
+    let tokenizer = opened::tokenizer(checkpoint.source()).unwrap();
     let error = Windows::new(&tokenizer, "too short", 512, Bos::Auto).unwrap_err().to_string();
     assert!(error.contains("fewer than one window of 512"), "{error}");
     let error = Windows::new(&tokenizer, "too short", 2, Bos::Auto).unwrap_err().to_string();
@@ -218,7 +218,7 @@ fn unusable_input_is_named_before_anything_is_computed() {
     let dir = tempfile::tempdir().unwrap();
     maker::checkpoint(maker::Size::default(), maker::Storage::Plain(Dtype::F32)).write(dir.path());
     let checkpoint = open(dir.path());
-    let error = weights::tokenizer(checkpoint.source()).err().unwrap().to_string();
+    let error = opened::tokenizer(checkpoint.source()).err().unwrap().to_string();
     assert!(error.contains("tokenizer.json") && error.contains("not found"), "{error}");
     let strange = Windows::from_tokens(vec![9999; 48], 48);
     let error = evaluate::perplexity(&checkpoint, &strange, &mut Unobserved).unwrap_err().to_string();

@@ -8,13 +8,13 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use requant::checkpoint::Checkpoint;
 use requant::disk::Disk;
 use requant::fetch;
+use requant::opened::Opened;
 use requant::pipeline::{self, Pinned, Settings};
 use requant::plan::{self, Options};
 use requant::source::hub::{Environment, HubCache, HubId, Repository};
-use requant::source::{Deposit, LocalDirectory, Remote, Spool, Streamed};
+use requant::source::{Deposit, Remote, Spool, Streamed};
 use requant::{Error, Result};
 use requant_formats::Dtype;
 use test_hub::{Hub, Repo};
@@ -150,13 +150,13 @@ fn recording(format: &str, disk: &Disk, force: bool) -> Settings {
     Settings { disk: disk.clone(), sync_interval: Duration::ZERO, force, ..settings(format, 2) }
 }
 
-fn convert(source: Checkpoint, settings: &Settings, options: &Options, output: &Path) -> Result<()> {
+fn convert(source: Opened, settings: &Settings, options: &Options, output: &Path) -> Result<()> {
     let blueprint = plan::blueprint(&source, &settings.format, options)?;
     pipeline::convert(&source, &blueprint, output, settings, &Silent, &AtomicBool::new(false)).map(drop)
 }
 
-fn local(model: &Path) -> Result<Checkpoint> {
-    Checkpoint::open(Box::new(LocalDirectory::open(model)?))
+fn local(model: &Path) -> Result<Opened> {
+    Opened::open(model)
 }
 
 /// Whether `verify` finds a result at `path` that is whole.
@@ -296,7 +296,7 @@ fn straight_from_a_hub_and_into_the_cache() {
         let run = |root: &Path, disk: &Disk| {
             let (source, pinned) = streamed(&hub, root, disk, keep_source)?;
             let settings = Settings { pinned: Some(pinned), ..recording("q4_0", disk, false) };
-            let source = Checkpoint::open(Box::new(source))?;
+            let source = Opened::from_source(Box::new(source))?;
             convert(source, &settings, &Options::default(), &root.join("m.gguf"))
         };
         // Blobs of the cache have names that vouch for their content: they must be whole as well.

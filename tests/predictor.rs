@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
-use requant::arch::{Ffn, LayerRole, Role};
 use requant::checkpoint::WeightStore;
 use requant::evaluate::{self, Report, Request};
+use requant::family::{Ffn, LayerRole, Role};
 use requant::model::Unobserved;
-use requant::weights::Model;
+use requant::opened::Opened;
 use requant_formats::container::gguf::{self, GgmlType, TensorSpec};
 
 use crate::comparison::heldout;
@@ -26,6 +26,7 @@ fn values(store: &dyn WeightStore, role: Role) -> Vec<f32> {
 fn prediction_layer(store: &dyn WeightStore) -> Vec<(String, Vec<usize>, Vec<f32>)> {
     let spec = store.spec();
     let (layer, latent) = (spec.layers, spec.latent().unwrap());
+    let moe = spec.ffn.moe.as_ref().unwrap();
     let own = |role| values(store, Role::Layer(layer, role));
     let (hidden, rank, query) = (spec.hidden, latent.q_lora.unwrap(), latent.nope_dim + spec.rope.dim);
     let (lora, nope, v) = (latent.kv_lora, latent.nope_dim, latent.v_dim);
@@ -46,25 +47,25 @@ fn prediction_layer(store: &dyn WeightStore) -> Vec<(String, Vec<usize>, Vec<f32
         ("attn_v_b.weight", vec![lora, v, latent.heads], values),
         ("attn_output.weight", vec![latent.heads * v, hidden], own(LayerRole::AttentionOutput)),
         ("ffn_norm.weight", vec![hidden], own(LayerRole::FfnNorm)),
-        ("ffn_gate_inp.weight", vec![hidden, spec.experts], own(LayerRole::Router)),
-        ("exp_probs_b.bias", vec![spec.experts], own(LayerRole::RouterBias)),
-        ("nextn.embed_tokens.weight", vec![hidden, spec.vocab], own(LayerRole::MtpEmbedding)),
+        ("ffn_gate_inp.weight", vec![hidden, moe.experts], own(LayerRole::Router)),
+        ("exp_probs_b.bias", vec![moe.experts], own(LayerRole::RouterBias)),
+        ("nextn.embed_tokens.weight", vec![hidden, spec.embedding.vocab], own(LayerRole::MtpEmbedding)),
         ("nextn.enorm.weight", vec![hidden], own(LayerRole::MtpEmbeddingNorm)),
         ("nextn.hnorm.weight", vec![hidden], own(LayerRole::MtpHiddenNorm)),
         ("nextn.eh_proj.weight", vec![2 * hidden, hidden], own(LayerRole::MtpProjection)),
         ("nextn.shared_head_norm.weight", vec![hidden], own(LayerRole::MtpHeadNorm)),
-        ("nextn.shared_head_head.weight", vec![hidden, spec.vocab], own(LayerRole::MtpHead)),
+        ("nextn.shared_head_head.weight", vec![hidden, spec.embedding.vocab], own(LayerRole::MtpHead)),
     ];
-    let width = *spec.expert_intermediate.of(layer);
+    let width = *moe.width.of(layer);
     for (ffn, name, shared) in [
         (Ffn::Gate, "ffn_gate_exps.weight", "ffn_gate_shexp.weight"),
         (Ffn::Up, "ffn_up_exps.weight", "ffn_up_shexp.weight"),
         (Ffn::Down, "ffn_down_exps.weight", "ffn_down_shexp.weight"),
     ] {
         let shape = |width: usize| if ffn == Ffn::Down { vec![width, hidden] } else { vec![hidden, width] };
-        let all = (0..spec.experts).flat_map(|expert| own(LayerRole::Expert(expert, ffn))).collect();
-        tensors.push((name, [shape(width), vec![spec.experts]].concat(), all));
-        tensors.push((shared, shape(*spec.shared_intermediate.of(layer)), own(LayerRole::Shared(ffn))));
+        let all = (0..moe.experts).flat_map(|expert| own(LayerRole::Expert(expert, ffn))).collect();
+        tensors.push((name, [shape(width), vec![moe.experts]].concat(), all));
+        tensors.push((shared, shape(moe.shared_width(layer)), own(LayerRole::Shared(ffn))));
     }
     let named = |(name, shape, values)| (format!("blk.{layer}.{name}"), shape, values);
     tensors.into_iter().map(named).collect()
@@ -95,10 +96,10 @@ fn write(path: &Path, main: &Path, layer: &[(String, Vec<usize>, Vec<f32>)]) {
 }
 
 fn measure(path: &Path) -> Report {
-    let model = Model::open(path).unwrap();
+    let model = Opened::open(path).unwrap();
     let windows = heldout(&model, 4);
     let request = Request {
-        model: model.store(),
+        model: model.store().unwrap(),
         original: None,
         windows: &windows,
         memory_bytes: None,
@@ -112,8 +113,8 @@ fn a_file_with_the_prediction_layer_measures_what_the_checkpoint_does() {
     let directory = tempfile::tempdir().unwrap();
     let at = |name: &str| directory.path().join(name);
     convert(&model(), "f32", 2, &at("main.gguf")).unwrap();
-    let source = Model::open(&model()).unwrap();
-    let layer = prediction_layer(source.store());
+    let source = Opened::open(&model()).unwrap();
+    let layer = prediction_layer(source.store().unwrap());
     write(&at("whole.gguf"), &at("main.gguf"), &layer);
     let expected = measure(&model());
     assert!(expected.prediction.is_some());

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use requant::Result;
-use requant::checkpoint::GgufModel;
+use requant::opened::Opened;
 use requant::pipeline::{self, Outcome, Settings};
 use requant::plan::budget::{self, Fitted, Watch};
 use requant::plan::{self, Blueprint, Budget, Options, Rules};
@@ -20,13 +20,13 @@ fn allowed(options: Options) -> Options {
 }
 
 fn fit_file(path: &Path, format: &str, options: &Options, budget: Budget) -> Result<Fitted> {
-    let source = GgufModel::open(path)?;
+    let source = Opened::open(path)?;
     budget::fit(&source, format, options, budget, 2, &WATCH, &AtomicBool::new(false))
 }
 
 fn requantize(path: &Path, format: &str, options: &Options, output: &Path) -> Outcome {
-    let source = GgufModel::open(path).unwrap();
-    let blueprint = plan::requantize(&source, format, options).unwrap();
+    let source = Opened::open(path).unwrap();
+    let blueprint = plan::blueprint(&source, format, options).unwrap();
     let settings = Settings { error_report: true, ..settings(format, 2) };
     pipeline::convert(source.catalogue(), &blueprint, output, &settings, &Silent, &AtomicBool::new(false))
         .unwrap()
@@ -43,7 +43,7 @@ fn file(directory: &Path, format: &str, options: &Options) -> PathBuf {
 fn from_recipe(path: &Path, format: &str, fitted: &Fitted, options: &Options) -> Options {
     let rules = Rules::from_toml(Path::new("r.toml"), &fitted.rules.to_toml(format)).unwrap();
     let options = Options { rules, ..options.clone() };
-    let again = plan::requantize(&GgufModel::open(path).unwrap(), format, &options).unwrap();
+    let again = plan::blueprint(&Opened::open(path).unwrap(), format, &options).unwrap();
     assert_eq!(described(&again), described(&fitted.blueprint));
     options
 }
@@ -78,7 +78,7 @@ fn an_unquantized_gguf_file_gets_the_mix_of_the_checkpoint_it_was_made_from() {
 fn blocks_stay_as_they_are_where_that_fits_and_no_leave_is_given() {
     let directory = tempfile::tempdir().unwrap();
     let source = file(directory.path(), "q8_0", &rules(&["ffn_(gate|up)=f16", "attn_output=bf16"]));
-    let model = GgufModel::open(&source).unwrap();
+    let model = Opened::open(&source).unwrap();
     let is_free =
         |name: &str| name.contains("attn_output") || name.contains("ffn_gate") || name.contains("ffn_up");
     let all: u64 = model.catalogue().tensors().iter().map(|tensor| tensor.len_bytes).sum();
@@ -95,7 +95,9 @@ fn blocks_stay_as_they_are_where_that_fits_and_no_leave_is_given() {
         let recipe = from_recipe(&source, "q4_k_m", &fitted, &Options::default());
         let output = directory.path().join(format!("{share}.gguf"));
         let report = requantize(&source, "q4_k_m", &recipe, &output).manifest.error_report.unwrap();
-        for tensor in &model.catalogue().tensors().iter().zip(model.types()).collect::<Vec<_>>() {
+        for tensor in
+            &model.catalogue().tensors().iter().zip(model.gguf().unwrap().types()).collect::<Vec<_>>()
+        {
             let (name, own) = (tensor.0.name.as_str(), tensor.1.name());
             let found = of_type(&fitted.blueprint, name);
             assert!(found == own || is_free(name) && !name.contains("gate_inp"), "{name}: {own} to {found}");
@@ -140,7 +142,7 @@ fn with_leave_a_stored_type_is_one_of_the_choices_and_loses_nothing() {
     let source = file(directory.path(), "q6_k", &Options::default());
     let own_bytes = std::fs::metadata(&source).unwrap().len();
     let leave = allowed(Options::default());
-    let stored = GgufModel::open(&source).unwrap();
+    let stored = Opened::open(&source).unwrap();
 
     let whole = fit_file(&source, "q4_k_m", &leave, Budget::Bytes(own_bytes)).unwrap();
     assert_eq!(whole.mean_error, 0.0);
@@ -160,7 +162,7 @@ fn with_leave_a_stored_type_is_one_of_the_choices_and_loses_nothing() {
         let output = directory.path().join(format!("{share}.gguf"));
         let report = requantize(&source, "q4_k_m", &recipe, &output).manifest.error_report.unwrap();
         let mut kept = 0;
-        for (tensor, own) in stored.catalogue().tensors().iter().zip(stored.types()) {
+        for (tensor, own) in stored.catalogue().tensors().iter().zip(stored.gguf().unwrap().types()) {
             let error = report.tensors.iter().find(|error| error.name == tensor.name).unwrap();
             if of_type(&fitted.blueprint, &tensor.name) == own.name() {
                 assert_eq!(error.relative_error, Some(0.0), "{}", tensor.name);

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use requant::checkpoint::GgufModel;
+use requant::opened::Opened;
 use requant::pipeline::{self, Outcome, Progress};
 use requant::plan::{self, Blueprint, Options};
 use requant::{Error, Result};
@@ -20,12 +20,12 @@ fn allowed() -> Options {
 }
 
 fn blueprint(source: &Path, format: &str, options: &Options) -> Result<Blueprint> {
-    plan::requantize(&GgufModel::open(source)?, format, options)
+    plan::blueprint(&Opened::open(source)?, format, options)
 }
 
 fn requantize_with(source: &Path, format: &str, options: &Options, output: &Path) -> Result<Outcome> {
-    let source = GgufModel::open(source)?;
-    let blueprint = plan::requantize(&source, format, options)?;
+    let source = Opened::open(source)?;
+    let blueprint = plan::blueprint(&source, format, options)?;
     let (settings, stop) = (settings(format, 2), AtomicBool::new(false));
     pipeline::convert(source.catalogue(), &blueprint, output, &settings, &Silent, &stop)
 }
@@ -110,8 +110,9 @@ fn mixes_of_other_architectures_are_those_of_llama_quantize() {
             let outcome = requantize(&source, format, &directory.path().join(format!("{name}-{format}")));
             assert_eq!(outcome.manifest.files[0].sha256, expected.as_str().unwrap(), "{name} to {format}");
         }
-        let model = GgufModel::open(&source).unwrap();
-        let architecture = model.metadata().get("general.architecture").and_then(GgufValue::as_str);
+        let model = Opened::open(&source).unwrap();
+        let architecture =
+            model.gguf().unwrap().metadata().get("general.architecture").and_then(GgufValue::as_str);
         architectures.insert(architecture.unwrap().to_owned());
         models += 1;
     }
@@ -315,8 +316,8 @@ fn a_stopped_run_goes_on() {
     let source = fixture(directory.path(), "q8_0");
     let expected = requantize(&source, "q6_k", &directory.path().join("whole.gguf")).manifest;
     let output = directory.path().join("m.gguf");
-    let model = GgufModel::open(&source).unwrap();
-    let blueprint = plan::requantize(&model, "q6_k", &allowed()).unwrap();
+    let model = Opened::open(&source).unwrap();
+    let blueprint = plan::blueprint(&model, "q6_k", &allowed()).unwrap();
     for after in [1, 1_000_000] {
         let stop = AtomicBool::new(false);
         let progress = StopAfter { after, done: 0.into(), stop: &stop };

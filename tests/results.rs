@@ -5,8 +5,8 @@ use std::path::Path;
 use requant::Result;
 use requant::evaluate::{self, Bos, Perplexity, Windows};
 use requant::model::Unobserved;
+use requant::opened::Opened;
 use requant::plan::Options;
-use requant::weights::Model;
 use requant_formats::Dtype;
 
 use crate::conversion::{Silent, convert, convert_with, fixtures, model, settings};
@@ -14,11 +14,11 @@ use crate::maker;
 
 /// As `requant perplexity PATH --text heldout.txt`, first `windows` windows only.
 pub(crate) fn measure(path: &Path, windows: usize) -> Result<Perplexity> {
-    let model = Model::open(path)?;
+    let model = Opened::open(path)?;
     let text = std::fs::read_to_string(fixtures().join("text/heldout.txt")).unwrap();
     let all = Windows::new(&model.tokenizer()?, &text, 512, Bos::Auto)?;
     let cut = Windows::from_tokens(all.tokens[..windows * 512].to_vec(), 512);
-    evaluate::perplexity(model.store(), &cut, &mut Unobserved)
+    evaluate::perplexity(model.store().unwrap(), &cut, &mut Unobserved)
 }
 
 fn difference(a: &Perplexity, b: &Perplexity) -> f64 {
@@ -86,7 +86,8 @@ fn a_damaged_result_is_named_before_anything_is_computed() {
     let failing = |name: &str, bytes: &[u8]| {
         let path = directory.path().join(name);
         std::fs::write(&path, bytes).unwrap();
-        let error = Model::open(&path).and_then(|model| model.tokenizer().map(|_| ()));
+        let error =
+            Opened::open(&path).and_then(Opened::evaluable).and_then(|model| model.tokenizer().map(|_| ()));
         error.expect_err(name).to_string()
     };
     let error = failing("cut.gguf", &bytes[..bytes.len() - 100]);
@@ -131,7 +132,7 @@ fn an_mlx_quantization_that_nobody_knows_is_named() {
         ("\"bits\": 4", "\"bits\": 4, \"global_scale\": true", "nvfp4 with a global_scale"),
     ] {
         std::fs::write(output.join("config.json"), config.replace(from, to)).unwrap();
-        let error = Model::open(&output).map(|_| ()).unwrap_err().to_string();
+        let error = Opened::open(&output).and_then(Opened::evaluable).map(|_| ()).unwrap_err().to_string();
         assert!(error.contains(named) && error.contains("model.safetensors: tensor "), "{error}");
         assert!(error.contains("nvfp4 (4 bits, groups of 16)"), "{error}");
     }
@@ -173,8 +174,8 @@ fn an_mlx_directory_is_known_by_the_names_of_its_tensors() {
     checkpoint.write(&mlx);
     let windows = Windows::from_tokens((0..48 * 8).map(|i: u32| i * 7919 % 320).collect(), 48);
     let [plain, mlx] = [plain, mlx].map(|path| {
-        let model = Model::open(&path).unwrap();
-        evaluate::perplexity(model.store(), &windows, &mut Unobserved).unwrap()
+        let model = Opened::open(&path).unwrap();
+        evaluate::perplexity(model.store().unwrap(), &windows, &mut Unobserved).unwrap()
     });
     assert_eq!(plain, mlx);
 }

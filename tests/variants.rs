@@ -3,7 +3,7 @@
 //!
 //! Values of new vectors are those of fixtures/make_gqa_variant_goldens.py.
 
-use requant::weights::Model;
+use requant::opened::Opened;
 use requant_formats::container::gguf::{Array, GgmlType, Metadata, TensorSpec, Value};
 use serde_json::Value as Json;
 
@@ -144,7 +144,7 @@ fn perplexity_equals_that_of_llama_perplexity() {
     let goldens = goldens();
     assert_eq!(goldens.as_object().unwrap().len(), variants().len());
     for (name, base, change) in variants() {
-        let model = Model::open(&rewritten(directory.path(), base, change)).unwrap();
+        let model = Opened::open(&rewritten(directory.path(), base, change)).unwrap();
         check_running(name, &model, &goldens[name], 128, 1e-5);
     }
 }
@@ -171,8 +171,8 @@ fn what_means_the_same_gives_the_same() {
         ("qwen3", one),
         ("qwen3", Box::new(|metadata, _| metadata.set("qwen3.expert_count", 0u32))),
     ] {
-        let model = Model::open(&rewritten(directory.path(), base, change)).unwrap();
-        assert_eq!(logits(&model, base), logits(&Model::open(&path(base)).unwrap(), base), "{base}");
+        let model = Opened::open(&rewritten(directory.path(), base, change)).unwrap();
+        assert_eq!(logits(&model, base), logits(&Opened::open(&path(base)).unwrap(), base), "{base}");
     }
 }
 
@@ -184,7 +184,7 @@ fn what_is_converted_is_evaluated() {
         let path = rewritten(directory.path(), base, change);
         let output = directory.path().join(format!("{name}.gguf"));
         requantize(&path, "f32", &output);
-        let [before, after] = [path, output].map(|path| logits(&Model::open(&path).unwrap(), base));
+        let [before, after] = [path, output].map(|path| logits(&Opened::open(&path).unwrap(), base));
         assert_eq!(before, after, "{name}");
     }
 }
@@ -257,11 +257,11 @@ fn layers_and_heads_may_have_sizes_of_their_own() {
         ),
     ];
     for (name, base, smaller, silent) in cases {
-        let whole = logits(&Model::open(&path(base)).unwrap(), base);
+        let whole = logits(&Opened::open(&path(base)).unwrap(), base);
         let smaller = rewritten(directory.path(), base, smaller);
-        let found = logits(&Model::open(&smaller).unwrap(), base);
+        let found = logits(&Opened::open(&smaller).unwrap(), base);
         let silent = rewritten(directory.path(), base, silent);
-        let expected = logits(&Model::open(&silent).unwrap(), base);
+        let expected = logits(&Opened::open(&silent).unwrap(), base);
         assert_eq!(found, expected, "{name}");
         assert_ne!(found, whole, "{name}");
     }
@@ -278,7 +278,11 @@ fn factors_that_belong_to_nothing_are_named() {
     ];
     for (name, values, named) in cases {
         let path = rewritten(directory.path(), "qwen3", |_, contents| push(contents, name, values));
-        let error = Model::open(&path).err().unwrap_or_else(|| panic!("{named:?}")).to_string();
+        let error = Opened::open(&path)
+            .and_then(Opened::evaluable)
+            .err()
+            .unwrap_or_else(|| panic!("{named:?}"))
+            .to_string();
         assert!(named.iter().all(|part| error.contains(part)), "{named:?}: {error}");
     }
 }

@@ -348,9 +348,9 @@ fn a_result_that_is_converted_again_is_what_its_manifest_says() {
     convert(source.path(), "q8_0", 2, &first).unwrap();
     flip_byte(&first, first.metadata().unwrap().len() - 40);
     let output = directory.path().join("q4_0.gguf");
-    let opened = requant::checkpoint::GgufModel::open(&first).unwrap();
+    let opened = requant::opened::Opened::open(&first).unwrap();
     let blueprint =
-        plan::requantize(&opened, "q4_0", &Options { allow_requantize: true, ..Options::default() }).unwrap();
+        plan::blueprint(&opened, "q4_0", &Options { allow_requantize: true, ..Options::default() }).unwrap();
     let stop = AtomicBool::new(false);
     let result =
         pipeline::convert(opened.catalogue(), &blueprint, &output, &settings("q4_0", 2), &Silent, &stop);

@@ -1,6 +1,7 @@
 //! Builds the catalogue: reads config, index and headers, and holds them against each other.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 
 use rayon::prelude::*;
 use requant_formats::Dtype;
@@ -9,8 +10,8 @@ use serde_json::Value;
 
 use super::quantization::{self, Quantization};
 use super::{BlockScale, Catalogue, Checkpoint, Encoding, ScaleFormat, SourceTensor, packed};
-use crate::arch::{self, Config, Expected};
 use crate::error::{Error, Result};
+use crate::family::{self, Config, Expected, Family, MLX_MARKS, Spec};
 use crate::small;
 use crate::source::{self, Source};
 
@@ -26,15 +27,47 @@ const SCALE_SUFFIXES: [&str; 2] = ["_scale_inv", "_scale"];
 const UNUSED_SUFFIXES: [&str; 6] =
     [".input_scale", ".input_global_scale", ".output_scale", ".k_scale", ".v_scale", ".rotary_emb.inv_freq"];
 
-/// See [`Checkpoint::open`].
-pub(super) fn open(source: Box<dyn Source>) -> Result<Checkpoint> {
-    let config = required_json(&*source, CONFIG)?;
-    let arch = arch::find(&config)?;
-    let spec = arch.spec(&Config::new(&config))?;
-    let quantization = quantization::parse(&config)?;
+/// Config, index and headers of a model in safetensors, before its tensors are held against them.
+pub(crate) struct Headers {
+    pub(crate) source: Arc<dyn Source>,
+    pub(crate) config: Value,
+    pub(crate) family: &'static Family,
+    pub(crate) spec: Spec,
+    pub(crate) tensors: Vec<SourceTensor>,
+    quantization: Option<Quantization>,
+}
 
-    let mut tensors = read_headers(&*source)?;
-    let expected = arch.expected(&spec);
+impl Headers {
+    /// Reads them. What config.json says is checked before the headers are read.
+    ///
+    /// # Errors
+    /// When a file is missing or damaged, or the model is of an unknown family or quantized in an unknown way.
+    pub(crate) fn read(source: Arc<dyn Source>) -> Result<Self> {
+        let config = required_json(&*source, CONFIG)?;
+        let family = family::find(&config)?;
+        let spec = family.spec(&Config::new(&config))?;
+        spec.check_size(CONFIG)?;
+        let quantization = if says_mlx(&config) { None } else { quantization::parse(&config)? };
+        let tensors = read_headers(&*source)?;
+        Ok(Self { source, config, family, spec, tensors, quantization })
+    }
+
+    /// Whether this is an MLX model: its config says how it is quantized, or its tensors have MLX's names.
+    pub(crate) fn is_mlx(&self) -> bool {
+        let has_mark = |name: &str| MLX_MARKS.iter().any(|mark| name.contains(mark));
+        says_mlx(&self.config) || self.tensors.iter().any(|tensor| has_mark(&tensor.name))
+    }
+}
+
+/// Whether config.json has MLX's section about quantization.
+fn says_mlx(config: &Value) -> bool {
+    config.get("quantization").is_some()
+}
+
+/// See [`Checkpoint::open`].
+pub(super) fn checkpoint(headers: Headers) -> Result<Checkpoint> {
+    let Headers { source, config, family, spec, mut tensors, quantization } = headers;
+    let expected = family.expected(&spec);
     let joined = match &quantization {
         Some(quantization) => packed::join(&*source, &mut tensors, &expected, quantization)?,
         None => HashSet::new(),
@@ -45,11 +78,11 @@ pub(super) fn open(source: Box<dyn Source>) -> Result<Checkpoint> {
 
     let by_role =
         tensors.iter().enumerate().filter_map(|(id, tensor)| tensor.role.map(|role| (role, id))).collect();
-    Ok(Checkpoint { catalogue: Catalogue { source, tensors }, config, arch, spec, by_role })
+    Ok(Checkpoint { catalogue: Catalogue { source, tensors }, config, family, spec, by_role })
 }
 
 /// Parses a JSON file that must be there.
-pub(crate) fn required_json(source: &dyn Source, name: &str) -> Result<Value> {
+fn required_json(source: &dyn Source, name: &str) -> Result<Value> {
     let Some(bytes) = source.read_small(name)? else {
         let message = format!("not found in {}: {}", source.location(), source::what_it_is(source));
         return Err(Error::checkpoint(name, message));
@@ -58,7 +91,7 @@ pub(crate) fn required_json(source: &dyn Source, name: &str) -> Result<Value> {
 }
 
 /// The tensors of every shard, in the order of files and offsets, checked against the index.
-pub(crate) fn read_headers(source: &dyn Source) -> Result<Vec<SourceTensor>> {
+fn read_headers(source: &dyn Source) -> Result<Vec<SourceTensor>> {
     let index = source.read_small(INDEX)?.map(|bytes| read_index(source, &bytes)).transpose()?;
     let shards = match &index {
         Some(index) => index.shards.clone(),

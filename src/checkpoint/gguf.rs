@@ -1,6 +1,7 @@
 //! A GGUF file or split set of any architecture as a catalogue: every tensor packed in blocks of its own type.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use requant_formats::Dtype;
 use requant_formats::container::gguf::{self, GgmlType, Gguf, Metadata, TensorInfo, split};
@@ -52,7 +53,7 @@ impl GgufModel {
         }
         check_set(&headers, path)?;
         let metadata = headers.swap_remove(0).metadata;
-        let catalogue = Catalogue { source: Box::new(source), tensors };
+        let catalogue = Catalogue { source: Arc::new(source), tensors };
         Ok(Self { catalogue, metadata, types, path: path.to_owned() })
     }
 
@@ -69,12 +70,6 @@ impl GgufModel {
     /// Types of [`Catalogue::tensors`].
     pub fn types(&self) -> &[GgmlType] {
         &self.types
-    }
-
-    /// Where the bytes come from, the tensors, and the metadata.
-    pub fn into_parts(self) -> (Box<dyn Source>, Vec<SourceTensor>, Metadata) {
-        let Catalogue { source, tensors } = self.catalogue;
-        (source, tensors, self.metadata)
     }
 
     /// The file that was asked for.

@@ -6,8 +6,8 @@ use requant_formats::layout::Matrix;
 
 use super::quantization::{Module, Packing, Quantization};
 use super::{Encoding, Packed, SourceTensor};
-use crate::arch::Expected;
 use crate::error::{Error, Result};
+use crate::family::Expected;
 use crate::source::Source;
 
 const WEIGHT: &str = ".weight";

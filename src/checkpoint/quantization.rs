@@ -8,8 +8,8 @@ use requant_formats::layout::Layout;
 use requant_formats::{Codec, Dtype};
 use serde_json::Value;
 
-use crate::arch::Config;
 use crate::error::{Error, Result};
+use crate::family::Config;
 use crate::small::shown;
 
 mod awq;

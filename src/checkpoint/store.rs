@@ -7,8 +7,8 @@
 use std::ops::Range;
 
 use super::{Checkpoint, Encoding, SourceTensor, TileReader, packed_rows};
-use crate::arch::{ArchSpec, Role};
 use crate::error::{Error, Result};
+use crate::family::{Role, Spec};
 use crate::source::Extent;
 
 /// A weight of a store.
@@ -31,7 +31,7 @@ pub struct Weight {
 /// A model's weights as f32.
 pub trait WeightStore: Sync {
     /// The model's hyper-parameters.
-    fn spec(&self) -> &ArchSpec;
+    fn spec(&self) -> &Spec;
 
     /// The weight with this role.
     ///
@@ -56,7 +56,7 @@ pub trait WeightStore: Sync {
 impl Checkpoint {
     /// Position of the tensor that serves as `role`: a tied output head is the token embedding.
     fn serving(&self, role: Role) -> Result<usize> {
-        let tied = role == Role::Output && self.spec().tied_embeddings;
+        let tied = role == Role::Output && self.spec().embedding.tied;
         let found =
             self.by_role(role).or_else(|| if tied { self.by_role(Role::TokenEmbedding) } else { None });
         found.ok_or_else(|| {
@@ -67,7 +67,7 @@ impl Checkpoint {
 }
 
 impl WeightStore for Checkpoint {
-    fn spec(&self) -> &ArchSpec {
+    fn spec(&self) -> &Spec {
         self.spec()
     }
 

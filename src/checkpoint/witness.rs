@@ -207,7 +207,7 @@ mod tests {
         let tensors = tensors.collect();
         std::fs::write(directory.join("a"), &files[0]).unwrap();
         std::fs::write(directory.join("b"), &files[1]).unwrap();
-        Catalogue { source: Box::new(LocalDirectory::open(directory).unwrap()), tensors }
+        Catalogue { source: std::sync::Arc::new(LocalDirectory::open(directory).unwrap()), tensors }
     }
 
     /// A matrix in `layout`, its codes first.

@@ -6,8 +6,9 @@ use std::path::Path;
 use clap::ArgMatches;
 use clap::parser::ValueSource;
 
-use super::{named, source};
+use super::named;
 use crate::error::{Error, Result};
+use crate::opened;
 use crate::plan;
 
 /// Options about the hub and what comes from it.
@@ -40,7 +41,7 @@ pub(super) fn check_request(matches: &ArgMatches, model: &Path, format: &str) ->
     if plan::is_directory(format)? {
         refuse(matches, &OF_GGUF, format_args!("is for GGUF results, and {format} is none"))?;
     }
-    if source::is_gguf(model) {
+    if opened::is_gguf(model) {
         return Ok(());
     }
     let why = "is for GGUF files that are converted to other types, and MODEL is a checkpoint";

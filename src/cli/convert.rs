@@ -177,7 +177,7 @@ fn original<'a>(
     request: &'a plan::Request,
     stop: &Arc<AtomicBool>,
 ) -> Result<Original<'a>> {
-    let Some(streaming) = &request.streaming else { return Original::of(&request.source) };
+    let Some(streaming) = &request.streaming else { return Ok(Original::Here(&request.source)) };
     let limit = streaming.spool_limit_bytes;
     let again = Measured::again(matches, &streaming.pinned, &streaming.spool_directory, limit, stop)?;
     Ok(Original::Streamed(Box::new(again)))

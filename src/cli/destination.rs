@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use clap::ArgMatches;
 use requant_formats::container::gguf::split;
 
-use super::{model, named, source};
+use super::{model, named};
 use crate::error::{Error, Result};
+use crate::opened;
 use crate::pipeline;
 use crate::pipeline::output::{self, Kept};
 use crate::plan::{self, Blueprint};
@@ -94,7 +95,7 @@ pub(super) fn of_cache(matches: &ArgMatches) -> Result<Kept> {
 /// The directory and the files of a model on this machine.
 pub(super) fn of_model(model: &Path) -> Vec<Kept> {
     let kept = |path: PathBuf| Kept { what: "a file of the source", path };
-    if source::is_gguf(model) {
+    if opened::is_gguf(model) {
         let name = model.file_name().unwrap_or_default().to_string_lossy();
         let siblings = split::siblings(&name).unwrap_or_default();
         let files = siblings.iter().map(|name| model.with_file_name(name));

@@ -13,14 +13,14 @@ use super::size::human;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::model::order_of_need;
+use crate::opened::Opened;
 use crate::pipeline::{Need, Pinned};
 use crate::source::hub::HubId;
 use crate::source::{Arrival, Feed, Spool};
-use crate::weights::Model;
 
 /// An opened model.
 pub(super) struct Measured {
-    pub(super) model: Model,
+    pub(super) model: Opened,
     /// Its shards, when they are on the hub.
     shards: Option<Shards>,
 }
@@ -56,7 +56,7 @@ impl Measured {
     ) -> Result<Self> {
         named::check(path)?;
         let Some(id) = named::hub_id(path) else {
-            return Ok(Self { model: Model::open(path)?, shards: None });
+            return Ok(Self { model: Opened::open(path)?.evaluable()?, shards: None });
         };
         let (id, environment) = match which {
             Which::Model => model::on_hub(id, matches)?,
@@ -64,7 +64,7 @@ impl Measured {
         };
         if environment.offline {
             let source = model::offline(&id, &environment, stop)?;
-            return Ok(Self { model: Model::from_source(Box::new(source))?, shards: None });
+            return Ok(Self { model: Opened::from_source(Box::new(source))?.evaluable()?, shards: None });
         }
         let connected = Connected::open(&id, &environment, None, matches, stop)?;
         let directory = spool_directory(matches, &connected, &id, which);
@@ -103,7 +103,7 @@ impl Measured {
         // A measurement cannot be gone on with, so what an earlier one has left is of no use.
         spool.clear()?;
         let feed = Arc::new(Feed::new(source.with_spool(spool, deposit), Arc::clone(stop)));
-        let model = Model::from_source(Box::new(Arc::clone(&feed)))?;
+        let model = Opened::from_source(Box::new(Arc::clone(&feed)))?.evaluable()?;
         let spool_directory = directory.to_owned();
         Ok(Self { model, shards: Some(Shards { feed, spool_directory, limit_bytes, cache_directory }) })
     }
@@ -113,7 +113,7 @@ impl Measured {
     pub(super) fn follow(&self, with_prediction: bool, quiet: bool) -> Result<Vec<Need>> {
         let Some(shards) = &self.shards else { return Ok(Vec::new()) };
         let Shards { feed, spool_directory, limit_bytes, cache_directory } = shards;
-        let store = self.model.store();
+        let store = self.model.store()?;
         let extents = |roles: Vec<_>| {
             let lists: Result<Vec<Vec<_>>> = roles.into_iter().map(|role| store.extents(role)).collect();
             lists.map(|lists| lists.concat())

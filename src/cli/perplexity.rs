@@ -13,9 +13,9 @@ use super::{Subcommand, applies, destination, model, named, size};
 use crate::error::{Error, Result};
 use crate::evaluate::{self, Bos, Report, Windows};
 use crate::model::{Choice, Observer, has_second_next};
+use crate::opened::Opened;
 use crate::pipeline::output::{Kept, is_one_of};
 use crate::pipeline::{Need, check_space};
-use crate::weights::Model;
 
 use text::Text;
 pub(super) use text::first_cut_otherwise;
@@ -97,8 +97,8 @@ impl Subcommand for Perplexity {
         let stride = matches.get_one::<u32>("stride").map(|&stride| stride as usize);
         let windows = Windows::cut(&tokens, context, stride)?;
         let request = evaluate::Request {
-            model: model.store(),
-            original: original.map(Model::store),
+            model: model.store()?,
+            original: original.map(Opened::store).transpose()?,
             windows: &windows,
             memory_bytes: matches.get_one::<u64>("memory").copied(),
             scratch: matches.get_one::<PathBuf>("scratch").map(PathBuf::as_path),

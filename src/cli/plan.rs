@@ -10,21 +10,20 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use super::console::{self, Page};
 use super::model::{self, Streaming};
 use super::size::{self, human};
-use super::source::{self, Source};
 use super::{MODEL_HELP, Subcommand, applies, named, report, rules};
-use crate::checkpoint::{Catalogue, Checkpoint, GgufModel};
+use crate::checkpoint::Catalogue;
 use crate::error::{Error, Result};
+use crate::opened::{self, Opened};
 use crate::pipeline;
 use crate::plan::budget::{Fitted, Watch};
-use crate::plan::{self, Blueprint, Budget, Options, Original, Rules, Summary, TARGETS, summary};
-use crate::weights;
+use crate::plan::{self, Blueprint, Budget, Options, Rules, Summary, TARGETS, summary};
 
 /// The subcommand.
 pub(super) struct Plan;
 
 /// A source, a format and the blueprint that follows.
 pub(super) struct Request {
-    pub(super) source: Source,
+    pub(super) source: Opened,
     pub(super) format: String,
     pub(super) blueprint: Blueprint,
     /// Rules in force.
@@ -58,23 +57,22 @@ impl Request {
         let unfinished = output.filter(|_| !restart(matches)).and_then(pipeline::unfinished);
         let pinned = unfinished.and_then(|request| request.pinned);
         let path = super::path(matches, "MODEL");
-        let (source, streaming, remote_files) = if source::is_gguf(path) {
-            (Source::Gguf(GgufModel::open(path)?), None, Vec::new())
+        let (source, streaming, remote_files) = if opened::is_gguf(path) {
+            (Opened::open(path)?, None, Vec::new())
         } else {
             let output = output.map(|output| (output, pinned.as_ref()));
             let model = model::open(matches, output, restart(matches), stop)?;
-            let checkpoint = Checkpoint::open(model.source)?;
-            (Source::Checkpoint(Box::new(checkpoint)), model.streaming, model.remote_files)
+            (Opened::from_source(model.source)?, model.streaming, model.remote_files)
         };
         let (rules, blueprint, mean_error) = match rules::budget(matches) {
             Some(budget) => {
-                let fitted = fitted(matches, source.original(), &format, &options, budget, stop)?;
+                let fitted = fitted(matches, &source, &format, &options, budget, stop)?;
                 (fitted.rules, fitted.blueprint, Some(fitted.mean_error))
             }
-            None => (options.rules.clone(), source.original().blueprint(&format, &options)?, None),
+            None => (options.rules.clone(), plan::blueprint(&source, &format, &options)?, None),
         };
         let memory = matches.get_one::<u64>("memory").copied();
-        let threads = fit(source.catalogue(), &blueprint, super::threads(matches), memory)?;
+        let threads = fit(&source, &blueprint, super::threads(matches), memory)?;
         let request = Self { source, format, blueprint, rules, mean_error, threads, streaming, remote_files };
         rules::save(matches, request.recipe().as_deref())?;
         model::spool_limit(matches, request.largest_shard_bytes())?;
@@ -122,7 +120,7 @@ pub(super) fn check(matches: &ArgMatches) -> Result<()> {
 /// The plan that `budget` allows.
 fn fitted(
     matches: &ArgMatches,
-    source: Original<'_>,
+    source: &Opened,
     format: &str,
     options: &Options,
     budget: Budget,
@@ -165,7 +163,7 @@ pub(super) fn request_arguments() -> Vec<Arg> {
         Arg::new("tokenizer-pre")
             .long("tokenizer-pre")
             .value_name("NAME")
-            .value_parser(PossibleValuesParser::new(weights::pre_tokenizers()))
+            .value_parser(PossibleValuesParser::new(opened::pre_tokenizers()))
             .hide_possible_values(true)
             .help("GGUF: value of tokenizer.ggml.pre for a tokenizer that is not recognized"),
         Arg::new("split-max-size")

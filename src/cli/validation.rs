@@ -8,15 +8,12 @@ use serde_json::{Value, json};
 
 use super::measured::Measured;
 use super::perplexity::{self, Room, table};
-use super::source::Source;
-use crate::checkpoint::{Checkpoint, WeightStore};
 use crate::error::{Error, Result};
 use crate::evaluate::{self, Bos, Tokens, Windows};
 use crate::model::has_second_next;
+use crate::opened::Opened;
 use crate::pipeline::{Judge, Manifest};
 use crate::small;
-use crate::tokenizer::Tokenizer;
-use crate::weights::{self, Model};
 
 /// `--validate`, `--validate-context` and `--max-kld`.
 pub(super) fn arguments() -> [Arg; 3] {
@@ -63,20 +60,19 @@ impl Validation {
     ///
     /// # Errors
     /// When the text cannot be read or tokenized, is shorter than a window, or memory will not do.
-    pub(super) fn prepare(matches: &ArgMatches, source: &Source) -> Result<Option<Self>> {
+    pub(super) fn prepare(matches: &ArgMatches, source: &Opened) -> Result<Option<Self>> {
         let Some(path) = matches.get_one::<PathBuf>("validate") else { return Ok(None) };
         let max_kld = matches.get_one::<f64>("max-kld").copied();
         if max_kld.is_some_and(|limit| limit.is_nan() || limit < 0.0) {
             return Err(Error::Request("--max-kld: expected a number from 0 on".into()));
         }
         let text = small::read_text(path, small::TEXT)?;
-        let original = Original::of(source)?;
-        let tokenizer = original.tokenizer()?;
+        let tokenizer = source.tokenizer()?;
         let tokens = Tokens::encode(&tokenizer, &text, Bos::Auto)?;
         let context = matches.get_one::<u32>("validate-context").map_or(512, |&context| context as usize);
         let windows = Windows::cut(&tokens, context, None)?;
         let memory_bytes = matches.get_one::<u64>("memory").copied();
-        let store = original.store();
+        let store = source.store()?;
         let request = evaluate::Request {
             model: store,
             original: Some(store),
@@ -152,26 +148,27 @@ impl Judge for Measurement<'_> {
     fn judge(&self, complete: &Path) -> Result<Value> {
         let Self { validation, threads, quiet, .. } = *self;
         let source = (self.original)()?;
-        let result = Model::open(complete)?;
+        let result = Opened::open(complete)?;
         let bos = if validation.tokens.bos.is_some() { Bos::Always } else { Bos::Never };
         let text = small::read_text(&validation.text, small::TEXT)?;
         let mut tokenizer = result.tokenizer()?;
         tokenizer.set_parses_special(validation.parses_special);
         let of_result = Tokens::encode(&tokenizer, &text, bos)?;
-        let original = (&source.tokenizer()?, &validation.tokens);
+        let original = (&source.opened().tokenizer()?, &validation.tokens);
         let cut_otherwise = perplexity::first_cut_otherwise((&tokenizer, &of_result), original)?;
         let request = evaluate::Request {
-            model: result.store(),
-            original: Some(source.store()),
+            model: result.store()?,
+            original: Some(source.opened().store()?),
             windows: &validation.windows,
             memory_bytes: validation.memory_bytes,
             scratch: None,
         };
         let measure = || perplexity::measure(&request, threads, quiet);
         let report = match &source {
-            Original::Here(_) | Original::Gguf(_) => measure()?,
+            Original::Here(_) => measure()?,
             Original::Streamed(streamed) => {
-                let predicts = has_second_next(request.model) && has_second_next(streamed.model.store());
+                let predicts =
+                    has_second_next(request.model) && request.original.is_some_and(has_second_next);
                 let needs = streamed.follow(predicts, quiet)?;
                 let room = Room { threads, ignore_space: validation.ignore_space, quiet };
                 perplexity::check_room(&request, needs, &room)?;
@@ -195,38 +192,16 @@ impl Judge for Measurement<'_> {
 /// What the result is held against.
 pub(super) enum Original<'a> {
     /// The conversion's source.
-    Here(&'a Checkpoint),
-    /// The same, a GGUF file.
-    Gguf(Box<Model>),
+    Here(&'a Opened),
     /// The same, streamed once more.
     Streamed(Box<Measured>),
 }
 
-impl<'a> Original<'a> {
-    /// A source that is on this machine.
-    ///
-    /// # Errors
-    /// A GGUF file of an architecture that cannot be evaluated.
-    pub(super) fn of(source: &'a Source) -> Result<Self> {
-        Ok(match source {
-            Source::Checkpoint(checkpoint) => Self::Here(checkpoint),
-            Source::Gguf(model) => Self::Gguf(Box::new(Model::open(model.path())?)),
-        })
-    }
-
-    fn tokenizer(&self) -> Result<Tokenizer> {
+impl Original<'_> {
+    fn opened(&self) -> &Opened {
         match self {
-            Self::Here(checkpoint) => weights::tokenizer(checkpoint.source()),
-            Self::Gguf(model) => model.tokenizer(),
-            Self::Streamed(measured) => measured.model.tokenizer(),
-        }
-    }
-
-    fn store(&self) -> &dyn WeightStore {
-        match self {
-            Self::Here(checkpoint) => *checkpoint,
-            Self::Gguf(model) => model.store(),
-            Self::Streamed(measured) => measured.model.store(),
+            Self::Here(opened) => opened,
+            Self::Streamed(measured) => &measured.model,
         }
     }
 }

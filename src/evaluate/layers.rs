@@ -8,8 +8,8 @@
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::arch::ArchSpec;
 use crate::error::Result;
+use crate::family::Spec;
 use crate::model::{Choice, States};
 
 /// Tokens of one partial sum; does not depend on the number of threads.
@@ -73,7 +73,7 @@ impl Layers {
     pub(super) fn add(
         &mut self,
         layer: usize,
-        spec: &ArchSpec,
+        spec: &Spec,
         [model, original]: [&States; 2],
         choices: [&Option<Vec<Vec<Choice>>>; 2],
     ) -> Result<()> {
@@ -97,7 +97,7 @@ impl Layers {
             }
         }
         if let [Some(model), Some(original)] = choices {
-            sums.experts.resize(spec.experts, [0; 3]);
+            sums.experts.resize(spec.experts(), [0; 3]);
             for (model, original) in model.iter().zip(original) {
                 for choice in model {
                     sums.experts[choice.expert][0] += 1;

@@ -22,9 +22,9 @@ use super::norm::norm_head;
 use super::panel::{Slice, for_each_panel};
 use super::rope::Rope;
 use super::states::{Part, States};
-use crate::arch::{Grouped, Heads, LayerRole, Role};
 use crate::checkpoint::WeightStore;
 use crate::error::Result;
+use crate::family::{Grouped, Heads, LayerRole, Role};
 
 /// Query heads of a pass, about.
 const PASS_HEADS: usize = 8;
@@ -109,7 +109,7 @@ pub(super) fn attention(
                     wide_product_transposed(View::new(&x_WD, x.cols()), *w, &mut y, stride, 0, Into::Replace);
                     check_finite(slice.weight, tokens.start, &y, stride, 0..stride)?;
                     y.par_chunks_mut(stride).enumerate().for_each(|(position, row)| {
-                        projection.finish(row, slice.rows.clone(), width, spec.norm_eps, |head_H| {
+                        projection.finish(row, slice.rows.clone(), width, spec.norms.eps, |head_H| {
                             rope.rotate(position, &mut head_H[..rope.dim()]);
                         });
                     });
@@ -213,7 +213,7 @@ impl Pass<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arch::ByLayer;
+    use crate::family::{ByLayer, Presence};
 
     const KEY: usize = 6;
     const VALUE: usize = 4;
@@ -226,6 +226,9 @@ mod tests {
             score_scale: 0.4,
             score_cap: None,
             sliding: None,
+            head_norms: Presence::Perhaps,
+            biases: Presence::Perhaps,
+            output_bias: Presence::Perhaps,
         }
     }
 

@@ -17,9 +17,9 @@ use super::norm::rms_norm;
 use super::panel::{Slice, for_each_panel};
 use super::rope::{Rope, score_scale};
 use super::states::{Part, States};
-use crate::arch::{ArchSpec, Latent, LayerRole, Role};
 use crate::checkpoint::WeightStore;
 use crate::error::Result;
+use crate::family::{Latent, LayerRole, Role, Spec};
 
 /// Heads of a group.
 pub(super) const GROUP_HEADS: usize = 16;
@@ -37,7 +37,7 @@ struct Latents {
 
 /// Queries, keys and values of some heads in one window.
 struct Group<'a> {
-    spec: &'a ArchSpec,
+    spec: &'a Spec,
     latent: &'a Latent,
     heads: usize,
     /// `[W, G * (N + R)]`, rotary parts turned.
@@ -139,12 +139,12 @@ fn latents(
         Some(_) => {
             let low_TL = linear_states(store, role(LayerRole::QA), x)?;
             let norm = vector(store, role(LayerRole::QANorm))?;
-            Some(rms_norm(&low_TL, &norm, spec.norm_eps)?)
+            Some(rms_norm(&low_TL, &norm, spec.norms.eps)?)
         }
     };
     let low = linear_states(store, role(LayerRole::KvA), x)?;
     let norm = vector(store, role(LayerRole::KvANorm))?;
-    let value_TL = rms_norm(&low, &norm, spec.norm_eps)?;
+    let value_TL = rms_norm(&low, &norm, spec.norms.eps)?;
     let mut key_TR = low.sibling(low.rows(), spec.rope.dim)?;
     key_TR.for_each_block(context, 0..spec.rope.dim, Into::Replace, |tokens, part| {
         let low = low.read(tokens)?;

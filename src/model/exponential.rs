@@ -6,7 +6,7 @@
 
 use requant_formats::dispatch::{self, Kernel};
 
-use crate::arch::Activation;
+use crate::family::Activation;
 
 /// Numbers that are added side by side.
 const LANES: usize = 16;

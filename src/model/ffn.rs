@@ -11,9 +11,9 @@ use super::linear::{Input, Output, add_to_row, check_finite, linear, optional_ve
 use super::matmul::{Into, View, wide_product_transposed};
 use super::panel::{Slice, for_each_panel, tile_rows, tiles_per_panel};
 use super::states::{BLOCK_ROWS, Part};
-use crate::arch::{Ffn, LayerRole, Role};
 use crate::checkpoint::WeightStore;
 use crate::error::Result;
+use crate::family::{Ffn, LayerRole, Role};
 
 /// Computes the block whose matrices have the roles `role(...)` on `x`, into `y`.
 ///
@@ -27,7 +27,7 @@ pub(super) fn feed_forward(
 ) -> Result<()> {
     let (gate, up) = (store.weight(role(Ffn::Gate))?, store.weight(role(Ffn::Up))?);
     let (gate_bias, up_bias) = (bias(store, gate.role)?, bias(store, up.role)?);
-    let activation = store.spec().activation;
+    let activation = store.spec().ffn.activation;
     let mut inner_TI = x.states().sibling(x.rows(), gate.rows)?;
     let cols = tile_rows(gate.cols, gate.unit_rows.max(up.unit_rows));
     let pairs: Vec<[Slice; 2]> = (0..gate.rows)

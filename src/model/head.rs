@@ -11,9 +11,9 @@ use super::matmul::{Into, View, wide_product_transposed};
 use super::norm::norm_row;
 use super::panel::{Slice, for_each_panel, tiles, tiles_per_panel};
 use super::states::{BLOCK_ROWS, States, in_groups};
-use crate::arch::Role;
 use crate::checkpoint::{Weight, WeightStore};
 use crate::error::Result;
+use crate::family::Role;
 
 /// A head and what it is applied to.
 struct Head<'a> {
@@ -31,7 +31,7 @@ impl<'a> Head<'a> {
         let mut x_SD = hidden.states.sibling(tokens.len(), spec.hidden)?;
         x_SD.for_each_block(BLOCK_ROWS, 0..spec.hidden, Into::Replace, |picks, part| {
             for (&token, x_D) in tokens[picks].iter().zip(part.data.chunks_exact_mut(spec.hidden)) {
-                norm_row(&hidden.states.read(token..token + 1)?, &norm, spec.norm_eps, x_D);
+                norm_row(&hidden.states.read(token..token + 1)?, &norm, spec.norms.eps, x_D);
             }
             Ok(())
         })?;
@@ -52,7 +52,7 @@ impl<'a> Head<'a> {
         if let Some(bias_C) = self.bias.get(rows) {
             logits_BC.chunks_exact_mut(w_CD.rows).for_each(|logits_C| add_to_row(logits_C, bias_C));
         }
-        if let Some(cap) = self.store.spec().logit_cap {
+        if let Some(cap) = self.store.spec().embedding.logit_cap {
             soft_cap(&mut logits_BC, 1.0, cap as f32);
         }
         Ok(logits_BC)
@@ -64,7 +64,7 @@ impl<'a> Head<'a> {
 /// # Errors
 /// As [`for_each_logit_chunk`].
 pub fn logits(store: &dyn WeightStore, hidden: &Hidden, tokens: &[usize]) -> Result<Vec<f32>> {
-    let mut rows = vec![Vec::with_capacity(store.spec().vocab); tokens.len()];
+    let mut rows = vec![Vec::with_capacity(store.spec().embedding.vocab); tokens.len()];
     for_each_logit_chunk(store, hidden, tokens, &mut rows, |rows, _, cols, logits_BC| {
         rows.iter_mut().zip(logits_BC.chunks(cols)).for_each(|(row, logits_C)| row.extend(logits_C));
     })?;

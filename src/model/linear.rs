@@ -7,9 +7,9 @@ use std::ops::Range;
 use super::matmul::{Into, View, wide_product_transposed};
 use super::panel::{Slice, for_each_panel, tiles, tiles_per_panel};
 use super::states::{BLOCK_ROWS, Part, States};
-use crate::arch::Role;
 use crate::checkpoint::{Weight, WeightStore};
 use crate::error::{Error, Result};
+use crate::family::Role;
 
 /// Tokens that go to an expert, ascending, and the factor on what it says of each.
 pub(super) type Picks = [(usize, f32)];

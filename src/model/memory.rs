@@ -4,7 +4,7 @@ use super::attention_gqa;
 use super::attention_mla::{GROUP_HEADS, QUERY_BLOCK};
 use super::panel::{TILE_WEIGHTS, tile_rows, tiles_per_panel};
 use super::states::{BLOCK_ROWS, Storage};
-use crate::arch::{ArchSpec, Attention, ByLayer, Heads};
+use crate::family::{Attention, Heads, Spec};
 
 /// The program, a tokenizer, the allocator.
 const BASE_BYTES: u64 = 96 << 20;
@@ -31,12 +31,12 @@ pub struct Workload {
 }
 
 /// Most bytes of memory that evaluating `load` takes with its states in `storage`.
-pub fn peak_ram_bytes(spec: &ArchSpec, load: &Workload, storage: &Storage) -> u64 {
+pub fn peak_ram_bytes(spec: &Spec, load: &Workload, storage: &Storage) -> u64 {
     let Workload { tokens, models, .. } = *load;
     let threads = rayon::current_num_threads();
     // Choices of every token, and at worst all of them go to one expert.
     let choices =
-        if spec.experts > 0 { tokens * (models * (4 * spec.experts_per_token.most() + 16) + 16) } else { 0 };
+        spec.ffn.moe.as_ref().map_or(0, |moe| tokens * (models * (4 * moe.per_token.most() + 16) + 16));
     let states = match storage {
         Storage::Memory => states(spec, load),
         Storage::Scratch(_) => 0,
@@ -49,19 +49,20 @@ pub fn peak_ram_bytes(spec: &ArchSpec, load: &Workload, storage: &Storage) -> u6
 }
 
 /// Most bytes of scratch files that evaluating `load` takes.
-pub fn scratch_bytes(spec: &ArchSpec, load: &Workload) -> u64 {
+pub fn scratch_bytes(spec: &Spec, load: &Workload) -> u64 {
     4 * states(spec, load) as u64
 }
 
 /// Values of all states that exist at a time.
-fn states(spec: &ArchSpec, load: &Workload) -> usize {
+fn states(spec: &Spec, load: &Workload) -> usize {
     let Workload { tokens, scored, models, predictions, .. } = *load;
     let hidden = spec.hidden;
     let attention = attention(spec);
-    let dense = if spec.dense_layers > 0 { spec.dense_intermediate.most() } else { 0 };
-    let experts = spec.experts + spec.expert_intermediate.most().max(spec.shared_intermediate.most() + 1);
+    let [dense, expert, shared] = widths(spec);
+    let dense = if spec.ffn.dense.layers > 0 { dense } else { 0 };
+    let experts = spec.experts() + expert.max(shared + 1);
     // What a block says, and its norm, where that is not added as it is.
-    let normed = if spec.post_norms { 2 * hidden } else { 0 };
+    let normed = if spec.norms.post { 2 * hidden } else { 0 };
     // The states of every model, and the input of a block.
     let layer = hidden + normed + attention.states.max(dense).max(experts);
     // The prediction module joins two states, and then has states of its own.
@@ -73,16 +74,27 @@ fn states(spec: &ArchSpec, load: &Workload) -> usize {
 }
 
 /// Rows and columns of the matrices that are multiplied tile by tile.
-fn matrices(spec: &ArchSpec) -> Vec<(usize, usize)> {
+fn matrices(spec: &Spec) -> Vec<(usize, usize)> {
     let hidden = spec.hidden;
-    let blocks =
-        [&spec.dense_intermediate, &spec.expert_intermediate, &spec.shared_intermediate].map(ByLayer::most);
-    let ffn =
-        blocks.into_iter().filter(|&width| width > 0).flat_map(|width| [(width, hidden), (hidden, width)]);
+    let ffn = widths(spec)
+        .into_iter()
+        .filter(|&width| width > 0)
+        .flat_map(|width| [(width, hidden), (hidden, width)]);
     let mut matrices: Vec<(usize, usize)> = ffn.collect();
     matrices.extend(attention(spec).matrices);
-    matrices.extend([(hidden, 2 * hidden), (spec.vocab, hidden)]);
+    matrices.extend([(hidden, 2 * hidden), (spec.embedding.vocab, hidden)]);
     matrices
+}
+
+/// Largest widths of dense blocks, of experts, and of shared experts together.
+fn widths(spec: &Spec) -> [usize; 3] {
+    let moe = spec.ffn.moe.as_ref();
+    let shared = moe.and_then(|moe| moe.shared.as_ref());
+    [
+        spec.ffn.dense.width.most(),
+        moe.map_or(0, |moe| moe.width.most()),
+        shared.map_or(0, |shared| shared.width.most()),
+    ]
 }
 
 /// What attention needs.
@@ -101,7 +113,7 @@ struct Needs {
     written: usize,
 }
 
-fn attention(spec: &ArchSpec) -> Needs {
+fn attention(spec: &Spec) -> Needs {
     let hidden = spec.hidden;
     match &spec.attention {
         Attention::Latent(latent) => {
@@ -141,7 +153,7 @@ fn attention(spec: &ArchSpec) -> Needs {
 }
 
 /// Weights of the largest panel.
-fn panel(spec: &ArchSpec, models: usize, storage: &Storage) -> usize {
+fn panel(spec: &Spec, models: usize, storage: &Storage) -> usize {
     // Gate and up projection, and the heads of two models, come in pairs.
     let tiles = tiles_per_panel(storage).max(2).max(models);
     let tile = |(rows, cols): (usize, usize)| rows.min(tile_rows(cols, 1)) * cols;
@@ -150,7 +162,7 @@ fn panel(spec: &ArchSpec, models: usize, storage: &Storage) -> usize {
 }
 
 /// Values of what one thread needs beside the states while it works on a block of them.
-fn block(spec: &ArchSpec, load: &Workload, storage: &Storage) -> usize {
+fn block(spec: &Spec, load: &Workload, storage: &Storage) -> usize {
     let Workload { context, tokens, models, .. } = *load;
     let window = context.min(tokens);
     let needs = attention(spec);
@@ -169,7 +181,7 @@ fn block(spec: &ArchSpec, load: &Workload, storage: &Storage) -> usize {
 }
 
 /// Tensors of a checkpoint, scales not counted.
-fn tensors(spec: &ArchSpec) -> u64 {
-    let of_layer = |layer| 24 + if spec.is_moe(layer) { 3 * spec.experts } else { 0 };
+fn tensors(spec: &Spec) -> u64 {
+    let of_layer = |layer| 24 + 3 * spec.moe(layer).map_or(0, |moe| moe.experts);
     (0..spec.layers + spec.mtp_layers).map(of_layer).sum::<usize>() as u64
 }

@@ -10,9 +10,9 @@ use super::ffn::feed_forward;
 use super::linear::{Input, Output, Rows, linear_states, optional_vector};
 use super::router::{Choice, choose};
 use super::states::States;
-use crate::arch::{LayerRole, Role};
 use crate::checkpoint::WeightStore;
 use crate::error::Result;
+use crate::family::{LayerRole, Moe, Role, Shared};
 
 /// Adds the experts of layer `layer` on `x` to the rows of `hidden` that are wanted; returns what the router chose for all.
 ///
@@ -21,13 +21,13 @@ use crate::error::Result;
 pub(super) fn mixture(
     store: &dyn WeightStore,
     layer: usize,
+    moe: &Moe,
     x: &States,
     wanted: Rows,
     hidden: &mut States,
 ) -> Result<Vec<Vec<Choice>>> {
-    let spec = store.spec();
-    let choices_T = route(store, layer, x)?;
-    for expert in 0..spec.experts {
+    let choices_T = route(store, layer, moe, x)?;
+    for expert in 0..moe.experts {
         let picks: Vec<(usize, f32)> = choices_T
             .iter()
             .enumerate()
@@ -42,8 +42,8 @@ pub(super) fn mixture(
         let role = |ffn| Role::Layer(layer, LayerRole::Expert(expert, ffn));
         feed_forward(store, role, Input::Picked(x, &picks), Output::AddPicked(hidden, &picks))?;
     }
-    if spec.shared_experts > 0 {
-        shared(store, layer, x, wanted, hidden)?;
+    if let Some(Shared { gate, .. }) = moe.shared {
+        shared(store, layer, gate, x, wanted, hidden)?;
     }
     Ok(choices_T)
 }
@@ -52,12 +52,13 @@ pub(super) fn mixture(
 fn shared(
     store: &dyn WeightStore,
     layer: usize,
+    has_gate: bool,
     x: &States,
     wanted: Rows,
     hidden: &mut States,
 ) -> Result<()> {
     let role = |ffn| Role::Layer(layer, LayerRole::Shared(ffn));
-    if !store.spec().shared_gate {
+    if !has_gate {
         return feed_forward(store, role, wanted.of_input(x), wanted.of_output(hidden));
     }
     let gate_T = linear_states(store, Role::Layer(layer, LayerRole::SharedGate), x)?;
@@ -69,15 +70,14 @@ fn shared(
 }
 
 /// The router's choices for every token.
-fn route(store: &dyn WeightStore, layer: usize, x: &States) -> Result<Vec<Vec<Choice>>> {
-    let spec = store.spec();
+fn route(store: &dyn WeightStore, layer: usize, moe: &Moe, x: &States) -> Result<Vec<Vec<Choice>>> {
     let logits_TE = linear_states(store, Role::Layer(layer, LayerRole::Router), x)?;
     let bias_E = optional_vector(store, Role::Layer(layer, LayerRole::RouterBias))?;
     let mut choices_T = Vec::with_capacity(x.rows());
     for tokens in logits_TE.blocks() {
         let logits_BE = logits_TE.read(tokens)?;
         choices_T.par_extend(
-            logits_BE.par_chunks(spec.experts).map(|logits_E| choose(spec, layer, logits_E, &bias_E)),
+            logits_BE.par_chunks(moe.experts).map(|logits_E| choose(moe, layer, logits_E, &bias_E)),
         );
     }
     Ok(choices_T)

@@ -11,9 +11,9 @@ use super::matmul::Into;
 use super::norm::norm_row;
 use super::states::BLOCK_ROWS;
 use super::{Hidden, embed_row, embedding, layer, rope};
-use crate::arch::{LayerRole, Role};
 use crate::checkpoint::WeightStore;
 use crate::error::Result;
+use crate::family::{LayerRole, Role};
 
 /// Whether the model has a prediction module.
 pub fn has_second_next(store: &dyn WeightStore) -> bool {
@@ -48,11 +48,11 @@ pub fn second_next(store: &dyn WeightStore, main: &Hidden, tokens: &[u32], conte
         for (at, joined) in rows.zip(part.data.chunks_exact_mut(2 * spec.hidden)) {
             let (left, right) = joined.split_at_mut(spec.hidden);
             embed_row(store, &embedding, next[at], &mut row_D)?;
-            norm_row(&row_D, &embedding_norm, spec.norm_eps, left);
+            norm_row(&row_D, &embedding_norm, spec.norms.eps, left);
             // The windows that it comes after have one token more each.
             let token = at + at / (context - 1);
-            norm_row(&main.states.read(token..token + 1)?, &final_norm, spec.norm_eps, &mut state_D);
-            norm_row(&state_D, &state_norm, spec.norm_eps, right);
+            norm_row(&main.states.read(token..token + 1)?, &final_norm, spec.norms.eps, &mut state_D);
+            norm_row(&state_D, &state_norm, spec.norms.eps, right);
         }
         Ok(())
     })?;

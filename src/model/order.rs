@@ -1,8 +1,8 @@
 //! In which order a forward pass reads the weights, for sources whose files come and go.
 
 use super::{linear, mtp};
-use crate::arch::{ArchSpec, Attention, Divisors, Ffn, LayerRole, Role};
 use crate::checkpoint::WeightStore;
+use crate::family::{Attention, Divisors, Ffn, LayerRole, Moe, Role};
 
 /// The roles of all weights as they are read, those that take turns together; with the prediction layer if
 /// `with_prediction` says so. Experts without a token are left out by the pass, not here.
@@ -56,19 +56,19 @@ fn layer(store: &dyn WeightStore, number: usize, visits: &mut Vec<Vec<Role>>) {
     };
     visit(&[LayerRole::AttentionNorm]);
     attention(&spec.attention, &mut visit);
-    if spec.post_norms {
+    if spec.norms.post {
         visit(&[LayerRole::AttentionPostNorm]);
     }
     visit(&[LayerRole::FfnNorm]);
-    if spec.is_moe(number) {
-        mixture(spec, &mut visit);
+    if let Some(moe) = spec.moe(number) {
+        mixture(moe, &mut visit);
     } else {
         visit(&[LayerRole::DenseBias(Ffn::Gate)]);
         visit(&[LayerRole::DenseBias(Ffn::Up)]);
         feed_forward(LayerRole::Dense, &mut visit);
         visit(&[LayerRole::DenseBias(Ffn::Down)]);
     }
-    if spec.post_norms {
+    if spec.norms.post {
         visit(&[LayerRole::FfnPostNorm]);
     }
 }
@@ -109,14 +109,14 @@ fn attention(attention: &Attention, visit: &mut impl FnMut(&[LayerRole])) {
     }
 }
 
-fn mixture(spec: &ArchSpec, visit: &mut impl FnMut(&[LayerRole])) {
+fn mixture(moe: &Moe, visit: &mut impl FnMut(&[LayerRole])) {
     visit(&[LayerRole::Router]);
     visit(&[LayerRole::RouterBias]);
-    for expert in 0..spec.experts {
+    for expert in 0..moe.experts {
         feed_forward(|ffn| LayerRole::Expert(expert, ffn), visit);
     }
-    if spec.shared_experts > 0 {
-        if spec.shared_gate {
+    if let Some(shared) = &moe.shared {
+        if shared.gate {
             visit(&[LayerRole::SharedGate]);
         }
         feed_forward(LayerRole::Shared, visit);

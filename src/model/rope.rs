@@ -7,9 +7,9 @@
 //! Linear scaling divides them all. Angles are taken in f32, as transformers does.
 
 use super::linear::vector;
-use crate::arch::{Attention, Divisors, Latent, Pairing, Role, Rotary, Scaling, Yarn};
 use crate::checkpoint::WeightStore;
 use crate::error::Result;
+use crate::family::{Attention, Divisors, Latent, Pairing, Role, Rotary, Scaling, Yarn};
 
 /// Sine and cosine of every position and pair.
 pub(super) struct Rope {
@@ -155,7 +155,7 @@ fn blend_range(yarn: &Yarn, dim: usize, theta: f64) -> (f64, f64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arch::Sections;
+    use crate::family::Sections;
 
     fn yarn() -> Yarn {
         Yarn {

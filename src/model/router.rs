@@ -8,7 +8,7 @@
 //! -10 would be. Between equals the lower number wins. Other families' routers are among these: a softmax over all experts, or
 //! sigmoids and a bias with one group.
 
-use crate::arch::{ArchSpec, ExpertChoice, Scoring};
+use crate::family::{ExpertChoice, Moe, Scoring};
 
 /// An expert chosen for a token.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -20,31 +20,30 @@ pub struct Choice {
 }
 
 /// Chooses the experts of one token in layer `layer` from its router logits; `bias` is empty where it has none.
-pub(super) fn choose(spec: &ArchSpec, layer: usize, logits: &[f32], bias: &[f32]) -> Vec<Choice> {
-    let scores = scores(spec.scoring, logits);
+pub(super) fn choose(moe: &Moe, layer: usize, logits: &[f32], bias: &[f32]) -> Vec<Choice> {
+    let router = &moe.router;
+    let scores = scores(router.scoring, logits);
     let biased: Vec<f32> = match bias {
         [] => scores.clone(),
         bias => scores.iter().zip(bias).map(|(score, bias)| score + bias).collect(),
     };
-    let group_len = spec.experts / spec.expert_groups;
-    let group_scores: Vec<f32> = match spec.choice {
+    let group_len = moe.experts / router.groups;
+    let group_scores: Vec<f32> = match router.choice {
         ExpertChoice::GroupsByTwoBest => biased.chunks(group_len).map(best_two).collect(),
         ExpertChoice::GroupsByBest => biased.chunks(group_len).map(best).collect(),
-        ExpertChoice::Ungrouped => vec![0.0; spec.expert_groups],
+        ExpertChoice::Ungrouped => vec![0.0; router.groups],
     };
-    let top_groups =
-        if spec.choice == ExpertChoice::Ungrouped { spec.expert_groups } else { spec.top_groups };
+    let top_groups = if router.choice == ExpertChoice::Ungrouped { router.groups } else { router.top_groups };
     let groups = largest(&group_scores, 0..group_scores.len(), top_groups);
-    let candidates = (0..spec.expert_groups)
-        .filter(|g| groups.contains(g))
-        .flat_map(|g| g * group_len..(g + 1) * group_len);
-    let chosen = largest(&biased, candidates, *spec.experts_per_token.of(layer));
+    let candidates =
+        (0..router.groups).filter(|g| groups.contains(g)).flat_map(|g| g * group_len..(g + 1) * group_len);
+    let chosen = largest(&biased, candidates, *moe.per_token.of(layer));
     let mut weights: Vec<f32> = chosen.iter().map(|&expert| scores[expert]).collect();
-    if spec.scoring == Scoring::SoftmaxOfChosen {
+    if router.scoring == Scoring::SoftmaxOfChosen {
         weights = softmax(&weights);
     }
-    let divisor = if spec.normalize_top { weights.iter().sum::<f32>() + 1e-20 } else { 1.0 };
-    let scaled = |weight: f32| weight / divisor * spec.routed_scale as f32;
+    let divisor = if router.normalize { weights.iter().sum::<f32>() + 1e-20 } else { 1.0 };
+    let scaled = |weight: f32| weight / divisor * router.scale as f32;
     chosen
         .into_iter()
         .zip(weights)
@@ -93,24 +92,34 @@ fn largest(values: &[f32], candidates: impl Iterator<Item = usize>, count: usize
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arch::ByLayer;
+    use crate::family::{ByLayer, Presence, Router};
 
     /// Eight experts in four groups of two, two groups and two experts chosen.
-    fn spec() -> ArchSpec {
-        let config = serde_json::json!({
-            "model_type": "deepseek_v3", "hidden_size": 8, "num_hidden_layers": 1, "intermediate_size": 8,
-            "moe_intermediate_size": 8, "n_routed_experts": 8, "num_experts_per_tok": 2, "n_group": 4,
-            "topk_group": 2, "routed_scaling_factor": 2.0, "num_attention_heads": 1, "kv_lora_rank": 8,
-            "qk_nope_head_dim": 4, "qk_rope_head_dim": 2, "v_head_dim": 4, "vocab_size": 8,
-        });
-        crate::arch::find(&config).unwrap().spec(&crate::arch::Config::new(&config)).unwrap()
+    fn moe() -> Moe {
+        let router = Router {
+            scoring: Scoring::Sigmoid,
+            choice: ExpertChoice::GroupsByTwoBest,
+            groups: 4,
+            top_groups: 2,
+            bias: Presence::Always,
+            normalize: true,
+            scale: 2.0,
+        };
+        Moe { experts: 8, per_token: ByLayer::all(2), width: ByLayer::all(8), router, shared: None }
+    }
+
+    /// The same with another router.
+    fn routed(change: impl FnOnce(&mut Router)) -> Moe {
+        let mut moe = moe();
+        change(&mut moe.router);
+        moe
     }
 
     #[test]
     fn a_strong_expert_in_a_weak_group_is_not_chosen() {
         // Expert 0 is the best of all, but groups 1 and 2 have the larger sums.
         let logits = [3.0, -9.0, 2.0, 1.0, 1.5, 1.6, -9.0, -9.0];
-        let chosen = choose(&spec(), 0, &logits, &[0.0; 8]);
+        let chosen = choose(&moe(), 0, &logits, &[0.0; 8]);
         assert_eq!(chosen.iter().map(|choice| choice.expert).collect::<Vec<_>>(), [2, 5]);
         assert!((chosen[0].weight + chosen[1].weight - 2.0).abs() < 1e-6);
     }
@@ -119,26 +128,26 @@ mod tests {
     fn the_bias_counts_for_the_choice_but_not_for_the_weight() {
         let mut bias = [0.0; 8];
         (bias[6], bias[7]) = (5.0, 4.0);
-        let chosen = choose(&spec(), 0, &[0.0; 8], &bias);
+        let chosen = choose(&moe(), 0, &[0.0; 8], &bias);
         assert_eq!(chosen, [Choice { expert: 6, weight: 1.0 }, Choice { expert: 7, weight: 1.0 }]);
     }
 
     #[test]
     fn a_softmax_router_takes_the_groups_with_the_best_expert() {
-        let spec = ArchSpec {
-            scoring: Scoring::Softmax,
-            choice: ExpertChoice::GroupsByBest,
-            normalize_top: false,
-            ..spec()
-        };
+        let mut moe = routed(|router| {
+            router.scoring = Scoring::Softmax;
+            router.choice = ExpertChoice::GroupsByBest;
+            router.normalize = false;
+        });
         let logits = [3.0, -9.0, 2.0, 1.0, 1.5, 1.6, -9.0, -9.0];
-        let chosen = choose(&spec, 0, &logits, &[]);
+        let chosen = choose(&moe, 0, &logits, &[]);
         assert_eq!(chosen.iter().map(|choice| choice.expert).collect::<Vec<_>>(), [0, 2]);
         let sum: f32 = logits.iter().map(|logit: &f32| logit.exp()).sum();
         assert!((chosen[0].weight - 2.0 * 3f32.exp() / sum).abs() < 1e-6);
         // Without groups, the second best of all may be in any.
-        let spec = ArchSpec { choice: ExpertChoice::Ungrouped, experts_per_token: ByLayer::all(4), ..spec };
-        let chosen = choose(&spec, 0, &logits, &[]);
+        moe.router.choice = ExpertChoice::Ungrouped;
+        moe.per_token = ByLayer::all(4);
+        let chosen = choose(&moe, 0, &logits, &[]);
         assert_eq!(chosen.iter().map(|choice| choice.expert).collect::<Vec<_>>(), [0, 2, 5, 4]);
     }
 
@@ -155,8 +164,8 @@ mod tests {
             (Scoring::Softmax, ExpertChoice::Ungrouped, [0, 2], [7, 0]),
         ] {
             for (bias, expected) in [(&[] as &[f32], without), (&bias, with)] {
-                let spec = ArchSpec { scoring, choice, ..spec() };
-                let chosen = choose(&spec, 0, &logits, bias);
+                let moe = routed(|router| (router.scoring, router.choice) = (scoring, choice));
+                let chosen = choose(&moe, 0, &logits, bias);
                 let experts: Vec<usize> = chosen.iter().map(|choice| choice.expert).collect();
                 assert_eq!(experts, expected, "{scoring:?} {choice:?} {bias:?}");
             }
@@ -168,14 +177,13 @@ mod tests {
         let logits = [3.0, -9.0, 2.0, 1.0, 1.5, 1.6, -9.0, -9.0];
         let mut bias = [0.0; 8];
         bias[7] = 20.0;
-        for normalize_top in [false, true] {
-            let spec = ArchSpec {
-                scoring: Scoring::SoftmaxOfChosen,
-                choice: ExpertChoice::Ungrouped,
-                normalize_top,
-                ..spec()
-            };
-            let chosen = choose(&spec, 0, &logits, &bias);
+        for normalize in [false, true] {
+            let moe = routed(|router| {
+                router.scoring = Scoring::SoftmaxOfChosen;
+                router.choice = ExpertChoice::Ungrouped;
+                router.normalize = normalize;
+            });
+            let chosen = choose(&moe, 0, &logits, &bias);
             assert_eq!((chosen[0].expert, chosen[1].expert), (7, 0));
             let (a, b) = ((-9f32).exp(), 3f32.exp());
             assert!((chosen[0].weight / (2.0 * a / (a + b)) - 1.0).abs() < 1e-5);
@@ -186,31 +194,31 @@ mod tests {
     #[test]
     fn square_roots_of_softplus() {
         let logits = [3.0f32, -30.0, 100.0, 0.0, -9.0, -9.0, -9.0, -9.0];
-        let spec = ArchSpec {
-            scoring: Scoring::SqrtSoftplus,
-            choice: ExpertChoice::Ungrouped,
-            experts_per_token: ByLayer::all(8),
-            normalize_top: false,
-            ..spec()
-        };
-        for Choice { expert, weight } in choose(&spec, 0, &logits, &[0.0; 8]) {
+        let mut moe = routed(|router| {
+            router.scoring = Scoring::SqrtSoftplus;
+            router.choice = ExpertChoice::Ungrouped;
+            router.normalize = false;
+        });
+        moe.per_token = ByLayer::all(8);
+        for Choice { expert, weight } in choose(&moe, 0, &logits, &[0.0; 8]) {
             let expected = 2.0 * f64::from(logits[expert]).exp().ln_1p().sqrt();
             assert!((f64::from(weight) / expected - 1.0).abs() < 1e-6, "{expert}: {weight} {expected}");
         }
-        let normalized = choose(&ArchSpec { normalize_top: true, ..spec }, 0, &logits, &[0.0; 8]);
+        moe.router.normalize = true;
+        let normalized = choose(&moe, 0, &logits, &[0.0; 8]);
         assert!((normalized.iter().map(|choice| choice.weight).sum::<f32>() - 2.0).abs() < 1e-6);
     }
 
     #[test]
     fn a_layer_may_have_a_number_of_its_own() {
-        let spec = ArchSpec { experts_per_token: ByLayer::each([2, 1]).unwrap(), ..spec() };
-        let count = |layer| choose(&spec, layer, &[0.0; 8], &[0.0; 8]).len();
+        let moe = Moe { per_token: ByLayer::each([2, 1]).unwrap(), ..moe() };
+        let count = |layer| choose(&moe, layer, &[0.0; 8], &[0.0; 8]).len();
         assert_eq!([0, 1, 2].map(count), [2, 1, 1]);
     }
 
     #[test]
     fn between_equals_the_lower_number_wins() {
-        let chosen = choose(&spec(), 0, &[0.0; 8], &[0.0; 8]);
+        let chosen = choose(&moe(), 0, &[0.0; 8], &[0.0; 8]);
         assert_eq!(chosen.iter().map(|choice| choice.expert).collect::<Vec<_>>(), [0, 1]);
     }
 }

@@ -43,9 +43,13 @@ pub fn peak_ram_bytes(source: &Catalogue, blueprint: &Blueprint, threads: usize)
     let headers: u64 = blueprint.files.iter().map(|file| file.header.len() as u64).sum();
     let catalogue = 1024 * (source.tensors().len() + blueprint.tensors.len()) as u64;
     let widest = source.tensors().iter().map(|tensor| tensor.matrix().1).max().unwrap_or(0);
-    // f32 tile, its transposed copy, source bytes, and for an error report the tile before rounding and after
+    // f32 tile, its turned copy, source bytes, and for an error report the tile before rounding and after
     // decoding: at most 4 bytes a weight each.
-    let tiles = 20 * widest.max(TILE_ELEMS) as u64;
+    let turned =
+        blueprint.tensors.iter().flat_map(|tensor| &tensor.pieces).filter(|piece| !piece.turn.is_none());
+    let turned =
+        turned.map(|piece| piece.rows.len() * source.tensors()[piece.source].matrix().1).max().unwrap_or(0);
+    let tiles = 20 * widest.max(TILE_ELEMS).max(turned) as u64;
     let slab = blueprint.tensors.iter().map(|tensor| slab::most_bytes(tensor, TILE_ELEMS)).max().unwrap_or(0);
     BASE_RAM_BYTES + 3 * headers + catalogue + threads as u64 * (tiles + slab)
 }
@@ -324,10 +328,10 @@ impl Run<'_> {
 fn tile_rows(source: &Catalogue, output: &OutputTensor, job: &Job) -> usize {
     let piece = &output.pieces[job.piece];
     let (_, cols) = source.tensors()[piece.source].matrix();
-    if piece.transposed {
-        job.source_rows.len()
-    } else {
+    if piece.turn.is_none() {
         plan::whole_bands(TILE_ELEMS / cols.max(1), output.layout.band_rows())
+    } else {
+        job.source_rows.len()
     }
 }
 
@@ -347,7 +351,7 @@ pub(super) fn written_bands(
     let piece = &output.pieces[job.piece];
     let (_, cols) = source.tensors()[piece.source].matrix();
     let rows = plan::output_rows(piece, job.source_rows.len(), cols);
-    let tile_rows = if piece.transposed { rows } else { tile_rows(source, output, job) };
+    let tile_rows = if piece.turn.is_none() { tile_rows(source, output, job) } else { rows };
     slab::bands(output, job.first_row..job.first_row + rows, tile_rows)
 }
 

@@ -33,7 +33,7 @@ pub(super) struct Tile<'a> {
 pub(super) struct Worker {
     pub(super) reader: TileReader,
     pub(super) tile: Vec<f32>,
-    transposed: Vec<f32>,
+    turned: Vec<f32>,
     /// Encoded bytes of the slab, by part.
     pub(super) parts: Vec<Vec<u8>>,
     /// The tile as the source has it, for an error report.
@@ -49,12 +49,11 @@ impl Worker {
         if piece.unscaled {
             return self.reader.read_unscaled(source, piece.source, rows, &mut self.tile);
         }
-        let count = rows.len();
         let bytes = self.reader.read(source, piece.source, rows, &mut self.tile)?;
-        if piece.transposed {
+        if !piece.turn.is_none() {
             let (_, cols) = source.tensors()[piece.source].matrix();
-            transpose(&self.tile, count, cols, &mut self.transposed);
-            std::mem::swap(&mut self.tile, &mut self.transposed);
+            piece.turn.apply(&self.tile, cols, &mut self.turned);
+            std::mem::swap(&mut self.tile, &mut self.turned);
         }
         Ok(bytes)
     }
@@ -147,7 +146,7 @@ impl<'a> Slab<'a> {
     /// the rows of `tile`, which were encoded last.
     fn keep_grids(&self, tile: &Tile<'_>, reader: &TileReader, parts: &mut [Vec<u8>]) {
         let Tile { source, piece, rows } = tile;
-        if piece.transposed {
+        if !piece.turn.is_none() {
             return;
         }
         let codec = self.output.codec;
@@ -233,15 +232,4 @@ fn slab_elems(output: &OutputTensor) -> usize {
     let is_strided =
         (0..output.placements.len()).any(|tensor| output.layout.runs(matrix, tensor, band.clone()).count > 1);
     if is_strided { STRIDED_SLAB_ELEMS } else { SLAB_ELEMS }
-}
-
-/// `[rows, cols]` to `[cols, rows]`.
-fn transpose(matrix: &[f32], rows: usize, cols: usize, transposed: &mut Vec<f32>) {
-    transposed.clear();
-    transposed.resize(rows * cols, 0.0);
-    for (row, values) in matrix.chunks_exact(cols).enumerate() {
-        for (col, &value) in values.iter().enumerate() {
-            transposed[col * rows + row] = value;
-        }
-    }
 }

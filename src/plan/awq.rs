@@ -10,9 +10,10 @@ use requant_formats::codec;
 use serde_json::{Value, json};
 
 use super::hf::{self, Modules, Packing, Row, Stored};
-use super::{Blueprint, Format, Options, Rounding, Target};
-use crate::checkpoint::{Checkpoint, SourceTensor};
+use super::{Blueprint, Format, Options, Rounding, Target, checkpoint_of};
+use crate::checkpoint::SourceTensor;
 use crate::error::{Error, Result};
+use crate::opened::Opened;
 
 /// AWQ.
 pub(super) struct AwqTarget;
@@ -60,7 +61,8 @@ impl Target for AwqTarget {
         &NAMES
     }
 
-    fn blueprint(&self, format: &Format, source: &Checkpoint, options: &Options) -> Result<Blueprint> {
+    fn blueprint(&self, format: &Format, source: &Opened, options: &Options) -> Result<Blueprint> {
+        let source = checkpoint_of(source, format)?;
         let default = format.name.strip_prefix(PREFIX).unwrap_or(format.name);
         hf::blueprint(source, &Awq, default, &options.rules)
     }

@@ -21,8 +21,9 @@ use std::sync::atomic::AtomicBool;
 
 use requant_formats::Codec;
 
-use super::{Blueprint, Choice, Options, Original, Rounding, Rules, target_of};
+use super::{Blueprint, Choice, Options, Rounding, Rules, target_of};
 use crate::error::{Error, Result};
+use crate::opened::Opened;
 use crate::source::Source;
 
 mod fit;
@@ -111,7 +112,7 @@ pub struct Choices {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Set {
     /// Before it.
-    pub before: &'static str,
+    pub before: String,
     /// The layer.
     pub layer: usize,
     /// After it.
@@ -131,11 +132,11 @@ pub struct Fitted {
 /// Chooses types for the tensors that no rule of `options` is for.
 ///
 /// # Errors
-/// As [`Original::blueprint`]; a source whose weights are not at hand; a family in which nothing can be chosen; a budget
+/// As [`super::blueprint`]; a source whose weights are not at hand; a family in which nothing can be chosen; a budget
 /// that is too small, with the least size there is; [`Error::Interrupted`] once `stop` is set. All but the last before
 /// any weight is read.
-pub fn fit<'a>(
-    source: impl Into<Original<'a>>,
+pub fn fit(
+    source: &Opened,
     format: &str,
     options: &Options,
     budget: Budget,
@@ -143,15 +144,14 @@ pub fn fit<'a>(
     watch: &Watch<'_>,
     stop: &AtomicBool,
 ) -> Result<Fitted> {
-    let source = source.into();
     let (target, format) = target_of(format)?;
     // Types that the format would give to tensors that are chosen for do not matter, so leave is not asked for them.
-    let base = source.blueprint(format.name, &Options { allow_requantize: true, ..options.clone() })?;
-    let mut choices = source.choices(target, format, options, &base)?;
+    let base = super::blueprint(source, format.name, &Options { allow_requantize: true, ..options.clone() })?;
+    let mut choices = target.choices(format, source, options, &base)?;
     fit::leave_to_rules(&mut choices, &base);
     if choices.iter().all(|choices| choices.candidates.len() < 2) {
-        let why = match source {
-            Original::Gguf(_) if !choices.is_empty() => {
+        let why = match source.gguf() {
+            Some(_) if !choices.is_empty() => {
                 "its tensors are quantized already and may get another type with --allow-requantize only"
                     .to_owned()
             }
@@ -162,15 +162,15 @@ pub fn fit<'a>(
                 format.name
             ),
         };
-        let location = source.catalogue().source().location();
+        let location = source.source().location();
         return Err(Error::Request(format!("{budget}: there is nothing to choose in {location}: {why}")));
     }
     let fit = Fit { source, format: format.name, options, budget, base: &base, choices: &choices };
     let plan = fit.least()?;
-    let place = source.catalogue().source();
-    check_reads(sample::reads(source.catalogue(), &base, &choices), place, budget)?;
+    let place = source.source();
+    check_reads(sample::reads(source, &base, &choices), place, budget)?;
     let _sampling = Sampling::of(place, budget)?;
-    let errors = measure::errors(source.catalogue(), &base, &choices, threads, watch, stop)?;
+    let errors = measure::errors(source, &base, &choices, threads, watch, stop)?;
     fit.best(plan, &errors)
 }
 

@@ -13,10 +13,11 @@ use requant_formats::codec::{self, ChannelScale};
 use serde_json::{Map, Value, json};
 
 use super::hf::{self, Modules, Packing, Row, Stored};
-use super::{Blueprint, Choices, Format, Options, Rounding, Target};
-use crate::arch::LayerRole;
+use super::{Blueprint, Choices, Format, Options, Rounding, Target, checkpoint_of};
 use crate::checkpoint::{Checkpoint, SourceTensor};
 use crate::error::{Error, Result};
+use crate::family::LayerRole;
+use crate::opened::Opened;
 
 /// compressed-tensors.
 pub(super) struct CompressedTensorsTarget;
@@ -127,12 +128,20 @@ impl Target for CompressedTensorsTarget {
         &NAMES
     }
 
-    fn blueprint(&self, format: &Format, source: &Checkpoint, options: &Options) -> Result<Blueprint> {
+    fn blueprint(&self, format: &Format, source: &Opened, options: &Options) -> Result<Blueprint> {
+        let source = checkpoint_of(source, format)?;
         let default = format.name.strip_prefix(PREFIX).unwrap_or(format.name);
         hf::blueprint(source, &CompressedTensors::of(source, default)?, default, &options.rules)
     }
 
-    fn choices(&self, format: &Format, source: &Checkpoint, blueprint: &Blueprint) -> Result<Vec<Choices>> {
+    fn choices(
+        &self,
+        format: &Format,
+        source: &Opened,
+        _: &Options,
+        blueprint: &Blueprint,
+    ) -> Result<Vec<Choices>> {
+        let source = checkpoint_of(source, format)?;
         let default = format.name.strip_prefix(PREFIX).unwrap_or(format.name);
         hf::alternatives(source, &CompressedTensors::of(source, default)?, default, blueprint)
     }

@@ -2,27 +2,27 @@
 //! `llama-quantize TYPE`.
 //!
 //! - `names`, `mix`, `file_type`, `overrides`: which tensors, in which order, of which type
-//! - `hparams`, `general` (with `model_card`, `model_id`, `origins`, `size_label`): what the model is
+//! - `general` (with `model_card`, `model_id`, `origins`, `size_label`): what the model is, beside its hyper-parameters,
+//!   which the family writes
 //! - `vocabulary`, `special` (with `template_processing`), `chat_template`: its tokenizer
-//! - `loadable`: what llama.cpp would refuse to open
 //! - `layout`: where every byte goes
 //! - `requantize`: the same for a GGUF source, as `llama-quantize` alone
 
 use requant_formats::container::gguf::{GgmlType, Metadata};
 use serde_json::Value;
 
-use super::{Blueprint, Choices, Format, Options, Target};
-use crate::checkpoint::{Checkpoint, GgufModel};
+use super::{Blueprint, Choices, Format, Options, Target, checkpoint_of};
+use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
+use crate::family::Size;
+use crate::opened::Opened;
 use crate::small;
 use crate::tokenizer::{SPECIAL_TOKENS_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, Tokenizer};
 
 mod chat_template;
 mod file_type;
 mod general;
-mod hparams;
 mod layout;
-mod loadable;
 mod mix;
 mod model_card;
 mod model_id;
@@ -37,7 +37,7 @@ mod vocabulary;
 
 use layout::Typed;
 
-/// The vocabulary of models whose tokenizer is code: Kimi-K2.
+/// The vocabulary of models whose tokenizer is code.
 const TIKTOKEN_FILE: &str = "tiktoken.model";
 /// Version of the block formats (`GGML_QNT_VERSION`).
 const QUANTIZATION_VERSION: u32 = 2;
@@ -62,8 +62,12 @@ impl Target for GgufTarget {
         false
     }
 
-    fn blueprint(&self, format: &Format, source: &Checkpoint, options: &Options) -> Result<Blueprint> {
+    fn blueprint(&self, format: &Format, source: &Opened, options: &Options) -> Result<Blueprint> {
         let file_type = file_type::find(format)?;
+        if let Some(model) = source.gguf() {
+            return requantize::blueprint(file_type, model, options);
+        }
+        let source = checkpoint_of(source, format)?;
         let planned = names::tensors(source)?;
         let mut metadata = metadata(source, &planned, options)?;
         // llama-quantize sets these two last, so they stand at the end.
@@ -71,13 +75,13 @@ impl Target for GgufTarget {
         metadata.set("general.file_type", file_type.id);
 
         let spec = source.spec();
+        let size = Size::of(spec);
         let model = mix::Model {
-            layers: spec.layers,
-            experts: spec.experts,
-            tied_embeddings: spec.tied_embeddings,
-            // Latent attention has one key and value for all heads.
-            shared_heads: spec.latent()?.heads >= 4,
-            is_70b: false,
+            layers: size.blocks,
+            experts: size.experts,
+            tied_embeddings: spec.embedding.tied,
+            shared_heads: size.shares_heads(),
+            is_70b: source.family().gguf.takes_for_70b(&size),
         };
         let extents: Vec<Vec<u64>> = planned.iter().map(names::Planned::ne).collect();
         let named: Vec<(&str, &[u64])> =
@@ -96,28 +100,21 @@ impl Target for GgufTarget {
         Ok(Blueprint { is_directory: false, tensors, files, sidecars: Vec::new(), dropped, kept: Vec::new() })
     }
 
-    fn requantize(&self, format: &Format, source: &GgufModel, options: &Options) -> Result<Blueprint> {
-        requantize::blueprint(file_type::find(format)?, source, options)
-    }
-
-    fn choices(&self, format: &Format, source: &Checkpoint, blueprint: &Blueprint) -> Result<Vec<Choices>> {
-        if file_type::find(format)?.base.block_len_elems() == 1 {
-            return Ok(Vec::new());
-        }
-        Ok(overrides::choices(&blueprint.tensors, source.spec().tied_embeddings))
-    }
-
-    fn requantized_choices(
+    fn choices(
         &self,
         format: &Format,
-        source: &GgufModel,
+        source: &Opened,
         options: &Options,
         blueprint: &Blueprint,
     ) -> Result<Vec<Choices>> {
         if file_type::find(format)?.base.block_len_elems() == 1 {
             return Ok(Vec::new());
         }
-        Ok(requantize::choices(source, options, &blueprint.tensors))
+        if let Some(model) = source.gguf() {
+            return Ok(requantize::choices(model, options, &blueprint.tensors));
+        }
+        let tied = checkpoint_of(source, format)?.spec().embedding.tied;
+        Ok(overrides::choices(&blueprint.tensors, tied))
     }
 }
 
@@ -133,7 +130,8 @@ fn metadata(source: &Checkpoint, planned: &[names::Planned], options: &Options) 
         .and_then(|bytes| small::json(general::GENERATION_CONFIG, &bytes).ok());
 
     let mut metadata = Metadata::new();
-    metadata.set("general.architecture", hparams::ARCHITECTURE);
+    let architecture = source.family().gguf;
+    metadata.set("general.architecture", architecture.name);
     metadata.set("general.type", "model");
     let inputs = general::Inputs {
         card: &card,
@@ -143,13 +141,15 @@ fn metadata(source: &Checkpoint, planned: &[names::Planned], options: &Options) 
         counts: size_label::Counts::of(planned),
     };
     general::add(&mut metadata, &inputs)?;
-    hparams::add(&mut metadata, source.config(), source.spec())?;
-    loadable::check(&metadata, source.spec())?;
+    architecture.write(&mut metadata, source.config(), source.spec())?;
 
     let Some(tokenizer) = read(TOKENIZER_FILE)? else { return Err(no_tokenizer(source)) };
     let (config, special_tokens) = (read(TOKENIZER_CONFIG_FILE)?, read(SPECIAL_TOKENS_FILE)?);
     let tokenizer = Tokenizer::new(&tokenizer, config.as_deref(), special_tokens.as_deref())?;
-    vocabulary::add(&mut metadata, &tokenizer, source.spec().vocab, options.tokenizer_pre.as_deref())?;
+    let vocab = source.spec().embedding.vocab;
+    let inputs =
+        vocabulary::Inputs { architecture: architecture.name, vocab, pre: options.tokenizer_pre.as_deref() };
+    vocabulary::add(&mut metadata, &tokenizer, &inputs)?;
     special::add(&mut metadata, &tokenizer, source.config())?;
     let (jinja, json) = (read(chat_template::JINJA_FILE)?, read(chat_template::JSON_FILE)?);
     let template = chat_template::find(tokenizer.config(), jinja.as_deref(), json.as_deref())?;

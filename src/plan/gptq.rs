@@ -12,10 +12,11 @@ use requant_formats::codec;
 use serde_json::{Value, json};
 
 use super::hf::{self, Modules, Packing, Row, Stored};
-use super::{Blueprint, Choices, Format, Options, Sidecar, Target};
-use crate::arch::LayerRole;
-use crate::checkpoint::{Checkpoint, SourceTensor};
+use super::{Blueprint, Choices, Format, Options, Sidecar, Target, checkpoint_of};
+use crate::checkpoint::SourceTensor;
 use crate::error::{Error, Result};
+use crate::family::LayerRole;
+use crate::opened::Opened;
 
 /// GPTQ.
 pub(super) struct GptqTarget;
@@ -84,12 +85,20 @@ impl Target for GptqTarget {
         &NAMES
     }
 
-    fn blueprint(&self, format: &Format, source: &Checkpoint, options: &Options) -> Result<Blueprint> {
+    fn blueprint(&self, format: &Format, source: &Opened, options: &Options) -> Result<Blueprint> {
+        let source = checkpoint_of(source, format)?;
         let default = format.name.strip_prefix(PREFIX).unwrap_or(format.name);
         hf::blueprint(source, &Gptq, default, &options.rules)
     }
 
-    fn choices(&self, format: &Format, source: &Checkpoint, blueprint: &Blueprint) -> Result<Vec<Choices>> {
+    fn choices(
+        &self,
+        format: &Format,
+        source: &Opened,
+        _: &Options,
+        blueprint: &Blueprint,
+    ) -> Result<Vec<Choices>> {
+        let source = checkpoint_of(source, format)?;
         let default = format.name.strip_prefix(PREFIX).unwrap_or(format.name);
         hf::alternatives(source, &Gptq, default, blueprint)
     }

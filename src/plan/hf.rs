@@ -7,10 +7,9 @@
 //! - multi-token prediction layers: serving engines read them with 16-bit weights or not at all;
 //! - layers that do not fit, for instance because the group length does not divide their rows.
 //!
-//! Engines fuse some layers and then want them stored alike: the query and key-value down projections, gate
-//! and up projection, all matrices of a layer's routed experts. Such a set is quantized as a whole or not at
-//! all, and its members share their factor where the codec has one. Source: vLLM
-//! `model_executor/models/deepseek_v2.py` (`packed_modules_mapping`), `layers/fused_moe`.
+//! Engines fuse some layers and then want them stored alike: gate and up projection, all matrices of a layer's routed
+//! experts, and what else the family says. Such a set is quantized as a whole or not at all, and its members share their
+//! factor where the codec has one. Source: vLLM `layers/fused_moe`.
 
 use requant_formats::Dtype;
 use requant_formats::codec::{self, Codec};
@@ -18,9 +17,9 @@ use requant_formats::layout::{self, Layout, ROW_MAJOR};
 use serde_json::Value;
 
 use super::{Blueprint, Format, OutputTensor, Piece, Rounding, Rules, Sidecar, Target, carried};
-use crate::arch::{ArchSpec, LayerRole, Role};
 use crate::checkpoint::{Checkpoint, SourceTensor};
 use crate::error::{Error, Result};
+use crate::family::{LayerRole, Role, Turn};
 
 mod alternatives;
 mod choices;
@@ -157,7 +156,7 @@ pub(super) fn blueprint(
     rules: &Rules,
 ) -> Result<Blueprint> {
     let choices = choices::Choices::new(source, packing, default, rules)?;
-    let mut modules = Modules::new(source.spec());
+    let mut modules = Modules::new(source.family(), source.spec());
     let mut tensors = Vec::new();
     for (id, tensor) in source.tensors().iter().enumerate() {
         let Some(role) = tensor.role else { continue };
@@ -176,7 +175,7 @@ pub(super) fn blueprint(
                 }
             }
             None => {
-                if is_module(role) {
+                if role.is_module() {
                     modules.kept(stem);
                 }
                 tensors.push(kept(tensor, id)?);
@@ -208,55 +207,14 @@ pub(super) fn blueprint(
 
 /// Layer and role of the weight of a linear layer that formats quantize.
 fn linear(role: Option<Role>) -> Option<(usize, LayerRole)> {
-    let Some(Role::Layer(layer, role)) = role else { return None };
     match role {
-        LayerRole::Q
-        | LayerRole::QA
-        | LayerRole::QB
-        | LayerRole::K
-        | LayerRole::V
-        | LayerRole::KvA
-        | LayerRole::KvB
-        | LayerRole::AttentionOutput
-        | LayerRole::Dense(_)
-        | LayerRole::Expert(..)
-        | LayerRole::Shared(_) => Some((layer, role)),
-        LayerRole::AttentionNorm
-        | LayerRole::QBias
-        | LayerRole::QNorm
-        | LayerRole::QANorm
-        | LayerRole::KBias
-        | LayerRole::KNorm
-        | LayerRole::KvANorm
-        | LayerRole::VBias
-        | LayerRole::AttentionOutputBias
-        | LayerRole::AttentionPostNorm
-        | LayerRole::FfnNorm
-        | LayerRole::FfnPostNorm
-        | LayerRole::DenseBias(_)
-        | LayerRole::SharedGate
-        | LayerRole::Router
-        | LayerRole::RouterBias
-        | LayerRole::MtpEmbedding
-        | LayerRole::MtpEmbeddingNorm
-        | LayerRole::MtpHiddenNorm
-        | LayerRole::MtpProjection
-        | LayerRole::MtpHeadNorm
-        | LayerRole::MtpHead => None,
+        Some(Role::Layer(layer, role)) if role.is_linear() => Some((layer, role)),
+        _ => None,
     }
 }
 
-/// Whether an engine could take the tensor for a linear layer's weight, so that it must be told not to.
-fn is_module(role: Role) -> bool {
-    linear(Some(role)).is_some()
-        || matches!(
-            role,
-            Role::Output | Role::Layer(_, LayerRole::Router | LayerRole::MtpProjection | LayerRole::MtpHead)
-        )
-}
-
 fn whole(tensor: &SourceTensor, id: usize) -> Piece {
-    Piece { source: id, rows: 0..tensor.matrix().0, transposed: false, unscaled: false }
+    Piece { source: id, rows: 0..tensor.matrix().0, turn: Turn::None, unscaled: false }
 }
 
 fn encoded(tensor: &SourceTensor, id: usize, scheme: Scheme, shared: Vec<usize>) -> Result<OutputTensor> {
@@ -343,9 +301,4 @@ fn config(source: &Checkpoint, quantization_config: Value) -> Sidecar {
 /// JSON as `transformers` writes it: two spaces, a newline at the end.
 pub(super) fn json_file(value: &Value) -> Vec<u8> {
     format!("{value:#}\n").into_bytes()
-}
-
-/// The first of an architecture's layers that only predict, if it has any.
-fn prediction_layers(spec: &ArchSpec) -> std::ops::Range<usize> {
-    spec.layers..spec.layers + spec.mtp_layers
 }

@@ -19,7 +19,7 @@ pub struct Job {
     pub tensor: usize,
     /// Position in [`super::OutputTensor::pieces`].
     pub piece: usize,
-    /// Source rows: a part of the piece's rows, or all of them when it is transposed.
+    /// Source rows: a part of the piece's rows, or all of them when they are turned.
     pub source_rows: Range<usize>,
     /// First row written, counted from the start of the output tensor.
     pub first_row: usize,
@@ -34,7 +34,7 @@ pub fn jobs(blueprint: &Blueprint, sources: &[SourceTensor]) -> Vec<Job> {
         let mut first_row = 0;
         for (number, piece) in output.pieces.iter().enumerate() {
             let (_, cols) = sources[piece.source].matrix();
-            let step = if piece.transposed {
+            let step = if !piece.turn.is_none() {
                 piece.rows.len()
             } else {
                 whole_bands(MAX_JOB_ELEMS / cols.max(1), output.layout.band_rows())
@@ -55,7 +55,7 @@ pub fn jobs(blueprint: &Blueprint, sources: &[SourceTensor]) -> Vec<Job> {
 
 /// Output rows that `rows` source rows of `piece` become.
 pub fn output_rows(piece: &Piece, rows: usize, cols: usize) -> usize {
-    if piece.transposed { cols } else { rows }
+    piece.turn.rows(rows, cols)
 }
 
 /// The most rows, not above `rows`, that are whole bands; at least one band.

@@ -2,7 +2,7 @@
 //!
 //! The same tensor files, byte for byte, as `python -m mlx_lm convert [-q]` on a CPU, and the same
 //! index and config.json (mlx-lm 0.32.2 with mlx 0.32.4 on Linux, `mlx_lm/convert.py`,
-//! `mlx_lm/utils.py`, `mlx_lm/models/deepseek_v3.py`). Where we leave its path:
+//! `mlx_lm/utils.py`, `mlx_lm/models/*.py`). Where we leave its path:
 //!
 //! - It drops the multi-token prediction layers by the number 61; we drop those at or above
 //!   `num_hidden_layers`.
@@ -22,10 +22,13 @@
 use requant_formats::codec::{self, MlxMode};
 use requant_formats::layout::ROW_MAJOR;
 
-use super::{Blueprint, Choices, Dropped, Format, Options, OutputTensor, Sidecar, Target, carried};
-use crate::arch::Role;
+use super::{
+    Blueprint, Choices, Dropped, Format, Options, OutputTensor, Sidecar, Target, carried, checkpoint_of,
+};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
+use crate::family::Role;
+use crate::opened::Opened;
 
 mod config;
 mod element;
@@ -147,11 +150,12 @@ impl Target for MlxTarget {
         &NAMES
     }
 
-    fn blueprint(&self, format: &Format, source: &Checkpoint, options: &Options) -> Result<Blueprint> {
+    fn blueprint(&self, format: &Format, source: &Opened, options: &Options) -> Result<Blueprint> {
+        let source = checkpoint_of(source, format)?;
         let Some(row) = FORMATS.iter().find(|row| row.format == *format) else {
             return Err(Error::Unsupported { what: format.name.into(), hint: "not an MLX format".into() });
         };
-        config::check(source.config())?;
+        config::check(source)?;
         let element = row.element.or_else(|| Element::of_config(source.config()));
         let parameters = parameters::parameters(source)?;
         let overrides = overrides::resolve(&options.rules, row, source, element, &parameters)?;
@@ -189,7 +193,14 @@ impl Target for MlxTarget {
         })
     }
 
-    fn choices(&self, format: &Format, source: &Checkpoint, blueprint: &Blueprint) -> Result<Vec<Choices>> {
+    fn choices(
+        &self,
+        format: &Format,
+        source: &Opened,
+        _: &Options,
+        blueprint: &Blueprint,
+    ) -> Result<Vec<Choices>> {
+        let source = checkpoint_of(source, format)?;
         match FORMATS.iter().find(|row| row.format == *format) {
             Some(MlxFormat { recipe, element, .. }) if *recipe != Recipe::Floats => {
                 let element = element.or_else(|| Element::of_config(source.config()));

@@ -6,8 +6,8 @@ use requant_formats::codec;
 use requant_formats::layout;
 
 use super::{Found, Method, Module, Packing, Quantization};
-use crate::arch::Config;
 use crate::error::{Error, Result};
+use crate::family::Config;
 
 pub(super) struct Awq;
 

@@ -10,8 +10,8 @@ use serde_json::Value;
 
 use super::fp8::block_size;
 use super::{Found, Method, Module, Packing, Quantization};
-use crate::arch::Config;
 use crate::error::{Error, Result};
+use crate::family::Config;
 
 pub(super) struct CompressedTensors;
 

@@ -7,8 +7,8 @@
 use serde_json::Value;
 
 use super::{Method, Quantization};
-use crate::arch::Config;
 use crate::error::Result;
+use crate::family::Config;
 
 pub(super) struct Fp8;
 

@@ -7,9 +7,9 @@ use clap::ArgMatches;
 
 use crate::error::{Error, Result};
 use crate::evaluate::{Bos, Tokens};
+use crate::opened::Opened;
 use crate::small;
 use crate::tokenizer::Tokenizer;
-use crate::weights::Model;
 
 /// What is measured on.
 pub(super) struct Text {
@@ -27,8 +27,8 @@ impl Text {
     /// When the text cannot be read or tokenized, or the vocabularies of the two models do not match.
     pub(super) fn from_matches(
         matches: &ArgMatches,
-        model: &Model,
-        original: Option<&Model>,
+        model: &Opened,
+        original: Option<&Opened>,
     ) -> Result<Self> {
         let file = matches.get_one::<PathBuf>("tokens");
         let Some(text_path) = matches.get_one::<PathBuf>("text") else {
@@ -37,7 +37,7 @@ impl Text {
             };
             let json = small::read_given(file, small::TEXT)?;
             // What both have a tokenizer for must be the same.
-            if let (Ok(model), Some(Ok(original))) = (model.tokenizer(), original.map(Model::tokenizer)) {
+            if let (Ok(model), Some(Ok(original))) = (model.tokenizer(), original.map(Opened::tokenizer)) {
                 check_same_vocabulary(&model, &original)?;
             }
             let tokens = Tokens::from_json(&json, &file.display().to_string())?;

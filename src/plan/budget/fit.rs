@@ -6,14 +6,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::knapsack::{self, Item, Offer};
 use super::{Budget, Choices, Fitted, Set};
 use crate::error::{Error, Result};
-use crate::plan::{Blueprint, Choice, Options, Original, Pattern, Rule, Rules, numbered};
+use crate::opened::Opened;
+use crate::plan::{self, Blueprint, Choice, Options, Pattern, Rule, Rules, numbered};
 
 /// Attempts to hit a size that depends on what was chosen: lengths of headers that state it.
 const MAX_ROUNDS: usize = 32;
 
 /// Everything that the choice depends on.
 pub(super) struct Fit<'a> {
-    pub(super) source: Original<'a>,
+    pub(super) source: &'a Opened,
     pub(super) format: &'a str,
     pub(super) options: &'a Options,
     pub(super) budget: Budget,
@@ -100,8 +101,8 @@ impl Fit<'_> {
     }
 
     fn too_small(&self, least: &Blueprint) -> Error {
-        let way_out = match self.source {
-            Original::Gguf(_) if !self.options.allow_requantize => {
+        let way_out = match self.source.gguf() {
+            Some(_) if !self.options.allow_requantize => {
                 "; what is quantized already can get smaller with --allow-requantize only"
             }
             _ => "",
@@ -190,7 +191,7 @@ impl Fit<'_> {
         });
         let rules = Rules::new(rules.collect::<Result<Vec<_>>>()?);
         let options_with = Options { rules: self.options.rules.clone().then(rules), ..self.options.clone() };
-        let blueprint = self.source.blueprint(self.format, &options_with)?;
+        let blueprint = plan::blueprint(self.source, self.format, &options_with)?;
         let loss: f64 = items.iter().zip(options).map(|(item, &option)| item.offers[option].loss).sum();
         let tensors = self.choices.iter().flat_map(|choices| &choices.tensors);
         let parameters: u64 = tensors.map(|&tensor| self.base.tensors[tensor].len_elems()).sum();

@@ -74,7 +74,7 @@ impl<'a> Sample<'a> {
     pub(super) fn stored_bytes(&self) -> u64 {
         let bytes = self.runs.iter().map(|Run { piece, rows }| {
             let tensor = &self.source.tensors()[piece.source];
-            let rows = if piece.transposed { piece.rows.len() } else { rows.len() };
+            let rows = if piece.turn.is_none() { rows.len() } else { piece.rows.len() };
             tensor.len_bytes * rows as u64 / tensor.matrix().0.max(1) as u64
         });
         bytes.sum()
@@ -119,13 +119,13 @@ impl<'a> Sample<'a> {
             }
             last = Some(id);
             reader.read(self.source, id, run.source_rows(), &mut tile)?;
-            if run.piece.transposed {
+            let turn = run.piece.turn;
+            if !turn.is_none() {
                 let (_, cols) = self.source.tensors()[id].matrix();
-                turned.clear();
-                for row in run.rows.clone() {
-                    turned.extend(tile.chunks_exact(cols).map(|values| values[row]));
-                }
-                each(&turned, Read { source: self.source, reader: &reader, rows: None });
+                turn.apply(&tile, cols, &mut turned);
+                let row_len = tile.len() / turn.rows(run.piece.rows.len(), cols);
+                let wanted = &turned[run.rows.start * row_len..run.rows.end * row_len];
+                each(wanted, Read { source: self.source, reader: &reader, rows: None });
             } else {
                 let rows = Some((id, run.source_rows()));
                 each(&tile, Read { source: self.source, reader: &reader, rows });
@@ -156,17 +156,17 @@ impl Run<'_> {
     /// Rows of the source that have it.
     fn source_rows(&self) -> Range<usize> {
         let Self { piece, rows } = self;
-        if piece.transposed {
-            piece.rows.clone()
-        } else {
+        if piece.turn.is_none() {
             piece.rows.start + rows.start..piece.rows.start + rows.end
+        } else {
+            piece.rows.clone()
         }
     }
 }
 
 /// Rows of the result that come from a piece.
 fn rows_of(source: &Catalogue, piece: &Piece) -> usize {
-    if piece.transposed { source.tensors()[piece.source].matrix().1 } else { piece.rows.len() }
+    piece.turn.rows(piece.rows.len(), source.tensors()[piece.source].matrix().1)
 }
 
 /// The rows to look at, of `all` of length `len`: ascending runs that do not overlap.

@@ -6,8 +6,8 @@
 //!   is never quantized (norms, routers, vectors), whatever its type.
 //! - Any other tensor that is quantized already, Q8_0 included, needs [`Options::allow_requantize`].
 //! - Rules mean what `llama-quantize --tensor-type` means.
-//! - The choice of types depends on the architecture; [`ARCHITECTURES`] has those for which it was compared
-//!   with llama-quantize's.
+//! - The choice of types depends on the architecture; for those of the known families it was compared with
+//!   llama-quantize's, type by type (`fixtures/goldens/requantize`).
 //!
 //! Source: llama.cpp `src/llama-quant.cpp` (`llama_model_quantize_impl`), `src/models/*.cpp` (`LLM_TYPE_70B`).
 
@@ -21,48 +21,8 @@ use super::names::Planned;
 use super::{QUANTIZATION_VERSION, layout, mix, overrides};
 use crate::checkpoint::GgufModel;
 use crate::error::{Error, Result};
+use crate::family::{self, Architecture, Size, Turn};
 use crate::plan::{Blueprint, Choice, Choices, Options, OutputTensor, Piece};
-
-/// Layers that make llama.cpp take a model of this architecture for one of 70 billion parameters.
-const LAYERS_OF_70B: usize = 80;
-
-/// An architecture whose mixes are known.
-struct Architecture {
-    /// `general.architecture`.
-    name: &'static str,
-    /// Whether a model is taken for one of 70 billion parameters, of those with 80 layers.
-    is_70b: fn(&Shape) -> bool,
-}
-
-const fn architecture(name: &'static str) -> Architecture {
-    Architecture { name, is_70b: |_| false }
-}
-
-/// Architectures whose mixes were compared with llama-quantize's, type by type: `fixtures/goldens/requantize`.
-const ARCHITECTURES: &[Architecture] = &[
-    architecture("deepseek2"),
-    Architecture { name: "llama", is_70b: |shape| shape.experts != 8 && shape.heads != shape.kv_heads },
-    Architecture { name: "qwen2", is_70b: |_| true },
-    architecture("qwen2moe"),
-    architecture("qwen3"),
-    architecture("qwen3moe"),
-    architecture("phi3"),
-    architecture("gemma2"),
-    architecture("gemma3"),
-    architecture("glm4moe"),
-];
-
-/// What the mixes ask of a model's metadata.
-struct Shape {
-    /// Layers, prediction layers included.
-    blocks: usize,
-    /// Prediction layers.
-    predictors: usize,
-    experts: usize,
-    /// Heads of the first layer.
-    heads: usize,
-    kv_heads: usize,
-}
 
 /// Works out the file of type `file_type`.
 ///
@@ -78,7 +38,7 @@ pub(super) fn blueprint(file_type: &FileType, source: &GgufModel, options: &Opti
     }
     let keys = Keys { metadata: source.metadata(), place: path.to_string() };
     let architecture = keys.architecture()?;
-    let shape = keys.shape(architecture.name)?;
+    let size = keys.size(architecture.name)?;
     let tensors = source.catalogue().tensors();
 
     let mut order: Vec<usize> = (0..tensors.len()).collect();
@@ -94,7 +54,7 @@ pub(super) fn blueprint(file_type: &FileType, source: &GgufModel, options: &Opti
             pieces: vec![Piece {
                 source: id,
                 rows: 0..tensors[id].matrix().0,
-                transposed: false,
+                turn: Turn::None,
                 unscaled: false,
             }],
         })
@@ -110,7 +70,7 @@ pub(super) fn blueprint(file_type: &FileType, source: &GgufModel, options: &Opti
         }
     }
     let forced: Vec<Option<GgmlType>> = rules.iter().map(|found| found.map(|found| found.1)).collect();
-    let mix = Mix { file_type, architecture, shape: &shape, forced: &forced };
+    let mix = Mix { file_type, architecture, size, forced: &forced };
     let types = mix.types(&planned, &stored, &keys.place)?;
     if !options.allow_requantize {
         check_not_again(file_type, &planned, &stored, &types, &keys.place)?;
@@ -146,8 +106,8 @@ pub(super) fn choices(source: &GgufModel, options: &Options, tensors: &[OutputTe
 /// What decides on types.
 struct Mix<'a> {
     file_type: &'a FileType,
-    architecture: &'a Architecture,
-    shape: &'a Shape,
+    architecture: &'static Architecture,
+    size: Size,
     /// Types that rules give, in file order.
     forced: &'a [Option<GgmlType>],
 }
@@ -155,23 +115,22 @@ struct Mix<'a> {
 impl Mix<'_> {
     /// The type of each tensor, in file order; `stored` are those that they have.
     fn types(&self, planned: &[Planned], stored: &[GgmlType], place: &str) -> Result<Vec<GgmlType>> {
-        let Self { file_type, architecture, shape, forced } = *self;
+        let Self { file_type, architecture, size, forced } = *self;
         let beyond =
-            planned.iter().find(|tensor| mix::layer(&tensor.name).is_some_and(|layer| layer >= shape.blocks));
+            planned.iter().find(|tensor| mix::layer(&tensor.name).is_some_and(|layer| layer >= size.blocks));
         if let Some(tensor) = beyond {
             let message = format!(
                 "tensor {} lies beyond the {} layers of {}.block_count",
-                tensor.name, shape.blocks, architecture.name
+                tensor.name, size.blocks, architecture.name
             );
             return Err(Error::checkpoint(place, message));
         }
-        let layers = shape.blocks - shape.predictors.min(shape.blocks);
         let model = mix::Model {
-            layers: shape.blocks,
-            experts: shape.experts,
+            layers: size.blocks,
+            experts: size.experts,
             tied_embeddings: !planned.iter().any(|tensor| tensor.name == mix::OUTPUT),
-            shared_heads: shape.heads.checked_div(shape.kv_heads).is_some_and(|shared| shared >= 4),
-            is_70b: layers == LAYERS_OF_70B && (architecture.is_70b)(shape),
+            shared_heads: size.shares_heads(),
+            is_70b: architecture.takes_for_70b(&size),
         };
         let extents: Vec<Vec<u64>> = planned.iter().map(Planned::ne).collect();
         let named: Vec<(&str, &[u64])> =
@@ -249,25 +208,23 @@ struct Keys<'a> {
 impl Keys<'_> {
     fn architecture(&self) -> Result<&'static Architecture> {
         let name = self.metadata.get("general.architecture").and_then(Value::as_str).unwrap_or("(none)");
-        ARCHITECTURES.iter().find(|known| known.name == name).ok_or_else(|| {
-            let known: Vec<&str> = ARCHITECTURES.iter().map(|known| known.name).collect();
-            Error::Unsupported {
-                what: format!("{}: general.architecture {name:?}", self.place),
-                hint: format!(
-                    "the mixes of types of {} are known; llama-quantize has those of others",
-                    known.join(", ")
-                ),
-            }
-        })
+        let family = family::of_architecture(name).ok_or_else(|| Error::Unsupported {
+            what: format!("{}: general.architecture {name:?}", self.place),
+            hint: format!(
+                "the mixes of types of {} are known; llama-quantize has those of others",
+                family::architectures().join(", ")
+            ),
+        })?;
+        Ok(family.gguf)
     }
 
-    fn shape(&self, architecture: &str) -> Result<Shape> {
+    fn size(&self, architecture: &str) -> Result<Size> {
         let count = |key: &str| self.count(&format!("{architecture}.{key}"));
         let missing = |key: &str| {
             Error::checkpoint(&self.place, format!("metadata key {architecture}.{key} is missing"))
         };
         let heads = count("attention.head_count")?.ok_or_else(|| missing("attention.head_count"))?;
-        Ok(Shape {
+        Ok(Size {
             blocks: count("block_count")?.ok_or_else(|| missing("block_count"))?,
             predictors: count("nextn_predict_layers")?.unwrap_or(0),
             experts: count("expert_count")?.unwrap_or(0),

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::*;
-use crate::arch::{self, Config};
+use crate::family::{self, Config};
 use crate::source::{Source, SourceFile};
 
 const VARIANTS: [&str; 5] = ["layers61", "experts8", "ragged", "plain", "expert1"];
@@ -46,7 +46,7 @@ fn golden(variant: &str) -> Value {
 }
 
 /// The checkpoint of a variant; `change` can edit its small files.
-fn checkpoint(variant: &str, change: impl FnOnce(&mut BTreeMap<String, Vec<u8>>)) -> Checkpoint {
+fn checkpoint(variant: &str, change: impl FnOnce(&mut BTreeMap<String, Vec<u8>>)) -> Opened {
     let mut files: BTreeMap<String, Vec<u8>> = BTreeMap::new();
     for entry in std::fs::read_dir(golden_directory(variant)).unwrap() {
         let path = entry.unwrap().path();
@@ -60,12 +60,12 @@ fn checkpoint(variant: &str, change: impl FnOnce(&mut BTreeMap<String, Vec<u8>>)
     // Tensors are announced in BF16, so that no scales are needed.
     config.as_object_mut().unwrap().remove("quantization_config");
     files.insert("config.json".into(), config.to_string().into_bytes());
-    let family = arch::find(&config).unwrap();
+    let family = family::find(&config).unwrap();
     let spec = family.spec(&Config::new(&config)).unwrap();
     let mut header = serde_json::Map::new();
     let mut end = 0usize;
     for tensor in family.expected(&spec) {
-        if spec.tied_embeddings && tensor.name == "lm_head.weight" {
+        if spec.embedding.tied && tensor.name == "lm_head.weight" {
             continue;
         }
         let begin = end;
@@ -91,7 +91,7 @@ fn checkpoint(variant: &str, change: impl FnOnce(&mut BTreeMap<String, Vec<u8>>)
         files: described.collect(),
         contents: files.values().cloned().collect(),
     };
-    Checkpoint::open(Box::new(source)).unwrap()
+    Opened::from_source(Box::new(source)).unwrap()
 }
 
 fn options() -> Options {

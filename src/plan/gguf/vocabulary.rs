@@ -18,23 +18,29 @@ const USER_DEFINED: i32 = 4;
 /// A row of the embedding without a token.
 const UNUSED: i32 = 5;
 
+/// What is written beside the tokenizer itself.
+pub(super) struct Inputs<'a> {
+    /// Of the model.
+    pub(super) architecture: &'a str,
+    /// Rows of the token embedding.
+    pub(super) vocab: usize,
+    /// `tokenizer.ggml.pre`, if the user says it.
+    pub(super) pre: Option<&'a str>,
+}
+
 /// Appends model, pre-tokenizer, tokens, types and merges.
 ///
 /// # Errors
 /// A tokenizer that is not byte-level BPE, one that llama.cpp has no name for (unless `pre` gives
 /// one), more tokens than `vocab` rows.
-pub(super) fn add(
-    metadata: &mut Metadata,
-    tokenizer: &Tokenizer,
-    vocab: usize,
-    pre: Option<&str>,
-) -> Result<()> {
+pub(super) fn add(metadata: &mut Metadata, tokenizer: &Tokenizer, inputs: &Inputs) -> Result<()> {
+    let &Inputs { architecture, vocab, pre } = inputs;
     let definition = tokenizer.definition();
     let is_byte_level = definition.decoder.to_string().contains("\"ByteLevel\"");
     if definition.model.kind != "BPE" || !is_byte_level {
         return Err(Error::Unsupported {
             what: format!("{TOKENIZER_FILE}: model {:?} of this kind", definition.model.kind),
-            hint: "deepseek2 GGUF files need a byte-level BPE tokenizer".into(),
+            hint: format!("{architecture} GGUF files need a byte-level BPE tokenizer"),
         });
     }
     let pre = match pre {

@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use requant_formats::Dtype;
 use requant_formats::layout::StoredTensor;
 
+use super::modules::escaped;
 use super::{Packing, Stored, carried_over, encoded, linear};
-use crate::arch::{Ffn, LayerRole};
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
+use crate::family::{Ffn, LayerRole};
 use crate::plan::Blueprint;
 use crate::plan::budget::{Candidate, Choices, Set};
 
@@ -34,8 +35,8 @@ pub(in crate::plan) fn alternatives(
         else {
             continue;
         };
-        let set = Set { before: r"model\.layers\.", layer, after: after(role, layer, &tensor.name) };
-        let kind = (set, ffn(role), tensor.dtype, tensor.shape.clone());
+        let set = set_of(source, layer, role, &tensor.name);
+        let kind = (set, role.ffn(), tensor.dtype, tensor.shape.clone());
         kinds.entry(kind).or_default().push(position);
     }
     let mut all = Vec::with_capacity(kinds.len());
@@ -82,25 +83,15 @@ fn candidates(
     Ok(candidates)
 }
 
-/// Which of the three matrices of a feed-forward block it is.
-fn ffn(role: LayerRole) -> Option<Ffn> {
-    match role {
-        LayerRole::Expert(_, ffn) | LayerRole::Shared(ffn) | LayerRole::Dense(ffn) => Some(ffn),
-        _ => None,
-    }
-}
-
-/// What follows the number of the layer in the names of a fused set, as a regular expression.
-fn after(role: LayerRole, layer: usize, name: &str) -> String {
-    let fused = match role {
-        LayerRole::Expert(..) => r"mlp\.experts\.\d+\.(gate|up|down)_proj",
-        LayerRole::Shared(Ffn::Gate | Ffn::Up) => r"mlp\.shared_experts\.(gate|up)_proj",
-        LayerRole::Dense(Ffn::Gate | Ffn::Up) => r"mlp\.(gate|up)_proj",
-        LayerRole::QA | LayerRole::KvA => r"self_attn\.(q_a_proj|kv_a_proj_with_mqa)",
-        _ => {
-            let prefix = format!("model.layers.{layer}");
-            return name.strip_prefix(&prefix).unwrap_or(name).replace('.', r"\.");
+/// What the set of a tensor of this role is: what the family says that engines fuse, or the tensor alone.
+fn set_of(source: &Checkpoint, layer: usize, role: LayerRole, name: &str) -> Set {
+    let prefix = source.family().layers_prefix();
+    let after = match source.family().fused(source.spec(), role) {
+        Some(fused) => format!(r"\.{}\.weight", fused.names),
+        None => {
+            let prefix = format!("{prefix}{layer}");
+            escaped(name.strip_prefix(&prefix).unwrap_or(name))
         }
     };
-    format!(r"\.{fused}\.weight")
+    Set { before: escaped(&prefix), layer, after }
 }

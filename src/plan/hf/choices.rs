@@ -4,9 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Packing, Stored, linear};
-use crate::arch::{Ffn, LayerRole, Role};
 use crate::checkpoint::{Checkpoint, SourceTensor};
 use crate::error::{Error, Result};
+use crate::family::{Ffn, LayerRole, Role};
 use crate::plan::rules::Candidate;
 use crate::plan::{Choice, Piece, Rule, Rules};
 
@@ -48,7 +48,7 @@ impl Choices {
         let mut misfits = BTreeSet::new();
         for (id, tensor) in source.tensors().iter().enumerate().filter(|(_, tensor)| is_quantizable(tensor)) {
             let Some((layer, role)) = linear(tensor.role) else { continue };
-            let set = fused_set(layer, role);
+            let set = fused_set(source, layer, role);
             sets.entry(set).or_default().push(id);
             let rule = rules_of[id];
             let type_name = match rule.map(|number| meanings[number]) {
@@ -94,7 +94,7 @@ impl Choices {
                 .into_iter()
                 .filter_map(|ffn| source.by_role(Role::Layer(layer, LayerRole::Expert(expert, ffn))))
                 .collect(),
-            role => self.sets.get(&fused_set(layer, role)).cloned().unwrap_or_default(),
+            role => self.sets.get(&fused_set(source, layer, role)).cloned().unwrap_or_default(),
         }
     }
 
@@ -178,13 +178,7 @@ fn meaning(rule: &Rule, packing: &dyn Packing) -> Result<Option<&'static str>> {
     }
 }
 
-fn fused_set(layer: usize, role: LayerRole) -> FusedSet {
-    let first = match role {
-        LayerRole::KvA => LayerRole::QA,
-        LayerRole::Dense(Ffn::Up) => LayerRole::Dense(Ffn::Gate),
-        LayerRole::Shared(Ffn::Up) => LayerRole::Shared(Ffn::Gate),
-        LayerRole::Expert(..) => LayerRole::Expert(0, Ffn::Gate),
-        role => role,
-    };
-    (layer, first)
+fn fused_set(source: &Checkpoint, layer: usize, role: LayerRole) -> FusedSet {
+    let fused = source.family().fused(source.spec(), role);
+    (layer, fused.map_or(role, |fused| fused.first))
 }

@@ -3,15 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use super::prediction_layers;
-use crate::arch::ArchSpec;
+use crate::family::{Family, Spec};
 use crate::plan::numbered;
 
 /// What the name of the module with a layer's routed experts ends in.
-pub(super) const EXPERTS: &str = ".mlp.experts";
-
-/// What the names of modules in layers begin with.
-const LAYERS: &str = "model.layers.";
+pub(super) const EXPERTS: &str = ".experts";
 
 /// Names of linear layers, without `.weight`.
 #[derive(Debug, Clone, Default)]
@@ -20,11 +16,14 @@ pub(in crate::plan) struct Modules {
     quantized: BTreeMap<String, &'static str>,
     kept: BTreeSet<String>,
     prediction_layers: Range<usize>,
+    /// What the names of modules in layers begin with.
+    layers_prefix: String,
 }
 
 impl Modules {
-    pub(super) fn new(spec: &ArchSpec) -> Self {
-        Self { prediction_layers: prediction_layers(spec), ..Self::default() }
+    pub(super) fn new(family: &Family, spec: &Spec) -> Self {
+        let prediction_layers = spec.layers..spec.layers + spec.mtp_layers;
+        Self { prediction_layers, layers_prefix: family.layers_prefix(), ..Self::default() }
     }
 
     pub(super) fn quantized(&mut self, name: &str, type_name: &'static str) {
@@ -41,9 +40,9 @@ impl Modules {
     /// prediction layer that is kept whole is one too.
     pub(in crate::plan) fn kept_patterns(&self) -> Vec<String> {
         let layers = self.kept_layers();
-        let is_alone = |name: &str| !layers.iter().any(|layer| name.starts_with(&in_layer(*layer)));
+        let is_alone = |name: &str| !layers.iter().any(|layer| name.starts_with(&self.in_layer(*layer)));
         let mut patterns: BTreeSet<String> =
-            layers.iter().map(|layer| format!(r"model\.layers\.{layer}\..*")).collect();
+            layers.iter().map(|layer| format!("{}.*", escaped(&self.in_layer(*layer)))).collect();
         let kept = self.kept.iter().map(String::as_str).filter(|name| is_alone(name));
         patterns.extend(general(kept, self.quantized.keys().map(String::as_str)));
         patterns.into_iter().collect()
@@ -69,10 +68,10 @@ impl Modules {
     /// for those; modules for which there is no such text are left out. Where it is as clear without the number of the
     /// layer there is a text without it too: AutoAWQ (`models/base.py`) sees names inside a layer.
     pub(in crate::plan) fn kept_substrings(&self) -> Vec<String> {
-        let layers: Vec<String> = self.kept_layers().into_iter().map(in_layer).collect();
+        let layers: Vec<String> = self.kept_layers().into_iter().map(|layer| self.in_layer(layer)).collect();
         let is_clear = |text: &str| !self.quantized.keys().any(|taken| taken.contains(text));
         let others = self.kept.iter().filter(|name| !layers.iter().any(|text| name.starts_with(text)));
-        let inside = |name: &str| Some(name.strip_prefix(LAYERS)?.split_once('.')?.1.to_owned());
+        let inside = |name: &str| Some(name.strip_prefix(&self.layers_prefix)?.split_once('.')?.1.to_owned());
         let mut texts: BTreeSet<String> = others
             .flat_map(|name| [Some(name.clone()), inside(name)])
             .flatten()
@@ -100,22 +99,24 @@ impl Modules {
             quantized: self.quantized.iter().map(|(name, type_name)| (fused(name), *type_name)).collect(),
             kept: self.kept.iter().map(fused).collect(),
             prediction_layers: self.prediction_layers.clone(),
+            layers_prefix: self.layers_prefix.clone(),
         }
+    }
+
+    /// What the names of modules in this layer begin with.
+    fn in_layer(&self, layer: usize) -> String {
+        format!("{}{layer}.", self.layers_prefix)
     }
 
     /// Prediction layers of which nothing is quantized.
     fn kept_layers(&self) -> Vec<usize> {
         let is_kept = |layer: &usize| {
-            let prefix = in_layer(*layer);
+            let prefix = self.in_layer(*layer);
             self.kept.iter().any(|name| name.starts_with(&prefix))
                 && !self.quantized.keys().any(|name| name.starts_with(&prefix))
         };
         self.prediction_layers.clone().filter(is_kept).collect()
     }
-}
-
-fn in_layer(layer: usize) -> String {
-    format!("{LAYERS}{layer}.")
 }
 
 /// The module that holds a routed expert's linear layer, when the name is that of one.
@@ -184,7 +185,8 @@ mod tests {
     use super::*;
 
     fn modules() -> Modules {
-        let mut modules = Modules { prediction_layers: 2..3, ..Modules::default() };
+        let mut modules =
+            Modules { prediction_layers: 2..3, layers_prefix: "model.layers.".into(), ..Modules::default() };
         for name in [
             "model.layers.0.mlp.down_proj",
             "model.layers.1.self_attn.o_proj",

@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
+use crate::family::Config;
 use crate::plan::{Sidecar, python_json};
 use crate::small;
 
@@ -21,22 +22,16 @@ const REMOVED: [&str; 2] = ["_name_or_path", "vision_config"];
 /// Refuses what mlx-lm's model could not be built from.
 ///
 /// # Errors
-/// A routing method other than `noaux_tc`, or a config that is already one of MLX.
-pub(super) fn check(config: &Value) -> Result<()> {
+/// What the family says, or a config that is already one of MLX.
+pub(super) fn check(source: &Checkpoint) -> Result<()> {
+    let config = source.config();
     if config.get("quantization").is_some() {
         return Err(Error::Unsupported {
             what: "config.json: quantization, the mark of an MLX model,".into(),
             hint: "convert the checkpoint that it was made from".into(),
         });
     }
-    match config.get("topk_method") {
-        None => Ok(()),
-        Some(Value::String(method)) if method == "noaux_tc" => Ok(()),
-        Some(other) => Err(Error::Unsupported {
-            what: format!("config.json: topk_method {other}"),
-            hint: "mlx-lm reads deepseek_v3 models with \"noaux_tc\" only".into(),
-        }),
-    }
+    source.family().check_mlx(&Config::new(config))
 }
 
 /// config.json with `quantization` in it.

@@ -7,7 +7,7 @@ use requant_formats::container::safetensors;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::arch::{self, Config};
+use crate::family::{self, Config, Turn};
 use crate::plan::{Rounding, Sidecar};
 use crate::source::{Source, SourceFile};
 
@@ -48,8 +48,8 @@ fn config() -> Value {
 }
 
 /// A checkpoint with every tensor of its config stored as `matrix` (FP8 with scales) or `vector`.
-fn checkpoint(config: &Value, matrix: Dtype, vector: Dtype, others: &[(&str, &str)]) -> Checkpoint {
-    let family = arch::find(config).unwrap();
+fn checkpoint(config: &Value, matrix: Dtype, vector: Dtype, others: &[(&str, &str)]) -> Opened {
+    let family = family::find(config).unwrap();
     let spec = family.spec(&Config::new(config)).unwrap();
     let mut config = config.clone();
     if matrix == Dtype::F8_E4M3 {
@@ -98,14 +98,14 @@ fn checkpoint(config: &Value, matrix: Dtype, vector: Dtype, others: &[(&str, &st
             .collect(),
         bytes: files.into_iter().map(|(_, bytes, _)| bytes).collect(),
     };
-    Checkpoint::open(Box::new(source)).unwrap()
+    Checkpoint::open(Box::new(source)).unwrap().into()
 }
 
-fn fp8() -> Checkpoint {
+fn fp8() -> Opened {
     checkpoint(&config(), Dtype::F8_E4M3, Dtype::BF16, &[])
 }
 
-fn plan(source: &Checkpoint, format: &str) -> Result<Blueprint> {
+fn plan(source: &Opened, format: &str) -> Result<Blueprint> {
     crate::plan::blueprint(source, format, &Options::default())
 }
 
@@ -119,8 +119,11 @@ fn sidecar<'a>(blueprint: &'a Blueprint, name: &str) -> Option<&'a Sidecar> {
 
 #[test]
 fn parameters_are_in_the_order_of_the_model() {
-    let names: Vec<String> =
-        parameters::parameters(&fp8()).unwrap().into_iter().map(|parameter| parameter.name).collect();
+    let names: Vec<String> = parameters::parameters(fp8().checkpoint().unwrap())
+        .unwrap()
+        .into_iter()
+        .map(|parameter| parameter.name)
+        .collect();
     let attention = [
         "q_a_proj.weight",
         "q_a_layernorm.weight",
@@ -186,11 +189,13 @@ fn kv_b_is_split_by_head_and_its_keys_are_transposed() {
     let find = |name: &str| blueprint.tensors.iter().find(|tensor| tensor.names[0].ends_with(name)).unwrap();
     let keys = find("0.self_attn.embed_q.weight");
     assert_eq!(keys.shape, [2, 64, 64]);
-    let rows: Vec<_> = keys.pieces.iter().map(|piece| (piece.rows.clone(), piece.transposed)).collect();
+    let rows: Vec<_> =
+        keys.pieces.iter().map(|piece| (piece.rows.clone(), piece.turn == Turn::Transposed)).collect();
     assert_eq!(rows, [(0..64, true), (96..160, true)]);
     let values = find("0.self_attn.unembed_out.weight");
     assert_eq!(values.shape, [2, 32, 64]);
-    let rows: Vec<_> = values.pieces.iter().map(|piece| (piece.rows.clone(), piece.transposed)).collect();
+    let rows: Vec<_> =
+        values.pieces.iter().map(|piece| (piece.rows.clone(), piece.turn == Turn::Transposed)).collect();
     assert_eq!(rows, [(64..96, false), (160..192, false)]);
 }
 
@@ -240,7 +245,7 @@ fn arrays_are_dealt_to_shards_in_order() {
     assert_eq!(blueprint.files[0].name, "model.safetensors");
 
     let mut tensors = blueprint.tensors.clone();
-    let order: BTreeMap<String, usize> = parameters::parameters(&source)
+    let order: BTreeMap<String, usize> = parameters::parameters(source.checkpoint().unwrap())
         .unwrap()
         .into_iter()
         .enumerate()

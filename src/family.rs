@@ -1,0 +1,240 @@
+//! What a model family is, once: its hyper-parameters in config.json and in GGUF keys, its tensors, what each ecosystem calls
+//! them and how it arranges them, what llama.cpp, mlx-lm and serving engines make of it.
+//!
+//! No I/O. A family is one file in `family/`, thin over the blocks in `family/block/`, and one line in [`FAMILIES`]. Whoever
+//! reads or writes a model asks here and knows no family by name.
+
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+use crate::small::shown;
+
+mod block;
+mod config;
+mod deepseek;
+mod deepseek_v2;
+mod deepseek_v3;
+mod gemma2;
+mod gemma3;
+mod gguf;
+mod glm4_moe;
+mod kimi_k2;
+mod llama;
+mod phi3;
+mod place;
+mod qwen2;
+mod qwen2_moe;
+mod qwen3;
+mod qwen3_moe;
+mod role;
+mod spec;
+mod tensors;
+
+pub use block::Fused;
+pub use config::Config;
+pub use gguf::{Architecture, Contents, Size, architecture_of};
+pub use place::{Ecosystem, Output, Part, Place, Turn, outputs};
+pub use role::{Ffn, LayerRole, Role};
+pub use spec::{
+    Activation, Attention, ByLayer, Dense, Divisors, Embedding, ExpertChoice, FeedForward, Grouped, Heads,
+    Latent, Moe, Norms, Pairing, Presence, Rotary, Router, Scaling, Scoring, Sections, Shared, Sliding, Spec,
+    Temperature, Yarn,
+};
+pub use tensors::Tensor;
+
+use block::moe::{self, MoeNames};
+use tensors::Names;
+
+/// Every family this version knows. Help, messages and documentation iterate it.
+pub const FAMILIES: &[&Family] = &[
+    &deepseek_v3::FAMILY,
+    &deepseek_v2::FAMILY,
+    &kimi_k2::FAMILY,
+    &llama::FAMILY,
+    &qwen2::FAMILY,
+    &qwen2_moe::FAMILY,
+    &qwen3::FAMILY,
+    &qwen3_moe::FAMILY,
+    &phi3::FAMILY,
+    &gemma2::FAMILY,
+    &gemma3::FAMILY,
+    &glm4_moe::FAMILY,
+];
+
+/// A model family.
+pub struct Family {
+    /// `model_type` of config.json.
+    pub model_type: &'static str,
+    /// How checkpoints are read; `None` where only GGUF files are.
+    pub checkpoint: Option<Checkpoints>,
+    /// What llama.cpp takes it for.
+    pub gguf: &'static Architecture,
+    naming: Naming,
+}
+
+/// How the checkpoints of a family are read and converted.
+pub struct Checkpoints {
+    /// Reads and checks the hyper-parameters.
+    spec: fn(&Config) -> Result<Spec>,
+    /// Refuses what can be evaluated and not converted.
+    convertible: fn(&Spec) -> Result<()>,
+    /// Refuses what mlx-lm's model could not be built from.
+    mlx: fn(&Config) -> Result<()>,
+    /// Whether mlx-lm's model takes a tied output head from the embedding; else it wants a copy.
+    mlx_ties_head: bool,
+}
+
+/// What a family calls otherwise than most.
+#[derive(Debug, Clone, Copy)]
+struct Naming {
+    /// What stands before everything in checkpoints.
+    outer: &'static str,
+    /// What stands before everything but the output head.
+    root: &'static str,
+    /// The norm before the feed-forward block.
+    ffn_norm: Names,
+    /// Whether llama.cpp has gate and up projection of a dense block in one matrix, which it calls the latter.
+    gate_is_in_up: bool,
+    /// Whether llama.cpp reads gate and up projection of experts in one stack too.
+    merges_experts: bool,
+    moe: MoeNames,
+    mlx: MlxOrder,
+}
+
+/// In which order mlx-lm's modules hold what a layer has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct MlxOrder {
+    /// The norms before the feed-forward block, not behind it.
+    norms_first: bool,
+    /// The down projection of a dense block before the up projection, not behind it.
+    down_before_up: bool,
+    /// The router before the experts, not behind them.
+    router_first: bool,
+}
+
+/// The most common names.
+const NAMING: Naming = Naming {
+    outer: "",
+    root: "model.",
+    ffn_norm: Names::new("post_attention_layernorm.weight", "ffn_norm.weight"),
+    gate_is_in_up: false,
+    merges_experts: false,
+    moe: moe::NAMES,
+    mlx: MlxOrder { norms_first: false, down_before_up: false, router_first: false },
+};
+
+/// A tensor that a family's checkpoint contains.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Expected {
+    /// Full name in the checkpoint.
+    pub name: String,
+    /// Shape, outermost dimension first, as safetensors states it.
+    pub shape: Vec<usize>,
+    /// What it is for.
+    pub role: Role,
+    /// False for what copies of a checkpoint often lack.
+    pub required: bool,
+}
+
+impl Family {
+    /// Reads and checks the hyper-parameters of a checkpoint.
+    ///
+    /// # Errors
+    /// Names the key of config.json that is missing or out of range.
+    pub fn spec(&self, config: &Config) -> Result<Spec> {
+        (self.checkpoints()?.spec)(config)
+    }
+
+    /// Refuses a model that can be evaluated and not converted.
+    ///
+    /// # Errors
+    /// Says why.
+    pub fn check_convertible(&self, spec: &Spec) -> Result<()> {
+        (self.checkpoints()?.convertible)(spec)
+    }
+
+    /// Refuses what mlx-lm's model could not be built from.
+    ///
+    /// # Errors
+    /// Names the key of config.json.
+    pub fn check_mlx(&self, config: &Config) -> Result<()> {
+        (self.checkpoints()?.mlx)(config)
+    }
+
+    /// Whether an MLX model of these hyper-parameters has an output head of its own.
+    pub fn mlx_has_head(&self, spec: &Spec) -> bool {
+        let ties = self.checkpoint.as_ref().is_some_and(|checkpoint| checkpoint.mlx_ties_head);
+        !(ties && spec.embedding.tied)
+    }
+
+    /// Every tensor that a model with these hyper-parameters has or may have, in the order in which modules hold them.
+    pub fn tensors(&self, spec: &Spec) -> Vec<Tensor> {
+        tensors::tensors(self, spec)
+    }
+
+    /// Every tensor that a checkpoint with these hyper-parameters holds.
+    pub fn expected(&self, spec: &Spec) -> Vec<Expected> {
+        let of_tensor = |tensor: Tensor| match tensor.places(Ecosystem::Hf) {
+            [Place::Whole(name), ..] => Some(Expected {
+                name: name.clone(),
+                required: tensor.presence == Presence::Always,
+                role: tensor.role,
+                shape: tensor.shape,
+            }),
+            _ => None,
+        };
+        self.tensors(spec).into_iter().filter_map(of_tensor).collect()
+    }
+
+    /// What stands before the number of a layer in the names of checkpoints.
+    pub fn layers_prefix(&self) -> String {
+        format!("{}layers.", self.naming.root)
+    }
+
+    /// The set of matrices that serving engines fuse with the one with this role; `None` when it is on its own.
+    pub fn fused(&self, spec: &Spec, role: LayerRole) -> Option<Fused> {
+        block::fused(self, spec, role)
+    }
+
+    fn checkpoints(&self) -> Result<&Checkpoints> {
+        self.checkpoint.as_ref().ok_or_else(|| unknown(self.model_type))
+    }
+}
+
+/// Finds the family of a parsed config.json.
+///
+/// # Errors
+/// [`Error::Unsupported`] naming the families there are.
+pub fn find(config: &Value) -> Result<&'static Family> {
+    let model_type = config.get("model_type").and_then(Value::as_str).unwrap_or("(none)");
+    let found = FAMILIES.iter().find(|family| family.model_type == model_type && family.checkpoint.is_some());
+    found.copied().ok_or_else(|| unknown(model_type))
+}
+
+/// Finds the family of GGUF files of an architecture: the first of those that llama.cpp takes for it.
+pub fn of_architecture(name: &str) -> Option<&'static Family> {
+    FAMILIES.iter().copied().find(|family| family.gguf.name == name)
+}
+
+/// The architectures of GGUF files of all families.
+pub fn architectures() -> Vec<&'static str> {
+    let mut names: Vec<&str> = Vec::new();
+    for name in FAMILIES.iter().map(|family| family.gguf.name) {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names
+}
+
+/// Whether only MLX models have tensors whose names contain one of these: they are what tells a model that says nothing
+/// else.
+pub const MLX_MARKS: [&str; 2] = [".self_attn.embed_q.", ".switch_mlp."];
+
+fn unknown(model_type: &str) -> Error {
+    let known = FAMILIES.iter().filter(|family| family.checkpoint.is_some()).map(|family| family.model_type);
+    Error::Unsupported {
+        what: format!("config.json: model_type {}", shown(model_type)),
+        hint: format!("this version reads {}", known.collect::<Vec<_>>().join(", ")),
+    }
+}

@@ -1,0 +1,71 @@
+//! Grouped-query attention (arXiv 2305.13245).
+//!
+//! GGUF files may hold queries, keys and values, and their biases, one after the other in one tensor.
+
+use crate::family::place::{Ecosystem, Place};
+use crate::family::tensors::{List, Names};
+use crate::family::{Grouped, Heads, LayerRole, Presence};
+
+/// Sets that engines fuse, with expressions for their names. Source: vLLM `model_executor/models/llama.py`
+/// (`packed_modules_mapping`).
+pub(super) const FUSED: &[(&[LayerRole], &str)] =
+    &[(&[LayerRole::Q, LayerRole::K, LayerRole::V], r"self_attn\.(q|k|v)_proj")];
+
+/// A projection: its role and names, and those of its bias.
+struct Projection {
+    role: LayerRole,
+    names: Names,
+    bias: LayerRole,
+    bias_names: Names,
+}
+
+/// In the order in which they follow each other where they are fused.
+const PROJECTIONS: [Projection; 3] = [
+    Projection {
+        role: LayerRole::Q,
+        names: Names::new("self_attn.q_proj.weight", "attn_q.weight"),
+        bias: LayerRole::QBias,
+        bias_names: Names::new("self_attn.q_proj.bias", "attn_q.bias"),
+    },
+    Projection {
+        role: LayerRole::K,
+        names: Names::new("self_attn.k_proj.weight", "attn_k.weight"),
+        bias: LayerRole::KBias,
+        bias_names: Names::new("self_attn.k_proj.bias", "attn_k.bias"),
+    },
+    Projection {
+        role: LayerRole::V,
+        names: Names::new("self_attn.v_proj.weight", "attn_v.weight"),
+        bias: LayerRole::VBias,
+        bias_names: Names::new("self_attn.v_proj.bias", "attn_v.bias"),
+    },
+];
+
+/// Adds the block.
+pub(in crate::family) fn add(list: &mut List, grouped: &Grouped, layer: usize) {
+    let hidden = list.spec.hidden;
+    let Heads { query, key_value } = *grouped.heads.of(layer);
+    let rows = [query * grouped.key_dim, key_value * grouped.key_dim, key_value * grouped.value_dim];
+    let all = rows.iter().sum();
+    let mut first = 0;
+    for (Projection { role, names, bias, bias_names }, rows) in PROJECTIONS.into_iter().zip(rows) {
+        let fused =
+            |list: &List, name| Place::Rows { name: list.name(Ecosystem::Gguf, name), first, of: all };
+        let mut places = list.whole(names);
+        places.gguf.push(fused(list, "attn_qkv.weight"));
+        list.in_layer(role, &[rows, hidden], Presence::Always, places);
+        let mut places = list.whole(bias_names);
+        places.gguf.push(fused(list, "attn_qkv.bias"));
+        list.in_layer(bias, &[rows], grouped.biases, places);
+        first += rows;
+    }
+    let names = Names::new("self_attn.o_proj.weight", "attn_output.weight");
+    list.always(LayerRole::AttentionOutput, &[hidden, query * grouped.value_dim], names);
+    let names = Names::new("self_attn.o_proj.bias", "attn_output.bias");
+    list.whole_in_layer(LayerRole::AttentionOutputBias, &[hidden], grouped.output_bias, names);
+    let norm = [grouped.key_dim];
+    let names = Names::new("self_attn.q_norm.weight", "attn_q_norm.weight");
+    list.whole_in_layer(LayerRole::QNorm, &norm, grouped.head_norms, names);
+    let names = Names::new("self_attn.k_norm.weight", "attn_k_norm.weight");
+    list.whole_in_layer(LayerRole::KNorm, &norm, grouped.head_norms, names);
+}
