@@ -312,7 +312,7 @@ fn a_spool_smaller_than_a_shard_is_an_error_and_what_is_done_stays() {
         let (source, pinned) = streamed_through(&hub, root.path(), disk, false, limit_bytes)?;
         let settings = Settings { pinned: Some(pinned), ..recording("q4_0", disk, false) };
         convert(
-            Checkpoint::open(Box::new(source))?,
+            Opened::from_source(Box::new(source))?,
             &settings,
             &Options::default(),
             &root.path().join("m.gguf"),

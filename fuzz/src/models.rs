@@ -2,21 +2,22 @@
 
 use std::io::Write;
 
-use requant::arch::{self, Config};
 use requant::artifact::Artifact;
-use requant::checkpoint::{Checkpoint, GgufModel};
+use requant::checkpoint::GgufModel;
+use requant::family::{self, Config};
+use requant::opened::Opened;
 use requant::tokenizer::{Fingerprint, Tokenizer};
-use requant::weights::Model;
 
 use crate::files::Files;
 
 /// config.json either is refused, or the tensors that it implies can be listed.
 pub(crate) fn config(bytes: &[u8]) {
     let Ok(config) = requant::small::json::<serde_json::Value>("config.json", bytes) else { return };
-    let Ok(family) = arch::find(&config) else { return };
+    let Ok(family) = family::find(&config) else { return };
     let Ok(spec) = family.spec(&Config::new(&config)) else { return };
     // Listing millions takes a second each; that there are no more is what counts.
-    if spec.layers * spec.experts.max(1) < 2000 {
+    let experts = spec.ffn.moe.as_ref().map_or(1, |moe| moe.experts.max(1));
+    if spec.layers.saturating_mul(experts) < 2000 {
         assert!(!family.expected(&spec).is_empty());
     }
 }
@@ -24,8 +25,9 @@ pub(crate) fn config(bytes: &[u8]) {
 /// A directory either is refused, or every tensor of it lies in its file.
 pub(crate) fn checkpoint(bytes: &[u8]) {
     let _ = Artifact::from_source(&Files::parse(bytes)).map(|artifact| artifact.parameters());
-    let _ = Model::from_source(Box::new(Files::parse(bytes)));
-    let Ok(checkpoint) = Checkpoint::open(Box::new(Files::parse(bytes))) else { return };
+    let Ok(model) = Opened::from_source(Box::new(Files::parse(bytes))) else { return };
+    let _ = model.store().map(|store| store.spec().layers);
+    let Some(checkpoint) = model.checkpoint() else { return };
     for tensor in checkpoint.tensors() {
         let len_bytes = checkpoint.source().files()[tensor.file].len_bytes;
         assert!(tensor.offset_bytes + tensor.len_bytes <= len_bytes, "{}", tensor.name);
@@ -40,7 +42,7 @@ pub(crate) fn gguf_model(bytes: &[u8]) {
     }
     let _ = GgufModel::open(file.path()).map(|model| model.catalogue().tensors().len());
     let _ = Artifact::open(file.path()).map(|artifact| artifact.parameters());
-    if let Ok(model) = Model::open(file.path())
+    if let Ok(model) = Opened::open(file.path())
         && let Ok(tokenizer) = model.tokenizer()
     {
         let _ = tokenizer.encode("a b", true);
