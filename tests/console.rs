@@ -113,16 +113,19 @@ fn names_from_outside_do_not_reach_the_terminal_as_they_are() {
     let manifest = directory.path().join("r.gguf.manifest.json");
     let mut value: Value = serde_json::from_slice(&std::fs::read(&manifest).unwrap()).unwrap();
     value["tensors"][0]["name"] = json!(HOSTILE);
-    value["tensors"][0]["sha256"] = json!(HOSTILE);
-    value["files"][0]["sha256"] = json!(HOSTILE);
-    std::fs::write(&manifest, value.to_string()).unwrap();
-    for more in [&[][..], &["--json"]] {
-        let arguments: Vec<&OsStr> = [OsStr::new("verify"), result.as_os_str()]
-            .into_iter()
-            .chain(more.iter().map(OsStr::new))
-            .collect();
-        let shown = check(&requant(&arguments));
-        assert!(shown.contains("checks failed"), "{shown}");
+    let nothing = "0".repeat(64);
+    for (digest, said) in [(nothing.as_str(), "checks failed"), (HOSTILE, "is no 64 hex digits")] {
+        value["tensors"][0]["sha256"] = json!(digest);
+        value["files"][0]["sha256"] = json!(digest);
+        std::fs::write(&manifest, value.to_string()).unwrap();
+        for more in [&[][..], &["--json"]] {
+            let arguments: Vec<&OsStr> = [OsStr::new("verify"), result.as_os_str()]
+                .into_iter()
+                .chain(more.iter().map(OsStr::new))
+                .collect();
+            let shown = check(&requant(&arguments));
+            assert!(shown.contains(said), "{shown}");
+        }
     }
 }
 
