@@ -70,13 +70,13 @@ impl<'a> Intake<'a> {
                 self.keep(file)?;
             }
             let is_its_own = |job: usize| self.schedule.needs.get(&job).is_some_and(|need| need.0 == file);
+            // Asked before the workers have its jobs: the last of them releases it, maybe at once.
+            let is_awaited = self.lock().left.contains_key(&file);
             queue.scales_arrived(file, is_its_own);
-            if step.scales_only {
-                self.release(file, room)?;
-                continue;
+            if !step.scales_only {
+                queue.weights_arrived(file, is_its_own);
             }
-            queue.weights_arrived(file, is_its_own);
-            if !self.lock().left.contains_key(&file) {
+            if step.scales_only || !is_awaited {
                 self.release(file, room)?;
             }
         }
@@ -127,5 +127,116 @@ impl<'a> Intake<'a> {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+    use crate::plan::Step;
+    use crate::source::SourceFile;
+
+    const FILES: usize = 20_000;
+    const FILE_BYTES: u64 = 7;
+
+    struct Silent;
+
+    impl Progress for Silent {
+        fn stage(&self, _: &str, _: u64) {}
+        fn advance(&self, _: u64) {}
+    }
+
+    /// Files that are there as soon as they are asked for; counts how often each is released.
+    struct AtOnce {
+        files: Vec<SourceFile>,
+        released: Vec<AtomicUsize>,
+    }
+
+    impl Source for AtOnce {
+        fn location(&self) -> String {
+            "test".into()
+        }
+
+        fn files(&self) -> &[SourceFile] {
+            &self.files
+        }
+
+        fn read_at(&self, _: usize, _: u64, _: &mut [u8]) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Supply for AtOnce {
+        fn limit_bytes(&self) -> u64 {
+            3 * FILE_BYTES
+        }
+
+        fn room_bytes(&self, _: usize) -> u64 {
+            FILE_BYTES
+        }
+
+        fn bring(&self, _: usize, _: &AtomicBool, _: &(dyn Fn(u64) + Sync)) -> Result<()> {
+            Ok(())
+        }
+
+        fn is_kept(&self, _: usize, _: &Range<u64>) -> bool {
+            false
+        }
+
+        fn keep(&self, _: usize, _: Range<u64>) -> Result<()> {
+            Ok(())
+        }
+
+        fn release(&self, file: usize) -> Result<()> {
+            match self.released[file].fetch_add(1, Ordering::Relaxed) {
+                0 => Ok(()),
+                _ => Err(Error::Interrupted),
+            }
+        }
+
+        fn finish(&self) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_file_is_released_once_however_fast_its_jobs_are() {
+        let file = |number| SourceFile {
+            name: format!("{number}"),
+            len_bytes: FILE_BYTES,
+            sha256: None,
+            modified: None,
+        };
+        let source = AtOnce {
+            files: (0..FILES).map(file).collect(),
+            released: (0..FILES).map(|_| AtomicUsize::new(0)).collect(),
+        };
+        // Every third file has no job left.
+        let jobs = (0..FILES).filter(|file| file % 3 > 0);
+        let schedule = Schedule {
+            steps: (0..FILES).map(|file| Step { file, scales_only: false }).collect(),
+            needs: jobs.map(|file| (file, (file, Vec::new()))).collect(),
+            ..Schedule::default()
+        };
+        let intake = Intake::new(&source, &source, &schedule);
+        let queue = Queue::new(Vec::new(), &schedule.needs);
+        let halt = AtomicBool::new(false);
+        let halting = |result: Result<()>| halt.fetch_or(result.is_err(), Ordering::Relaxed);
+        std::thread::scope(|scope| {
+            let worker = || {
+                while let Some(job) = queue.next(|| !halt.load(Ordering::Relaxed)) {
+                    halting(intake.recorded(job));
+                }
+            };
+            scope.spawn(worker);
+            scope.spawn(worker);
+            halting(intake.run(&queue, &halt, &Silent));
+        });
+        for (file, released) in source.released.iter().enumerate() {
+            assert_eq!(released.load(Ordering::Relaxed), 1, "file {file}");
+        }
+        assert_eq!(intake.lock().held_bytes, 0);
     }
 }
