@@ -19,6 +19,8 @@ mod destination;
 mod errors;
 mod fetch;
 mod inspect;
+mod job;
+mod join;
 mod measured;
 mod model;
 mod named;
@@ -27,6 +29,7 @@ mod plan;
 mod report;
 mod rules;
 mod size;
+mod status;
 mod validation;
 mod verify;
 
@@ -42,6 +45,8 @@ trait Subcommand: Sync {
 const SUBCOMMANDS: &[&dyn Subcommand] = &[
     &convert::Convert,
     &plan::Plan,
+    &join::Join,
+    &status::Status,
     &fetch::Fetch,
     &inspect::Inspect,
     &verify::Verify,

@@ -145,7 +145,14 @@ impl Disk {
     /// # Errors
     /// When it can be neither opened nor made.
     pub fn open_or_create(&self, path: &Path) -> Result<DiskFile> {
-        if path.symlink_metadata().is_ok() { self.open(path) } else { self.create_new(path) }
+        if path.symlink_metadata().is_ok() {
+            return self.open(path);
+        }
+        match self.create_new(path) {
+            // Somebody else was faster.
+            Err(Error::Io { source, .. }) if source.kind() == ErrorKind::AlreadyExists => self.open(path),
+            made => made,
+        }
     }
 
     /// Writes `bytes` to the file at `path`: under a temporary name beside it, synced, then renamed. After a
@@ -171,7 +178,9 @@ impl Disk {
         self.step(Step::Rename(from, to), take).map_err(Error::io(to, "rename to"))
     }
 
-    /// Renames `from` to `to` if nothing is there; `false` if something is.
+    /// Renames `from` to `to` if nothing is there; `false` if something is. Of several processes that give one name
+    /// at the same time one wins; of files that holds where the file system knows of it, of directories that are not
+    /// empty everywhere.
     ///
     /// # Errors
     /// When the system refuses for another reason.
@@ -190,7 +199,9 @@ impl Disk {
         });
         match taken {
             Ok(()) => Ok(true),
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
+            Err(error) if matches!(error.kind(), ErrorKind::AlreadyExists | ErrorKind::DirectoryNotEmpty) => {
+                Ok(false)
+            }
             Err(error) => Err(Error::io(to, "rename to")(error)),
         }
     }
@@ -354,6 +365,12 @@ impl DiskFile {
         let take = || self.file.read_exact_at(buf, offset_bytes);
         let read = self.disk.step(Step::Read(self, offset_bytes, len), take);
         read.map_err(Error::io(&self.path, "read back"))
+    }
+
+    /// Lets the system forget what it keeps of this file in memory, as far as that is on the disk: whoever reads it
+    /// next sees what other machines have written meanwhile. It is no error if the system does not.
+    pub fn forget_cached(&self) {
+        let _ = rustix::fs::fadvise(&self.file, 0, None, rustix::fs::Advice::DontNeed);
     }
 
     /// Gives the file this length.

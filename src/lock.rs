@@ -28,6 +28,19 @@ pub(crate) fn lock(path: &Path, busy: impl Fn() -> String) -> Result<File> {
     }
 }
 
+/// Whether some process holds the lock file at `path` now.
+pub(crate) fn is_held(path: &Path) -> bool {
+    let Ok(file) = OpenOptions::new().write(true).open(path) else { return false };
+    matches!(file.try_lock(), Err(TryLockError::WouldBlock))
+}
+
+/// Whether a file system has no locks, or none that other machines see.
+pub(crate) fn has_none(error: &Error) -> bool {
+    use rustix::io::Errno;
+    let offered = [Errno::NOSYS, Errno::OPNOTSUPP, Errno::NOLCK].map(Errno::raw_os_error);
+    matches!(error, Error::Io { source, action: "lock", .. } if source.raw_os_error().is_some_and(|code| offered.contains(&code)))
+}
+
 /// Whether `path` leads to the file that is open.
 fn is_named(file: &File, path: &Path) -> bool {
     let (Ok(open), Ok(named)) = (file.metadata(), path.metadata()) else { return false };
@@ -48,7 +61,17 @@ mod tests {
         let second = lock(&path, || "busy".into()).unwrap();
         drop(first);
         assert!(lock(&path, || "busy".into()).is_err());
+        assert!(is_held(&path));
         drop(second);
+        assert!(!is_held(&path) && !is_held(&directory.path().join("none")));
         lock(&path, || "busy".into()).unwrap();
+    }
+
+    #[test]
+    fn a_file_system_without_locks_is_told_from_one_that_fails() {
+        let error = |code| Error::io("lock", "lock")(std::io::Error::from_raw_os_error(code));
+        // ENOSYS, EOPNOTSUPP, ENOLCK; EIO, EACCES.
+        assert!([38, 95, 37].into_iter().all(|code| has_none(&error(code))));
+        assert!(![5, 13].into_iter().any(|code| has_none(&error(code))));
     }
 }

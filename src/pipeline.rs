@@ -10,15 +10,15 @@
 //! 4. `placing`: the manifest is written, everything is synced and sealed, and the temporary names become final.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use crate::checkpoint::Catalogue;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::plan::{self, Blueprint};
-use crate::source::Supply;
 
+mod conversion;
 mod digest;
 mod errors;
 mod execute;
@@ -32,6 +32,7 @@ pub mod output;
 mod placing;
 mod provenance;
 mod queue;
+mod shares;
 mod slab;
 mod space;
 mod staging;
@@ -40,12 +41,18 @@ mod verify;
 mod walk;
 mod writeback;
 
+use conversion::Conversion;
+
 pub use errors::{ErrorReport, TensorError};
 pub use execute::peak_ram_bytes;
 pub(crate) use journal::resumed_jobs;
 pub use journal::{Pinned, RequestRecord};
 pub use manifest::{FileRecord, Manifest, SourceRecord, TensorRecord};
 pub use names::manifest_path;
+pub use shares::{
+    Agreed, ArraySpan, Asked, Joined, Joining, Share, ShareOutcome, ShareState, Standing, StandingOfShare,
+    agreed, convert_share, files_of_share, join, standing,
+};
 pub use space::{Need, OR_IGNORE_SPACE, allocated_bytes, check_space};
 pub use verify::{Check, has_manifest, verify};
 
@@ -173,7 +180,8 @@ pub fn convert_and_judge(
     stop: &AtomicBool,
 ) -> Result<Outcome> {
     let jobs = plan::jobs(blueprint, source.tensors());
-    let conversion = Conversion { source, blueprint, output, settings, judge, progress, stop, jobs: &jobs };
+    let all = vec![true; jobs.len()];
+    let conversion = Conversion::whole(source, blueprint, settings, progress, stop, (&jobs, &all));
     let pinned = settings.pinned.clone();
     let request =
         RequestRecord::new(source, blueprint, &settings.format, pinned, jobs.len(), settings.error_report);
@@ -182,15 +190,17 @@ pub fn convert_and_judge(
         staging::Request { disk: &settings.disk, blueprint, output, record: &request, force, restart };
     let (stage, manifest, redone) = match staging::Stage::open(&asked, progress)? {
         staging::Opened::Complete(stage, manifest) => (stage, *manifest, 0),
-        staging::Opened::Work(mut stage, begun) => match conversion.run(&mut stage, begun) {
-            Ok((manifest, redone)) => (stage, manifest, redone),
-            Err(error) => {
-                if can_go_on(&error) {
-                    stage.keep();
+        staging::Opened::Work(mut stage, begun) => {
+            match sealed(&conversion, judge, output, &mut stage, begun) {
+                Ok((manifest, redone)) => (stage, manifest, redone),
+                Err(error) => {
+                    if can_go_on(&error) {
+                        stage.keep();
+                    }
+                    return Err(error);
                 }
-                return Err(error);
             }
-        },
+        }
     };
     if let Some(supply) = source.source().supply() {
         supply.finish()?;
@@ -198,6 +208,40 @@ pub fn convert_and_judge(
     let manifest_path = stage.place()?;
     stage.close()?;
     Ok(Outcome { bytes_in: bytes_read(source, blueprint), redone, manifest_path, manifest })
+}
+
+/// Does what `begun` has not done, and seals the result.
+fn sealed(
+    conversion: &Conversion<'_>,
+    judge: Option<&dyn Judge>,
+    output: &Path,
+    stage: &mut staging::Stage,
+    begun: staging::Begun,
+) -> Result<(Manifest, usize)> {
+    let Conversion { source, blueprint, settings, progress, .. } = *conversion;
+    let staging::Begun { mut journal, done } = begun;
+    let mut executed = conversion.execute(stage.files(), &mut journal, done)?;
+    // All of it is done and recorded: whatever happens now, the next run goes on from here.
+    stage.keep();
+    let witnessed = executed.witnessed()?;
+    let about = manifest::About::new(source, settings, witnessed);
+    let errors = executed.sums.map(|sums| {
+        let tensors = conversion.jobs.iter().map(|job| job.tensor);
+        ErrorReport::new(blueprint, tensors, &sums)
+    });
+    let mut manifest = Manifest::new(about, blueprint, output, executed.digests.as_ref(), errors);
+    if let Some(judge) = judge {
+        // What is measured may come through the same spool once more.
+        if let Some(supply) = source.source().supply() {
+            supply.finish()?;
+        }
+        progress.stage("validate", 0);
+        manifest.validation = Some(judge.judge(&stage.view()?)?);
+        stage.unview()?;
+    }
+    progress.stage("sync", 0);
+    stage.seal(&manifest, &mut journal)?;
+    Ok((manifest, executed.redone))
 }
 
 /// Whether the same command may succeed later with what is done: not if the source is broken.
@@ -208,105 +252,6 @@ fn can_go_on(error: &Error) -> bool {
         Error::Io { source, .. } => source.kind() != std::io::ErrorKind::UnexpectedEof,
         _ => false,
     }
-}
-
-/// The arguments of [`convert`], and the jobs they amount to.
-struct Conversion<'a> {
-    source: &'a Catalogue,
-    blueprint: &'a Blueprint,
-    output: &'a Path,
-    settings: &'a Settings,
-    judge: Option<&'a dyn Judge>,
-    progress: &'a dyn Progress,
-    stop: &'a AtomicBool,
-    jobs: &'a [plan::Job],
-}
-
-impl Conversion<'_> {
-    /// Does what `begun` has not done, and seals the result.
-    fn run(&self, stage: &mut staging::Stage, begun: staging::Begun) -> Result<(Manifest, usize)> {
-        let Self { source, blueprint, jobs, progress, stop, .. } = *self;
-        let staging::Begun { mut journal, mut done } = begun;
-        let kept = kept::Kept { source, blueprint, jobs, files: stage.files(), progress, stop };
-        let redone = kept.check(&mut done, self.settings.threads)?;
-        let supply = source.source().supply();
-        let schedule = supply.map_or_else(plan::Schedule::default, |supply| self.schedule(supply, &done));
-        if let Some(supply) = supply {
-            check_room(source, supply, &schedule)?;
-        }
-        let intake = supply.map(|supply| intake::Intake::new(source.source(), supply, &schedule));
-        let at_once = (0..jobs.len()).filter(|&job| supply.is_none() && done[job].is_none()).collect();
-        let queue = queue::Queue::new(at_once, &schedule.needs);
-        let bytes_in = bytes_read(source, blueprint);
-        progress.stage("convert", bytes_in);
-        let (intake, files, done) = (intake.as_ref(), stage.files(), done.as_slice());
-        let error_report = self.settings.error_report;
-        let sync_interval = self.settings.sync_interval;
-        let provenance = provenance::Provenance::new(source, blueprint, jobs, done);
-        let run = execute::Run {
-            source,
-            blueprint,
-            jobs,
-            done,
-            error_report,
-            intake,
-            provenance: provenance.as_ref(),
-            files,
-            sync_interval,
-            progress,
-            stop,
-        };
-        run.report_done();
-        // A thread without a job would only look for one.
-        let threads = self.settings.threads.min(jobs.len().max(1));
-        let (digests, errors) = run.execute(threads, queue, &mut journal)?;
-        if stop.load(Ordering::Relaxed) {
-            return Err(Error::Interrupted);
-        }
-        // All of it is done and recorded: whatever happens now, the next run goes on from here.
-        stage.keep();
-        let witnessed = provenance.map(provenance::Provenance::finish).transpose()?;
-        let settings = self.settings;
-        let mut manifest =
-            Manifest::new(source, blueprint, self.output, settings, &digests, witnessed, errors);
-        if let Some(judge) = self.judge {
-            // What is measured may come through the same spool once more.
-            if let Some(supply) = supply {
-                supply.finish()?;
-            }
-            progress.stage("validate", 0);
-            manifest.validation = Some(judge.judge(&stage.view()?)?);
-            stage.unview()?;
-        }
-        progress.stage("sync", 0);
-        stage.seal(&manifest, &mut journal)?;
-        Ok((manifest, redone))
-    }
-
-    /// When the files of a streamed source come.
-    fn schedule(&self, supply: &dyn Supply, done: &[Option<journal::Done>]) -> plan::Schedule {
-        plan::schedule(
-            self.blueprint,
-            self.source.tensors(),
-            self.jobs,
-            |job| done[job].is_none(),
-            |file| supply.room_bytes(file),
-            supply.limit_bytes(),
-            |file, range| supply.is_kept(file, range),
-        )
-    }
-}
-
-/// Each file that is to come fits into the spool, at least alone.
-fn check_room(source: &Catalogue, supply: &dyn Supply, schedule: &plan::Schedule) -> Result<()> {
-    let (room_bytes, limit_bytes) = (|file| supply.room_bytes(file), supply.limit_bytes());
-    let mut files = schedule.steps.iter().map(|step| step.file);
-    let Some(file) = files.find(|&file| room_bytes(file) > limit_bytes) else { return Ok(()) };
-    Err(Error::Request(format!(
-        "{} has {} bytes and the spool is limited to {limit_bytes}: give it room for the largest file",
-        source.source().files()[file].name,
-        room_bytes(file)
-    )))
 }
 
 /// Bytes of the source tensors, scales included, that the pieces of `blueprint` read.

@@ -28,6 +28,7 @@ mod pieces;
 mod python_json;
 mod rules;
 mod schedule;
+mod shares;
 mod summary;
 
 pub use budget::{Budget, Choices};
@@ -35,6 +36,7 @@ pub(crate) use gguf::general_metadata;
 pub use jobs::{Job, jobs, output_rows, whole_bands};
 pub use rules::{Choice, Pattern, Rule, Rules, numbered};
 pub use schedule::{Schedule, Step, schedule};
+pub use shares::{MAX_SHARES, ShareTotals, TOLERANCE, files_of, share_totals, shares, source_bytes};
 pub use summary::{DroppedTotals, Summary, TypeTotals, files_read, summary};
 
 /// Precision in which weights are handed to the encoder.

@@ -42,6 +42,10 @@ pub const SUMS: Cap = Cap { what: "a list of checksums", max_bytes: 64 * MIB };
 pub const MANIFEST: Cap = Cap { what: "a manifest", max_bytes: 1024 * MIB };
 /// Which jobs are done: less than 256 bytes each.
 pub const JOURNAL: Cap = Cap { what: "a journal", max_bytes: 256 * MIB };
+/// What shares of a result agree on: about 500 bytes a tensor and 100 a job.
+pub const SHARE_PLAN: Cap = Cap { what: "the plan of shares", max_bytes: 1024 * MIB };
+/// What a share says that is done: 200 bytes for each file of the source.
+pub const SHARE: Cap = Cap { what: "what a share says", max_bytes: 64 * MIB };
 /// A token, a commit, the record of a download.
 pub const LINE: Cap = Cap { what: "a file of a few lines", max_bytes: 64 << 10 };
 

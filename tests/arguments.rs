@@ -245,7 +245,7 @@ fn a_model_that_looks_local_and_is_not_there_is_no_matter_for_the_hub() {
 }
 
 /// A file that no disk has room for.
-struct Huge;
+pub(crate) struct Huge;
 
 impl Content for Huge {
     fn len(&self) -> u64 {

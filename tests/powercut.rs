@@ -26,7 +26,7 @@ use crate::recorder::{Fault, Loss, Recorder};
 const ID: &str = "org/small";
 
 /// A small checkpoint in three shards, some scales in other shards than their weights.
-fn small(directory: &Path) {
+pub(crate) fn small(directory: &Path) {
     let size = Size { hidden: 128, experts: 4, layers: 2, expert_width: 128, kv_lora: 128 };
     let mut checkpoint = maker::checkpoint(size, Storage::Fp8(Dtype::F8_E4M3));
     checkpoint.indexed = true;
@@ -39,24 +39,24 @@ fn small(directory: &Path) {
 }
 
 /// A directory in memory where there is one: what is really on a disk does not matter here.
-fn scratch() -> tempfile::TempDir {
+pub(crate) fn scratch() -> tempfile::TempDir {
     let memory = Path::new("/dev/shm");
     if memory.is_dir() { tempfile::tempdir_in(memory).unwrap() } else { tempfile::tempdir().unwrap() }
 }
 
 /// Something that is run, stopped and run again, and writes below a directory.
-struct Case<'a> {
+pub(crate) struct Case<'a> {
     /// What is there before.
-    prepare: &'a dyn Fn(&Path),
-    run: &'a dyn Fn(&Path, &Disk) -> Result<()>,
+    pub(crate) prepare: &'a dyn Fn(&Path),
+    pub(crate) run: &'a dyn Fn(&Path, &Disk) -> Result<()>,
     /// What must hold after a stop, before the next run; given what a run without a stop leaves.
-    after: &'a dyn Fn(&Path, &Tree),
+    pub(crate) after: &'a dyn Fn(&Path, &Tree),
 }
 
-type Tree = BTreeMap<PathBuf, Vec<u8>>;
+pub(crate) type Tree = BTreeMap<PathBuf, Vec<u8>>;
 
 /// Every file below `root` with its content; a link with its target.
-fn tree(root: &Path) -> Tree {
+pub(crate) fn tree(root: &Path) -> Tree {
     let mut found = Tree::new();
     let mut directories = vec![root.to_owned()];
     while let Some(directory) = directories.pop() {
@@ -76,12 +76,12 @@ fn tree(root: &Path) -> Tree {
     found
 }
 
-fn names(tree: &Tree) -> Vec<&PathBuf> {
+pub(crate) fn names(tree: &Tree) -> Vec<&PathBuf> {
     tree.keys().collect()
 }
 
 /// The same without times of downloads and locks.
-fn lasting(tree: Tree) -> Tree {
+pub(crate) fn lasting(tree: Tree) -> Tree {
     let is_lock = |path: &Path| path.to_string_lossy().ends_with("lock");
     let without_time = |path: &Path, bytes: Vec<u8>| {
         let is_record = path.extension().is_some_and(|extension| extension == "metadata");
@@ -93,7 +93,7 @@ fn lasting(tree: Tree) -> Tree {
 }
 
 /// Stops the case before every step. `losses` says what is lost at a step.
-fn stop_everywhere(case: &Case<'_>, losses: &dyn Fn(usize) -> Vec<Loss>) {
+pub(crate) fn stop_everywhere(case: &Case<'_>, losses: &dyn Fn(usize) -> Vec<Loss>) {
     let root = scratch();
     (case.prepare)(root.path());
     let whole = Recorder::new(root.path(), None);
@@ -129,7 +129,7 @@ fn stop_everywhere(case: &Case<'_>, losses: &dyn Fn(usize) -> Vec<Loss>) {
 }
 
 /// All losses, each at every step when `REQUANT_EVERY_LOSS` is set, else one after the other.
-fn in_turn(stop: usize) -> Vec<Loss> {
+pub(crate) fn in_turn(stop: usize) -> Vec<Loss> {
     let seed = 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(stop as u64 + 1);
     let all = [Loss::Nothing, Loss::Everything, Loss::Content, Loss::Zeroed, Loss::Some(seed)];
     if std::env::var_os("REQUANT_EVERY_LOSS").is_some() {
@@ -160,13 +160,13 @@ fn local(model: &Path) -> Result<Opened> {
 }
 
 /// Whether `verify` finds a result at `path` that is whole.
-fn passes(path: &Path) -> bool {
+pub(crate) fn passes(path: &Path) -> bool {
     let checks = pipeline::verify(path, &Silent);
     checks.is_ok_and(|checks| checks.iter().all(|check| check.problems.is_empty()))
 }
 
 /// Whatever has a final name is whole and is the result.
-fn only_whole(root: &Path, expected: &Tree) {
+pub(crate) fn only_whole(root: &Path, expected: &Tree) {
     let found = lasting(tree(root));
     let is_final = |path: &Path| expected.contains_key(path);
     for (path, bytes) in found.iter().filter(|(path, _)| is_final(path)) {

@@ -42,6 +42,12 @@
 //! - `destinations`: where results go: what may be replaced, and what they stay away from.
 //! - `arguments`: options, MODEL and numbers that make no sense are errors before any work.
 //! - `console`: what leaves to terminals and pipes: nothing unsafe, nothing endless, and no panic.
+//! - `shares`: one result of several shares, whatever happens to them.
+//! - `share_edges`: what shares keep is damaged, they race, and their source is of another kind.
+//! - `share_hub`: shares of a model on a hub.
+//! - `share_processes`: shares as processes, at once and killed.
+//! - `share_losses`: shares and the join, stopped before every step they take on the disk.
+//! - `cluster`: variables of schedulers, and the files in `examples/cluster`.
 //! - `xet`: Xet storage instead of plain ranges, with faults.
 //! - `command`: the command line as scripts see it: exit codes, streams, JSON keys.
 
@@ -51,6 +57,8 @@ mod arguments;
 mod budget;
 #[cfg(test)]
 mod checksums;
+#[cfg(test)]
+mod cluster;
 #[cfg(test)]
 mod command;
 #[cfg(test)]
@@ -117,6 +125,16 @@ mod results;
 mod rules;
 #[cfg(test)]
 mod served;
+#[cfg(test)]
+mod share_edges;
+#[cfg(test)]
+mod share_hub;
+#[cfg(test)]
+mod share_losses;
+#[cfg(test)]
+mod share_processes;
+#[cfg(test)]
+mod shares;
 #[cfg(test)]
 mod snapshots;
 #[cfg(test)]

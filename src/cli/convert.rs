@@ -9,16 +9,18 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde_json::json;
 
 use super::console::{self, Page};
-use super::destination::Destination;
+use super::destination::{self, Destination};
+use super::job::{self, Job};
 use super::measured::Measured;
 use super::size::human;
 use super::validation::{self, Original, Validation};
-use super::{MODEL_HELP, Subcommand, errors, model, plan, report};
-use crate::checkpoint::Catalogue;
-use crate::disk::Disk;
+use super::{MODEL_HELP, Subcommand, applies, errors, model, plan, report};
+use crate::disk::{Disk, with_suffix};
 use crate::error::{Error, Result};
 use crate::pipeline::{self, Judge, Need, Progress, Settings};
-use crate::plan::{Blueprint, Summary, files_read, summary};
+use crate::plan::{Summary, summary};
+
+mod share;
 
 /// How often a plan is made when headers are damaged on their way.
 const MAX_PLANS: usize = 3;
@@ -59,6 +61,7 @@ impl Subcommand for Convert {
                     "Decode what is written and list how far each tensor is from its source, worst first",
                 ),
             )
+            .args(job::arguments())
             .args(validation::arguments())
             .arg(super::threads_argument())
             .args(super::output_arguments())
@@ -67,11 +70,27 @@ impl Subcommand for Convert {
     fn run(&self, matches: &ArgMatches) -> Result<()> {
         let started = Instant::now();
         plan::check(matches)?;
-        let destination = Destination::new(matches)?;
+        let output = destination::path(matches);
+        let job = job::resolve(matches, &output, &|name| std::env::var(name).ok())?;
+        if let Some(job) = &job {
+            // Whoever did not ask for a share must hear of it.
+            if let Some(note) =
+                job.note(&output).filter(|_| !matches.get_flag("quiet") || !matches.contains_id("job"))
+            {
+                console::note(note);
+            }
+        }
+        let job = job.filter(|job| job.share.jobs > 1);
+        job.iter().try_for_each(|job| check_share(matches, job))?;
+        let destination = Destination::new(matches, job.is_some())?;
         let stop = super::stop_on_signal();
         let mut plans = 1;
         loop {
-            match Self::once(matches, &destination, started, &stop) {
+            let once = match &job {
+                None => Self::once(matches, &destination, started, &stop),
+                Some(job) => share::once(matches, &destination, job, started, &stop),
+            };
+            match once {
                 // What was written after a wrong plan is gone; the next one is made from what the hub has.
                 Err(Error::StaleHeader { .. }) if plans < MAX_PLANS => plans += 1,
                 result => return result,
@@ -89,31 +108,20 @@ impl Convert {
         stop: &Arc<AtomicBool>,
     ) -> Result<()> {
         let output = destination.path.as_path();
-        let request = plan::Request::from_matches(matches, Some(output), stop)?;
+        let request = plan::Request::from_matches(matches, Some(output), None, stop)?;
         destination.check(&request.blueprint)?;
         if !matches.get_flag("ignore-space") {
             pipeline::check_space(&needs(&request, output), pipeline::OR_IGNORE_SPACE)?;
         }
         let validation = Validation::prepare(matches, &request.source)?;
-        let settings = Settings {
-            threads: request.threads,
-            force: matches.get_flag("force"),
-            restart: matches.get_flag("restart"),
-            pinned: request.streaming.as_ref().map(|streaming| streaming.pinned.clone()),
-            command: std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect(),
-            format: request.format.clone(),
-            recipe: request.recipe(),
-            error_report: matches.get_flag("error-report"),
-            sync_interval: Settings::SYNC_INTERVAL,
-            disk: Disk::default(),
-        };
+        let settings = settings(matches, &request);
         let quiet = matches.get_flag("quiet");
         let original = || original(matches, &request, stop);
         let judge = validation.as_ref().map(|validation| validation.judge(&original, request.threads, quiet));
         let judge = judge.as_ref().map(|judge| judge as &dyn Judge);
         let progress = report::progress(matches.get_flag("quiet"));
         let (source, blueprint) = (request.source.catalogue(), &request.blueprint);
-        verify_read(source, blueprint, &*progress, stop)?;
+        verify_read(&request, &*progress, stop)?;
         let outcome =
             pipeline::convert_and_judge(source, blueprint, output, &settings, judge, &*progress, stop)?;
         drop(progress);
@@ -154,15 +162,51 @@ impl Convert {
     }
 }
 
+/// How `request` is to be converted.
+fn settings(matches: &ArgMatches, request: &plan::Request) -> Settings {
+    let words = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
+    Settings {
+        threads: request.threads,
+        force: matches.get_flag("force"),
+        restart: matches.get_flag("restart"),
+        pinned: request.streaming.as_ref().map(|streaming| streaming.pinned.clone()),
+        command: job::without_job(words),
+        format: request.format.clone(),
+        recipe: request.recipe(),
+        error_report: matches.get_flag("error-report"),
+        sync_interval: Settings::SYNC_INTERVAL,
+        disk: Disk::default(),
+    }
+}
+
+/// Refuses options that a single share cannot have.
+fn check_share(matches: &ArgMatches, job: &Job) -> Result<()> {
+    let of = match &job.said_by {
+        None => String::new(),
+        Some(said_by) => {
+            format!(" ({said_by} made this share {}; for all of it in one process, --job 1/1)", job.share)
+        }
+    };
+    let why = format!(
+        "measures a whole result, and this is a share of one{of}; once the shares are joined, requant perplexity OUTPUT --text \
+         TEXT --against MODEL does it"
+    );
+    applies::refuse(matches, &["validate", "validate-context", "max-kld"], why)?;
+    let why = format!(
+        "would throw away what other shares have done{of}; to begin all of them anew, remove {}",
+        with_suffix(&destination::path(matches), ".shares").display()
+    );
+    applies::refuse(matches, &["restart"], why)?;
+    let why = format!(
+        "is written once, by requant plan with the same options{of}; give every share the file with --recipe"
+    );
+    applies::refuse(matches, &["save-recipe"], why)
+}
+
 /// Holds the files that will be read against what their place states, where nobody does so later.
-fn verify_read(
-    catalogue: &Catalogue,
-    blueprint: &Blueprint,
-    progress: &dyn Progress,
-    stop: &AtomicBool,
-) -> Result<()> {
-    let source = catalogue.source();
-    let files: Vec<usize> = files_read(catalogue, blueprint).into_iter().collect();
+fn verify_read(request: &plan::Request, progress: &dyn Progress, stop: &AtomicBool) -> Result<()> {
+    let source = request.source.catalogue().source();
+    let files: Vec<usize> = request.files().into_iter().collect();
     let bytes = source.unverified_bytes(&files);
     if bytes > 0 {
         progress.stage("check", bytes);
@@ -214,7 +258,9 @@ fn needs(request: &plan::Request, output: &Path) -> Vec<Need> {
         let bytes = request.spool_bytes(streaming.spool_limit_bytes).saturating_sub(there);
         let directory = streaming.spool_directory.clone();
         needs.push(Need { what: "the spool", directory, bytes });
-        let (directory, bytes) = (streaming.cache_directory.clone(), streaming.kept_bytes);
+        // A share keeps what it has downloaded itself.
+        let bytes = streaming.kept_bytes.min(request.kept_bytes());
+        let directory = streaming.cache_directory.clone();
         needs.push(Need { what: "--keep-source", directory, bytes });
     }
     needs

@@ -23,11 +23,11 @@ pub(super) struct Destination {
 }
 
 impl Destination {
-    /// That of `-o`, for a result of the format of `--to`.
+    /// That of `-o`, for a result of the format of `--to`, or for a share of it.
     ///
     /// # Errors
     /// When no result of the kind can be there, or it would be, contain, lie in or alias what the command reads.
-    pub(super) fn new(matches: &ArgMatches) -> Result<Self> {
+    pub(super) fn new(matches: &ArgMatches, is_share: bool) -> Result<Self> {
         let format = matches.get_one::<String>("to").map_or("", String::as_str);
         let is_directory = plan::is_directory(format)?;
         let given = super::path(matches, "output");
@@ -37,11 +37,11 @@ impl Destination {
                 "the name is not UTF-8, and GGUF files are found by their names as text; name another";
             return Err(Error::Request(format!("-o {}: {message}", given.display())));
         }
-        // As the path's components give it: no slash at the end, no dots between.
-        let path: PathBuf = given.components().collect();
+        let path = path(matches);
         let kept = kept(matches)?;
         output::check_apart(&path, &[], &kept)?;
-        let goes_on = !matches.get_flag("restart") && pipeline::unfinished(&path).is_some();
+        // Whether a share may go on is for the shares to know.
+        let goes_on = is_share || !matches.get_flag("restart") && pipeline::unfinished(&path).is_some();
         let destination = Self { path, kept, force: matches.get_flag("force"), goes_on };
         if is_directory || !matches.contains_id("split-max-size") {
             destination.check_replace(std::slice::from_ref(&destination.path), is_directory)?;
@@ -65,6 +65,11 @@ impl Destination {
         }
         output::check_replace(&self.path, paths, is_directory, self.force)
     }
+}
+
+/// The path of `-o` as its components give it: no slash at the end, no dots between.
+pub(super) fn path(matches: &ArgMatches) -> PathBuf {
+    super::path(matches, "output").components().collect()
 }
 
 /// What the command reads, and where it keeps what it reads.

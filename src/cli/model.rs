@@ -10,7 +10,7 @@ use super::size::{self, human};
 use super::{named, report};
 use crate::disk::{Disk, with_suffix};
 use crate::error::{Error, Result};
-use crate::pipeline::Pinned;
+use crate::pipeline::{Pinned, Share};
 use crate::source::hub::{Environment, HubCache, HubId, Notices, Repository, Snapshot};
 use crate::source::{self, Deposit, Remote, Source, Spool, Streamed};
 
@@ -253,11 +253,12 @@ pub(super) fn offline_snapshot(id: &HubId, environment: &Environment) -> Result<
     })
 }
 
-/// Opens the MODEL argument for headers only, or with `output` for conversion to it; with `restart`, without
+/// Opens the MODEL argument for headers only, or with `output` for conversion to it or of a share of it; with `restart`, without
 /// what an unfinished run has left in the spool.
 pub(super) fn open(
     matches: &ArgMatches,
     output: Option<(&Path, Option<&Pinned>)>,
+    share: Option<Share>,
     restart: bool,
     stop: &Arc<AtomicBool>,
 ) -> Result<Model> {
@@ -277,9 +278,11 @@ pub(super) fn open(
     };
     let spool_limit_bytes = connected.spool_limit_bytes(matches);
     let pinned = connected.pinned(&id);
+    // Every share has a spool of its own.
+    let of_share = share.map_or(String::new(), |share| format!("-{}", share.stem()));
     let spool_directory = match matches.get_one::<PathBuf>("spool") {
-        Some(directory) => directory.join(connected.folder_name(&id)),
-        None => with_suffix(output, ".spool"),
+        Some(directory) => directory.join(format!("{}{of_share}", connected.folder_name(&id))),
+        None => with_suffix(output, &format!(".spool{of_share}")),
     };
     let cache_directory = environment.cache_dir.clone();
     let Connected { repository, cache, source, remote_files } = connected;

@@ -1,5 +1,6 @@
 //! `requant plan`: what a conversion would write, exactly, from headers alone.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -10,13 +11,15 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use super::console::{self, Page};
 use super::model::{self, Streaming};
 use super::size::{self, human};
-use super::{MODEL_HELP, Subcommand, applies, named, report, rules};
+use super::{MODEL_HELP, Subcommand, applies, job, named, report, rules};
 use crate::checkpoint::Catalogue;
 use crate::error::{Error, Result};
 use crate::opened::{self, Opened};
-use crate::pipeline;
+use crate::pipeline::{self, Share};
 use crate::plan::budget::{Fitted, Watch};
 use crate::plan::{self, Blueprint, Budget, Options, Rules, Summary, TARGETS, summary};
+
+mod shares;
 
 /// The subcommand.
 pub(super) struct Plan;
@@ -35,6 +38,8 @@ pub(super) struct Request {
     pub(super) streaming: Option<Streaming>,
     /// Files that are not on this machine.
     remote_files: Vec<(usize, u64)>,
+    /// The part of it that is to be done.
+    share: Option<Share>,
 }
 
 impl Request {
@@ -42,6 +47,7 @@ impl Request {
     pub(super) fn from_matches(
         matches: &ArgMatches,
         output: Option<&Path>,
+        share: Option<Share>,
         stop: &Arc<AtomicBool>,
     ) -> Result<Self> {
         let format = matches.get_one::<String>("to").cloned().unwrap_or_default();
@@ -55,13 +61,15 @@ impl Request {
         };
         // A revision that an unfinished run has pinned stays pinned.
         let unfinished = output.filter(|_| !restart(matches)).and_then(pipeline::unfinished);
-        let pinned = unfinished.and_then(|request| request.pinned);
+        let agreed = output.filter(|_| share.is_some()).and_then(pipeline::agreed);
+        let pinned =
+            agreed.and_then(|agreed| agreed.pinned).or(unfinished.and_then(|request| request.pinned));
         let path = super::path(matches, "MODEL");
         let (source, streaming, remote_files) = if opened::is_gguf(path) {
             (Opened::open(path)?, None, Vec::new())
         } else {
             let output = output.map(|output| (output, pinned.as_ref()));
-            let model = model::open(matches, output, restart(matches), stop)?;
+            let model = model::open(matches, output, share, restart(matches), stop)?;
             (Opened::from_source(model.source)?, model.streaming, model.remote_files)
         };
         let (rules, blueprint, mean_error) = match rules::budget(matches) {
@@ -73,7 +81,8 @@ impl Request {
         };
         let memory = matches.get_one::<u64>("memory").copied();
         let threads = fit(&source, &blueprint, super::threads(matches), memory)?;
-        let request = Self { source, format, blueprint, rules, mean_error, threads, streaming, remote_files };
+        let request =
+            Self { source, format, blueprint, rules, mean_error, threads, streaming, remote_files, share };
         rules::save(matches, request.recipe().as_deref())?;
         model::spool_limit(matches, request.largest_shard_bytes())?;
         Ok(request)
@@ -86,9 +95,22 @@ impl Request {
 
     /// Shards that a conversion would download: their number and bytes.
     pub(super) fn download(&self) -> (u64, u64) {
-        let shards = plan::files_read(self.source.catalogue(), &self.blueprint);
-        let absent = self.remote_files.iter().filter(|(file, _)| shards.contains(file));
+        self.download_of(&self.files())
+    }
+
+    /// The same, of `files`.
+    fn download_of(&self, files: &BTreeSet<usize>) -> (u64, u64) {
+        let absent = self.remote_files.iter().filter(|(file, _)| files.contains(file));
         absent.fold((0, 0), |(files, total), (_, bytes)| (files + 1, total + bytes))
+    }
+
+    /// Files that are read.
+    pub(super) fn files(&self) -> BTreeSet<usize> {
+        let (source, blueprint) = (self.source.catalogue(), &self.blueprint);
+        match self.share {
+            Some(share) => pipeline::files_of_share(source, blueprint, share),
+            None => plan::files_read(source, blueprint),
+        }
     }
 
     /// Most bytes of shards on the disk at once, if `limit_bytes` are allowed.
@@ -96,9 +118,14 @@ impl Request {
         limit_bytes.min(self.download().1)
     }
 
+    /// Most bytes that `--keep-source` may leave in a cache.
+    pub(super) fn kept_bytes(&self) -> u64 {
+        self.share.map_or(u64::MAX, |_| self.download().1)
+    }
+
     /// Bytes of the largest shard to be downloaded.
     fn largest_shard_bytes(&self) -> u64 {
-        let shards = plan::files_read(self.source.catalogue(), &self.blueprint);
+        let shards = self.files();
         let absent = self.remote_files.iter().filter(|(file, _)| shards.contains(file));
         absent.map(|&(_, bytes)| bytes).max().unwrap_or(0)
     }
@@ -193,13 +220,14 @@ impl Subcommand for Plan {
             .about("Show what a conversion would write, without converting")
             .arg(super::path_argument("MODEL", MODEL_HELP))
             .args(request_arguments())
+            .arg(job::jobs_argument("Show also what each of N shares would do (see convert --job)"))
             .arg(super::threads_argument())
             .args(super::output_arguments())
     }
 
     fn run(&self, matches: &ArgMatches) -> Result<()> {
         check(matches)?;
-        let request = Request::from_matches(matches, None, &super::stop_on_signal())?;
+        let request = Request::from_matches(matches, None, None, &super::stop_on_signal())?;
         let source = request.source.catalogue();
         let ram = pipeline::peak_ram_bytes(source, &request.blueprint, request.threads);
         let mut summary = summary(source, &request.blueprint, ram);
@@ -207,16 +235,26 @@ impl Subcommand for Plan {
         let limit = model::spool_limit(matches, request.largest_shard_bytes())?;
         summary.peak_disk_bytes +=
             if matches.get_flag("keep-source") { summary.download_bytes } else { request.spool_bytes(limit) };
+        let shares = matches.get_one::<u32>("jobs").map(|&count| {
+            let limit = if matches.get_flag("keep-source") { u64::MAX } else { limit };
+            shares::of(&request, count, limit, ram)
+        });
         if matches.get_flag("json") {
             let mut value = serde_json::to_value(&summary)
                 .map_err(|error| Error::Request(format!("cannot write JSON: {error}")))?;
             value["rules"] = rules::to_json(&request.rules, &request.blueprint);
             value["recipe"] = request.recipe().into();
             value["measured_error"] = request.mean_error.map(f64::sqrt).into();
+            if let Some(shares) = &shares {
+                value["shares"] = shares.iter().map(shares::OfShare::to_json).collect();
+            }
             return console::print_json(&value);
         }
         let mut page = Page::default();
         print_human(&request, &summary, &mut page);
+        if let Some(shares) = &shares {
+            shares::print(shares, &mut page);
+        }
         page.print()
     }
 }

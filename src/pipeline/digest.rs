@@ -11,6 +11,7 @@ use requant_formats::Sha256;
 use crate::disk::DiskFile;
 use crate::error::Result;
 use crate::frontier::Frontier;
+use crate::plan::Blueprint;
 
 /// Bytes hashed at a time.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -24,6 +25,53 @@ pub(super) struct Digests {
     pub(super) files: Vec<String>,
     /// One per part, by tensor.
     pub(super) parts: Vec<Vec<String>>,
+}
+
+impl Digests {
+    /// None yet.
+    pub(super) fn none(blueprint: &Blueprint) -> Self {
+        let parts = blueprint.tensors.iter().map(|tensor| vec![String::new(); tensor.placements.len()]);
+        Self { files: vec![String::new(); blueprint.files.len()], parts: parts.collect() }
+    }
+
+    /// Takes in what was found of file number `number`.
+    pub(super) fn add(&mut self, number: usize, of_file: OfFile) {
+        self.files[number] = of_file.whole;
+        for (tensor, part, digest) in of_file.parts {
+            self.parts[tensor][part] = digest;
+        }
+    }
+}
+
+/// Digests of one file.
+pub(super) struct OfFile {
+    whole: String,
+    /// Tensor, part of it, digest.
+    parts: Vec<(usize, usize, String)>,
+}
+
+/// Hashes file number `number` of a result as its frontier advances, and the tensors in it. `None` when the frontier was
+/// closed.
+pub(super) fn follow_result(
+    blueprint: &Blueprint,
+    number: usize,
+    file: &DiskFile,
+    frontier: &Frontier,
+) -> Result<Option<OfFile>> {
+    let mut placed: Vec<(u64, u64, usize, usize)> = Vec::new();
+    for (tensor, output) in blueprint.tensors.iter().enumerate() {
+        for (part, place) in output.placements.iter().enumerate().filter(|(_, place)| place.file == number) {
+            placed.push((place.offset_bytes, place.offset_bytes + place.len_bytes, tensor, part));
+        }
+    }
+    placed.sort_unstable();
+    let parts: Vec<Part> = placed.iter().map(|&(start, end, ..)| Part { start, end }).collect();
+    let found = follow(file, blueprint.files[number].len_bytes, frontier, &parts)?;
+    Ok(found.map(|(whole, digests)| {
+        let parts =
+            placed.into_iter().zip(digests).map(|((_, _, tensor, part), digest)| (tensor, part, digest));
+        OfFile { whole, parts: parts.collect() }
+    }))
 }
 
 /// Hashes `len_bytes` of `file` from `offset_bytes`.
@@ -41,18 +89,18 @@ pub(super) fn range(file: &DiskFile, offset_bytes: u64, len_bytes: u64) -> Resul
 }
 
 /// A stored tensor of a file: where it starts and ends.
-pub(super) struct Part {
+struct Part {
     /// First byte.
-    pub(super) start: u64,
+    start: u64,
     /// Byte after the last.
-    pub(super) end: u64,
+    end: u64,
 }
 
 /// Hashes a file of `len_bytes` as its frontier advances, and each of its parts on the way: they are in the order of
 /// their bytes. `None` when the frontier was closed.
 ///
 /// File and part are two messages that advance together, which costs little more than one.
-pub(super) fn follow(
+fn follow(
     file: &DiskFile,
     len_bytes: u64,
     frontier: &Frontier,

@@ -7,7 +7,7 @@
 use requant_formats::dispatch::{self, Kernel};
 use serde::{Deserialize, Serialize};
 
-use crate::plan::{Blueprint, Job};
+use crate::plan::Blueprint;
 
 /// Independent partial sums: element `i` goes to number `i % LANES`.
 const LANES: usize = 16;
@@ -146,12 +146,12 @@ pub struct ErrorReport {
 }
 
 impl ErrorReport {
-    /// From the sums of each job.
-    pub(super) fn new(blueprint: &Blueprint, jobs: &[Job], sums: &[Sums]) -> Self {
+    /// From the sums of each job, of which `tensors` says what it writes.
+    pub(super) fn new(blueprint: &Blueprint, tensors: impl Iterator<Item = usize>, sums: &[Sums]) -> Self {
         let mut by_tensor = vec![Sums::default(); blueprint.tensors.len()];
         let mut all = Sums::default();
-        for (job, sums) in jobs.iter().zip(sums) {
-            by_tensor[job.tensor].add_sums(*sums);
+        for (tensor, sums) in tensors.zip(sums) {
+            by_tensor[tensor].add_sums(*sums);
             all.add_sums(*sums);
         }
         let mut tensors: Vec<TensorError> = blueprint

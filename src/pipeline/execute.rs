@@ -15,10 +15,12 @@ use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
 use rayon::ThreadPoolBuilder;
+use requant_formats::layout::Runs;
+use serde::{Deserialize, Serialize};
 
 use super::Progress;
-use super::digest::{self, Digests, Part};
-use super::errors::{ErrorReport, Sums};
+use super::digest::{self, Digests};
+use super::errors::Sums;
 use super::intake::Intake;
 use super::journal::{Done, Journal};
 use super::maxima::Maxima;
@@ -30,7 +32,7 @@ use crate::checkpoint::{Catalogue, Unit};
 use crate::disk::DiskFile;
 use crate::error::{Error, Result};
 use crate::frontier::Frontier;
-use crate::plan::{self, Blueprint, Job, OutputTensor};
+use crate::plan::{self, Blueprint, Job, OutputTensor, Placement};
 
 /// Weights in a tile, at most (a single longer row makes a longer tile): 0.5 MiB of f32.
 const TILE_ELEMS: usize = 1 << 17;
@@ -63,6 +65,8 @@ pub(super) struct Run<'a> {
     pub(super) done: &'a [Option<Done>],
     /// Whether there is to be an error report.
     pub(super) error_report: bool,
+    /// Whether the files are hashed while they are written: not by one of several machines.
+    pub(super) follows: bool,
     /// Brings the source's files, if they have to be brought.
     pub(super) intake: Option<&'a Intake<'a>>,
     /// Compares what jobs read with the source's files, if these may change.
@@ -104,14 +108,14 @@ impl Shared {
 }
 
 impl Run<'_> {
-    /// Runs every job of `queue` that is not done and returns the digests of the result, and the error report if
-    /// there is to be one.
+    /// Runs every job of `queue` that is not done and returns the digests of the result, if it [`Run::follows`], and
+    /// what jobs say for an error report, if there is to be one.
     pub(super) fn execute(
         &self,
         threads: usize,
         queue: Queue,
         journal: &mut Journal,
-    ) -> Result<(Digests, Option<ErrorReport>)> {
+    ) -> Result<(Option<Digests>, Option<Vec<Sums>>)> {
         let shared = self.share(queue);
         let pool = ThreadPoolBuilder::new()
             .num_threads(threads)
@@ -121,7 +125,7 @@ impl Run<'_> {
         let (finished, to_record) = std::sync::mpsc::channel();
         let shared_ref = &shared;
         let followed = std::thread::scope(|scope| {
-            let follower = scope.spawn(|| self.follow(shared_ref));
+            let follower = self.follows.then(|| scope.spawn(|| self.follow(shared_ref)));
             scope.spawn(move || {
                 let recorded = |job| self.intake.map_or(Ok(()), |intake| intake.recorded(job));
                 if let Err(error) = writeback::run(
@@ -156,9 +160,9 @@ impl Run<'_> {
             if let Some(provenance) = self.provenance {
                 provenance.left_alone(self.progress);
             }
-            follower.join()
+            follower.map(std::thread::ScopedJoinHandle::join)
         });
-        let digests = match followed {
+        let digests = match followed.transpose() {
             Ok(result) => result,
             Err(panic) => std::panic::resume_unwind(panic),
         };
@@ -166,20 +170,21 @@ impl Run<'_> {
         if let Some(error) = failure {
             return Err(error);
         }
-        let digests = digests?.ok_or(Error::Interrupted)?;
-        let report = self.error_report.then(|| {
+        let digests = match digests.transpose()? {
+            Some(None) => return Err(Error::Interrupted),
+            followed => followed.flatten(),
+        };
+        let sums = self.error_report.then(|| {
             let sums = shared.sums.into_iter().map(|sums| sums.into_inner().unwrap_or_default());
-            ErrorReport::new(self.blueprint, self.jobs, &sums.collect::<Vec<_>>())
+            sums.collect()
         });
-        Ok((digests, report))
+        Ok((digests, sums))
     }
 
     /// Counts what an earlier run has done as progress.
     pub(super) fn report_done(&self) {
         for (job, _) in self.jobs.iter().zip(self.done).filter(|(_, done)| done.is_some()) {
-            let tensor = &self.source.tensors()[self.blueprint.tensors[job.tensor].pieces[job.piece].source];
-            let rows = tensor.matrix().0.max(1) as u64;
-            self.progress.advance(tensor.len_bytes * job.source_rows.len() as u64 / rows);
+            self.progress.advance(plan::source_bytes(self.blueprint, self.source.tensors(), job));
         }
     }
 
@@ -209,43 +214,17 @@ impl Run<'_> {
 
     /// The bytes of `job` are in their files.
     fn advance_frontiers(&self, shared: &Shared, job: &Job) {
-        let output = &self.blueprint.tensors[job.tensor];
-        let (_, cols) = self.source.tensors()[output.pieces[job.piece].source].matrix();
-        let rows = plan::output_rows(&output.pieces[job.piece], job.source_rows.len(), cols);
-        for (placement, runs) in output.runs(job.first_row..job.first_row + rows) {
-            for (offset, range) in runs.pieces() {
-                let start = placement.offset_bytes + offset;
-                shared.frontiers[placement.file].add(start, start + range.len() as u64);
-            }
+        if self.follows {
+            written(self.source, self.blueprint, job).advance(self.blueprint, &shared.frontiers);
         }
     }
 
     /// Hashes files, one after the other, as they are finished, and the tensors in them.
     fn follow(&self, shared: &Shared) -> Result<Option<Digests>> {
-        let tensors = &self.blueprint.tensors;
-        let mut digests = Digests {
-            files: Vec::new(),
-            parts: tensors.iter().map(|tensor| vec![String::new(); tensor.placements.len()]).collect(),
-        };
-        for (number, (staged, file)) in self.files.iter().zip(&self.blueprint.files).enumerate() {
-            let mut placed: Vec<(u64, u64, usize, usize)> = Vec::new();
-            for (tensor, output) in tensors.iter().enumerate() {
-                for (part, place) in
-                    output.placements.iter().enumerate().filter(|(_, place)| place.file == number)
-                {
-                    placed.push((place.offset_bytes, place.offset_bytes + place.len_bytes, tensor, part));
-                }
-            }
-            placed.sort_unstable();
-            let parts: Vec<Part> = placed.iter().map(|&(start, end, ..)| Part { start, end }).collect();
-            let frontier = &shared.frontiers[number];
-            match digest::follow(staged, file.len_bytes, frontier, &parts) {
-                Ok(Some((whole, found))) => {
-                    digests.files.push(whole);
-                    for (&(_, _, tensor, part), digest) in placed.iter().zip(found) {
-                        digests.parts[tensor][part] = digest;
-                    }
-                }
+        let mut digests = Digests::none(self.blueprint);
+        for (number, staged) in self.files.iter().enumerate() {
+            match digest::follow_result(self.blueprint, number, staged, &shared.frontiers[number]) {
+                Ok(Some(found)) => digests.add(number, found),
                 Ok(None) => return Ok(None),
                 Err(error) => {
                     shared.failed.store(true, Ordering::Relaxed);
@@ -342,17 +321,55 @@ pub(super) fn unit(source: &Catalogue, output: &OutputTensor, job: &Job) -> Unit
     Unit { id: piece.source, rows: job.source_rows.clone(), tile_rows, unscaled: piece.unscaled }
 }
 
-/// Bands of output rows that `job` writes at once, one after the other.
-pub(super) fn written_bands(
-    source: &Catalogue,
-    output: &OutputTensor,
-    job: &Job,
-) -> impl Iterator<Item = Range<usize>> {
+/// What a job writes: rows of an output tensor, and how many of them it encodes at once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Written {
+    pub(super) tensor: usize,
+    pub(super) rows: Range<usize>,
+    tile_rows: usize,
+}
+
+/// What `job` writes.
+pub(super) fn written(source: &Catalogue, blueprint: &Blueprint, job: &Job) -> Written {
+    let output = &blueprint.tensors[job.tensor];
     let piece = &output.pieces[job.piece];
     let (_, cols) = source.tensors()[piece.source].matrix();
     let rows = plan::output_rows(piece, job.source_rows.len(), cols);
     let tile_rows = if piece.turn.is_none() { tile_rows(source, output, job) } else { rows };
-    slab::bands(output, job.first_row..job.first_row + rows, tile_rows)
+    Written { tensor: job.tensor, rows: job.first_row..job.first_row + rows, tile_rows }
+}
+
+impl Written {
+    /// Where in which files the bytes are, in the order in which they are written.
+    pub(super) fn runs<'a>(&self, blueprint: &'a Blueprint) -> impl Iterator<Item = (Placement, Runs)> + 'a {
+        let output = &blueprint.tensors[self.tensor];
+        slab::bands(output, self.rows.clone(), self.tile_rows).flat_map(|band| output.runs(band))
+    }
+
+    /// Whether a job can write this to `output`.
+    pub(super) fn fits(&self, output: &OutputTensor) -> bool {
+        let (rows, band) = (output.matrix(1.0).rows(), output.layout.band_rows());
+        let is_band = |row: usize| row.is_multiple_of(band) || row == rows;
+        let is_range = self.rows.start <= self.rows.end && self.rows.end <= rows;
+        let is_tile =
+            (1..=rows.max(TILE_ELEMS)).contains(&self.tile_rows) && is_band(self.tile_rows.min(rows));
+        is_range && is_tile && is_band(self.rows.start) && is_band(self.rows.end)
+    }
+
+    /// Number of bytes.
+    pub(super) fn len_bytes(&self, blueprint: &Blueprint) -> u64 {
+        self.runs(blueprint).map(|(_, runs)| runs.len_bytes() as u64).sum()
+    }
+
+    /// The bytes are in their files.
+    pub(super) fn advance(&self, blueprint: &Blueprint, frontiers: &[Frontier]) {
+        for (placement, runs) in blueprint.tensors[self.tensor].runs(self.rows.clone()) {
+            for (offset, range) in runs.pieces() {
+                let start = placement.offset_bytes + offset;
+                frontiers[placement.file].add(start, start + range.len() as u64);
+            }
+        }
+    }
 }
 
 /// Bytes of each file that no tensor covers (header, padding): file, start, end.

@@ -30,6 +30,8 @@ use crate::small;
 const LAYOUT: u32 = 2;
 /// Bytes of a record's number and its two fingerprints.
 const FIELDS_BYTES: usize = 4 + 16 + 16;
+/// As many as the largest model has; a larger number is no journal's.
+const MOST_JOBS: usize = 1 << 20;
 /// Bytes of a record's check.
 const CHECK_BYTES: usize = 16;
 
@@ -115,7 +117,7 @@ impl RequestRecord {
     }
 
     /// What `self`, asked for now, has other than the unfinished `earlier`.
-    fn difference(&self, earlier: &Self) -> Option<String> {
+    pub(super) fn difference(&self, earlier: &Self) -> Option<String> {
         let changed = |what: &str, then: &str, now: &str| Some(format!("{what} was {then}, now {now}"));
         if self.layout != earlier.layout {
             Some(
@@ -198,14 +200,7 @@ impl Journal {
         output: &Path,
         request: &RequestRecord,
     ) -> Result<Option<(Self, Progress)>> {
-        let bytes = match small::read(path, small::JOURNAL) {
-            Ok(bytes) => bytes,
-            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
-                return Ok(None);
-            }
-            Err(error) => return Err(error),
-        };
-        let Some((earlier, start)) = parse_request(&bytes) else { return Ok(None) };
+        let Some((earlier, progress, end)) = read_records(path)? else { return Ok(None) };
         if let Some(difference) = request.difference(&earlier) {
             return Err(Error::Request(format!(
                 "{}: an unfinished run of another request is there: {difference}. Repeat that command to finish it, \
@@ -213,25 +208,37 @@ impl Journal {
                 output.display()
             )));
         }
-        let key = request.key();
-        // One more than there are jobs: the last one is the seal.
-        let mut done = vec![None; request.jobs + 1];
-        let mut valid = start;
-        let record_len = record_len(request.error_report);
-        for record in bytes[start..].chunks_exact(record_len) {
-            match parse_record(record, key).filter(|found| found.job < done.len()) {
-                Some(found) => done[found.job] = Some(found),
-                None => break,
-            }
-            valid += record_len;
-        }
+        Self::go_on(disk, path, request, end).map(|journal| Some((journal, progress)))
+    }
+
+    /// As [`Journal::resume`]; the journal of another request counts as none.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub(super) fn resume_own(
+        disk: &Disk,
+        path: &Path,
+        request: &RequestRecord,
+    ) -> Result<Option<(Self, Progress)>> {
+        let there = read_records(path)?.filter(|(earlier, ..)| earlier == request);
+        let Some((_, progress, end)) = there else { return Ok(None) };
+        Self::go_on(disk, path, request, end).map(|journal| Some((journal, progress)))
+    }
+
+    /// What the journal at `path` says, and for which request; `None` when there is none that can be read.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub(super) fn read(path: &Path) -> Result<Option<(RequestRecord, Progress)>> {
+        Ok(read_records(path)?.map(|(request, progress, _)| (request, progress)))
+    }
+
+    /// Goes on after `end` bytes of the journal at `path`.
+    fn go_on(disk: &Disk, path: &Path, request: &RequestRecord, end: usize) -> Result<Self> {
         let file = disk.open(path)?;
-        file.set_len(valid as u64)?;
-        let file = Appender::new(file, valid as u64);
-        let sealed = done.pop().flatten().map(|seal| seal.wrote);
-        let has_sums = request.error_report;
-        let journal = Self { file, key, jobs: request.jobs, has_sums };
-        Ok(Some((journal, Progress { done, sealed })))
+        file.set_len(end as u64)?;
+        let file = Appender::new(file, end as u64);
+        Ok(Self { file, key: request.key(), jobs: request.jobs, has_sums: request.error_report })
     }
 
     /// Begins a journal at `path`.
@@ -271,16 +278,39 @@ impl Journal {
     }
 }
 
+/// The request of the journal at `path`, its records up to the first torn one, and where that is; `None` when there is
+/// no journal, or none whose first line makes sense.
+fn read_records(path: &Path) -> Result<Option<(RequestRecord, Progress, usize)>> {
+    let bytes = match small::read(path, small::JOURNAL) {
+        Ok(bytes) => bytes,
+        Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let Some((request, mut end)) = parse_request(&bytes) else { return Ok(None) };
+    // One more than there are jobs: the last one is the seal.
+    if request.jobs > MOST_JOBS {
+        return Ok(None);
+    }
+    let mut done = vec![None; request.jobs + 1];
+    let (key, record_len) = (request.key(), record_len(request.error_report));
+    for record in bytes[end..].chunks_exact(record_len) {
+        match parse_record(record, key).filter(|found| found.job < done.len()) {
+            Some(found) => done[found.job] = Some(found),
+            None => break,
+        }
+        end += record_len;
+    }
+    let sealed = done.pop().flatten().map(|seal| seal.wrote);
+    Ok(Some((request, Progress { done, sealed }, end)))
+}
+
 /// How many jobs are done of a run whose journal is at `path`, whatever its request.
 ///
 /// # Errors
 /// As [`Journal::resume`].
 pub(crate) fn resumed_jobs(path: &Path) -> Result<usize> {
-    /// As many as the largest model has.
-    const MAX_JOBS: usize = 1 << 20;
-    let Some(request) = Journal::peek(path).filter(|request| request.jobs <= MAX_JOBS) else { return Ok(0) };
-    let resumed = Journal::resume(&Disk::default(), path, path, &request)?;
-    Ok(resumed.map_or(0, |(_, progress)| progress.done.iter().flatten().count()))
+    let read = Journal::read(path)?;
+    Ok(read.map_or(0, |(_, progress)| progress.done.iter().flatten().count()))
 }
 
 fn record_len(has_sums: bool) -> usize {

@@ -8,38 +8,44 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::Progress;
-use super::execute::written_bands;
+use super::execute::Written;
 use super::journal::Done;
-use crate::checkpoint::Catalogue;
 use crate::disk::DiskFile;
 use crate::error::{Error, Result};
 use crate::fingerprint::Fingerprint;
-use crate::plan::{Blueprint, Job};
+use crate::plan::Blueprint;
 
 /// Bytes read at a time, at most.
 const CHUNK_BYTES: usize = 1 << 20;
 
 /// Files of an unfinished run, and what its journal says about them.
 pub(super) struct Kept<'a> {
-    pub(super) source: &'a Catalogue,
     pub(super) blueprint: &'a Blueprint,
-    pub(super) jobs: &'a [Job],
+    /// What each job writes.
+    pub(super) written: &'a [Written],
     pub(super) files: &'a [DiskFile],
     pub(super) progress: &'a dyn Progress,
     pub(super) stop: &'a AtomicBool,
 }
 
 impl Kept<'_> {
-    /// Takes jobs out of `done` whose bytes are not what they were, and says how many.
+    /// Takes jobs out of `done` whose bytes are not what they were, and says how many; calls `sound` with each of the
+    /// others.
     ///
     /// # Errors
     /// When a file cannot be read or written, and [`Error::Interrupted`] once `stop` is set.
-    pub(super) fn check(&self, done: &mut [Option<Done>], threads: usize) -> Result<usize> {
+    pub(super) fn check(
+        &self,
+        done: &mut [Option<Done>],
+        threads: usize,
+        sound: &(dyn Fn(usize) + Sync),
+    ) -> Result<usize> {
         let recorded: Vec<Done> = done.iter().flatten().copied().collect();
         if recorded.is_empty() {
             return Ok(0);
         }
-        let total = recorded.iter().map(|done| self.job_bytes(done.job)).sum();
+        let job_bytes = |job: usize| self.written[job].len_bytes(self.blueprint);
+        let total = recorded.iter().map(|done| job_bytes(done.job)).sum();
         self.progress.stage("check", total);
         let (next, damaged) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
         let walk = || -> Result<()> {
@@ -48,10 +54,12 @@ impl Kept<'_> {
                 if self.stop.load(Ordering::Relaxed) {
                     return Err(Error::Interrupted);
                 }
-                if self.fingerprint(record.job, &mut buffer)? != record.wrote {
+                if self.fingerprint(record.job, &mut buffer)? == record.wrote {
+                    sound(record.job);
+                } else {
                     damaged.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(record.job);
                 }
-                self.progress.advance(self.job_bytes(record.job));
+                self.progress.advance(job_bytes(record.job));
             }
             Ok(())
         };
@@ -64,36 +72,24 @@ impl Kept<'_> {
         })?;
         let damaged = damaged.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
         damaged.iter().for_each(|&job| done[job] = None);
-        if !damaged.is_empty() {
-            self.progress.damaged(damaged.len());
-        }
         Ok(damaged.len())
     }
 
     /// Of the bytes that are now where `job` wrote, in the order in which it did.
     fn fingerprint(&self, job: usize, buffer: &mut Vec<u8>) -> Result<u128> {
-        let output = &self.blueprint.tensors[self.jobs[job].tensor];
         let mut found = Fingerprint::new();
-        for band in written_bands(self.source, output, &self.jobs[job]) {
-            for (placement, runs) in output.runs(band) {
-                let staged = &self.files[placement.file];
-                for (offset, range) in runs.pieces() {
-                    let (mut offset, end) = (offset, offset + range.len() as u64);
-                    while offset < end {
-                        buffer.resize(CHUNK_BYTES.min((end - offset) as usize), 0);
-                        staged.read_exact_at(buffer, placement.offset_bytes + offset)?;
-                        found.update(buffer);
-                        offset += buffer.len() as u64;
-                    }
+        for (placement, runs) in self.written[job].runs(self.blueprint) {
+            let staged = &self.files[placement.file];
+            for (offset, range) in runs.pieces() {
+                let (mut offset, end) = (offset, offset + range.len() as u64);
+                while offset < end {
+                    buffer.resize(CHUNK_BYTES.min((end - offset) as usize), 0);
+                    staged.read_exact_at(buffer, placement.offset_bytes + offset)?;
+                    found.update(buffer);
+                    offset += buffer.len() as u64;
                 }
             }
         }
         Ok(found.finish())
-    }
-
-    fn job_bytes(&self, job: usize) -> u64 {
-        let output = &self.blueprint.tensors[self.jobs[job].tensor];
-        let bands = written_bands(self.source, output, &self.jobs[job]);
-        bands.flat_map(|band| output.runs(band)).map(|(_, runs)| runs.len_bytes() as u64).sum()
     }
 }

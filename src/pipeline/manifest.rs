@@ -94,21 +94,29 @@ pub struct TensorRecord {
     pub sha256: String,
 }
 
-impl Manifest {
+/// What a manifest says beside the files and tensors of the result.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct About {
+    /// The command line, word by word.
+    pub(super) command: Vec<String>,
+    /// The format asked for.
+    pub(super) format: String,
+    /// The rules as a recipe.
+    pub(super) recipe: Option<String>,
+    /// Where the source was.
+    pub(super) source: String,
+    /// Source files that count.
+    pub(super) source_files: Vec<SourceRecord>,
+}
+
+impl About {
+    /// Of a conversion of `source`. `witnessed` are the digests of files that were proven to be what was read; without
+    /// them those count that have tensors.
     pub(super) fn new(
         source: &Catalogue,
-        blueprint: &Blueprint,
-        output: &Path,
         settings: &Settings,
-        digests: &Digests,
         witnessed: Option<BTreeMap<usize, String>>,
-        error_report: Option<ErrorReport>,
     ) -> Self {
-        let output_name = output.file_name().unwrap_or_default().to_string_lossy();
-        let file_name = |file: usize| match blueprint.files[file].name.as_str() {
-            "" => output_name.to_string(),
-            name => name.to_owned(),
-        };
         let used = witnessed.unwrap_or_else(|| {
             let used: BTreeSet<usize> = source.tensors().iter().map(|tensor| tensor.file).collect();
             used.into_iter().map(|id| (id, String::new())).collect()
@@ -118,42 +126,93 @@ impl Manifest {
             let sha256 = if witnessed.is_empty() { file.sha256.clone() } else { Some(witnessed) };
             SourceRecord { name: file.name.clone(), bytes: file.len_bytes, sha256 }
         });
+        Self {
+            command: settings.command.clone(),
+            format: settings.format.clone(),
+            recipe: settings.recipe.clone(),
+            source: source.source().location(),
+            source_files: source_files.collect(),
+        }
+    }
+}
+
+impl Manifest {
+    /// Of the result at `output`. Without `digests` it says everything else.
+    pub(super) fn new(
+        about: About,
+        blueprint: &Blueprint,
+        output: &Path,
+        digests: Option<&Digests>,
+        error_report: Option<ErrorReport>,
+    ) -> Self {
+        let output_name = output.file_name().unwrap_or_default().to_string_lossy();
+        let file_name = &|file: usize| match blueprint.files[file].name.as_str() {
+            "" => output_name.to_string(),
+            name => name.to_owned(),
+        };
+        let of_file = |id: usize| digests.map_or(String::new(), |digests| digests.files[id].clone());
+        let of_part = &|tensor: usize, part: usize| {
+            digests.map_or(String::new(), |digests| digests.parts[tensor][part].clone())
+        };
         let files = blueprint.files.iter().enumerate().map(|(id, file)| FileRecord {
             name: file_name(id),
             bytes: file.len_bytes,
-            sha256: digests.files[id].clone(),
+            sha256: of_file(id),
         });
         let sidecars = blueprint.sidecars.iter().map(|sidecar| FileRecord {
             name: sidecar.name.clone(),
             bytes: sidecar.bytes.len() as u64,
             sha256: super::digest::of(&sidecar.bytes),
         });
-        let tensors = blueprint.tensors.iter().zip(&digests.parts).flat_map(|(tensor, digests)| {
-            let parts = tensor.names.iter().zip(&tensor.placements).zip(digests);
-            parts.map(|((name, placement), digest)| TensorRecord {
+        let tensors = blueprint.tensors.iter().enumerate().flat_map(|(number, tensor)| {
+            let parts = tensor.names.iter().zip(&tensor.placements).enumerate();
+            parts.map(move |(part, (name, placement))| TensorRecord {
                 name: name.clone(),
                 type_name: tensor.type_name.clone(),
                 shape: tensor.shape.clone(),
                 file: file_name(placement.file),
                 offset: placement.offset_bytes,
                 bytes: placement.len_bytes,
-                sha256: digest.clone(),
+                sha256: of_part(number, part),
             })
         });
         Self {
             manifest_version: MANIFEST_VERSION,
             requant_version: env!("CARGO_PKG_VERSION").to_owned(),
-            command: settings.command.clone(),
-            format: settings.format.clone(),
-            recipe: settings.recipe.clone(),
-            source: source.source().location(),
-            source_files: source_files.collect(),
+            command: about.command,
+            format: about.format,
+            recipe: about.recipe,
+            source: about.source,
+            source_files: about.source_files,
             is_directory: blueprint.is_directory,
             files: files.chain(sidecars).collect(),
             tensors: tensors.collect(),
             error_report,
             validation: None,
         }
+    }
+
+    /// Whether it is that of a result of the same request, whatever the digests are.
+    pub(super) fn is_of(&self, wanted: &Self, error_report: bool) -> bool {
+        let about = |manifest: &Self| {
+            let Self { requant_version, format, recipe, source, is_directory, .. } = manifest.clone();
+            (requant_version, format.to_ascii_lowercase(), recipe, source, is_directory)
+        };
+        let files = |manifest: &Self| -> Vec<(String, u64)> {
+            manifest.files.iter().map(|file| (file.name.clone(), file.bytes)).collect()
+        };
+        let tensors = |manifest: &Self| -> Vec<TensorRecord> {
+            let without = |tensor: &TensorRecord| TensorRecord { sha256: String::new(), ..tensor.clone() };
+            manifest.tensors.iter().map(without).collect()
+        };
+        let is_read = |wanted: &SourceRecord| {
+            self.source_files.iter().any(|file| file.name == wanted.name && file.bytes == wanted.bytes)
+        };
+        about(self) == about(wanted)
+            && files(self) == files(wanted)
+            && tensors(self) == tensors(wanted)
+            && wanted.source_files.iter().all(is_read)
+            && self.error_report.is_some() == error_report
     }
 
     /// The text of its file.

@@ -9,6 +9,7 @@
 //! OUTPUT.replaced               an old directory that makes room for the new one, for a moment
 //! OUTPUT.view                   links to the unfinished files under their final names, while they are measured
 //! OUTPUT.lock                   held while a run writes
+//! OUTPUT.shares                 what several machines need to write one result together (see `shares/folder.rs`)
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -20,10 +21,11 @@ use crate::plan::{Blueprint, OutputFile};
 pub(super) const INSIDE: &str = "requant.manifest.json";
 
 /// What follows the name of a result in those of what a run puts beside it, and may remove there.
-pub(super) const BESIDE: [&str; 8] = [
+pub(super) const BESIDE: [&str; 9] = [
     ".partial",
     ".journal",
     ".lock",
+    ".shares",
     ".replaced",
     ".spool",
     ".view",
@@ -84,7 +86,7 @@ impl Names {
     }
 
     pub(super) fn lock(&self) -> PathBuf {
-        with_suffix(&self.output, ".lock")
+        lock(&self.output)
     }
 
     pub(super) fn replaced(&self) -> PathBuf {
@@ -136,4 +138,14 @@ pub(super) fn partial(path: &Path) -> PathBuf {
 /// The journal of an unfinished `output`.
 pub(super) fn journal(output: &Path) -> PathBuf {
     with_suffix(output, ".journal")
+}
+
+/// Held while a run writes `output`.
+pub(super) fn lock(output: &Path) -> PathBuf {
+    with_suffix(output, ".lock")
+}
+
+/// What several machines that write `output` together keep beside it.
+pub(super) fn shares(output: &Path) -> PathBuf {
+    with_suffix(output, ".shares")
 }

@@ -20,7 +20,7 @@ use super::walk::{Segment, Target, Walk};
 use super::{Progress, execute, maxima};
 use crate::checkpoint::Catalogue;
 use crate::error::{Error, Result};
-use crate::plan::{Blueprint, Job};
+use crate::plan::{Blueprint, Job, files_of};
 use crate::source::{ContentDigest, FileState, LocalDirectory, Source, file_digest};
 
 /// How long a reader without a file sleeps before it asks whether to go on.
@@ -31,9 +31,9 @@ const WORKERS_PER_READER: usize = 16;
 /// Fewer bytes are read before anybody misses a line about it.
 const SHOWN_BYTES: u64 = 64 << 20;
 
-/// The way out of every error here.
-const WAY_OUT: &str = "Nothing is under the final name. Put the file back as it was and repeat the command, or add --restart \
-                       to convert it as it is now";
+/// The way out of every error here, for a run of one machine.
+pub(super) const WAY_OUT: &str = "Nothing is under the final name. Put the file back as it was and repeat the command, or \
+                                  add --restart to convert it as it is now";
 
 /// The files of a local source, and what was read of them.
 pub(super) struct Provenance<'a> {
@@ -41,6 +41,9 @@ pub(super) struct Provenance<'a> {
     local: &'a LocalDirectory,
     blueprint: &'a Blueprint,
     jobs: &'a [Job],
+    /// The jobs that count.
+    is_own: &'a [bool],
+    way_out: &'a str,
     /// For each job whether an earlier run has done it.
     is_earlier: Vec<bool>,
     /// Jobs that read a file, by the file; every file that counts is a key.
@@ -77,22 +80,22 @@ pub(super) fn readers(threads: usize) -> usize {
 }
 
 impl<'a> Provenance<'a> {
-    /// For jobs of which `done` says what an earlier run has read; `None` for a source that verifies its files by
-    /// itself.
+    /// For the jobs that `is_own`, of which `done` says what an earlier run has read, and `files` that count beside
+    /// those that they read. `None` for a source that verifies its files by itself.
     pub(super) fn new(
         source: &'a Catalogue,
         blueprint: &'a Blueprint,
-        jobs: &'a [Job],
+        (jobs, is_own): (&'a [Job], &'a [bool]),
+        files: &BTreeSet<usize>,
         done: &[Option<Done>],
+        way_out: &'a str,
     ) -> Option<Self> {
         let local = source.source().changeable()?;
         let prefixes = local.prefixes();
-        let with_tensors = source.tensors().iter().map(|tensor| tensor.file);
-        let used = with_tensors.chain(prefixes.iter().map(|&(file, ..)| file));
-        let mut readers: BTreeMap<usize, Vec<u32>> = used.map(|file| (file, Vec::new())).collect();
+        let mut readers: BTreeMap<usize, Vec<u32>> = files.iter().map(|&file| (file, Vec::new())).collect();
         let mut first_job: BTreeMap<usize, usize> = BTreeMap::new();
-        for (number, job) in jobs.iter().enumerate() {
-            for file in files_of(source, blueprint, job) {
+        for (number, job) in jobs.iter().enumerate().filter(|&(number, _)| is_own[number]) {
+            for file in files_of(blueprint, source.tensors(), job) {
                 readers.entry(file).or_default().push(number as u32);
                 if done[number].is_none() {
                     first_job.entry(file).or_insert(number);
@@ -116,6 +119,8 @@ impl<'a> Provenance<'a> {
             local,
             blueprint,
             jobs,
+            is_own,
+            way_out,
             is_earlier,
             readers,
             prefixes,
@@ -129,7 +134,7 @@ impl<'a> Provenance<'a> {
 
     /// A job is about to read its files.
     pub(super) fn begun(&self, job: usize) {
-        let files = files_of(self.source, self.blueprint, &self.jobs[job]);
+        let files = files_of(self.blueprint, self.source.tensors(), &self.jobs[job]);
         let mut state = self.lock();
         let needed: Vec<(usize, usize)> =
             state.waiting.iter().copied().filter(|(_, file)| files.contains(file)).collect();
@@ -216,7 +221,7 @@ impl<'a> Provenance<'a> {
         }
         let state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
         let all_read = self.readers.keys().all(|file| state.finished.contains_key(file));
-        let all_judged = state.read.iter().all(Option::is_some);
+        let all_judged = state.read.iter().zip(self.is_own).all(|(read, is_own)| !is_own || read.is_some());
         if all_read && all_judged { Ok(state.finished) } else { Err(Error::Interrupted) }
     }
 
@@ -240,7 +245,7 @@ impl<'a> Provenance<'a> {
         let whole: BTreeSet<usize> =
             self.blueprint.tensors.iter().flat_map(|tensor| tensor.scale_sources.iter().copied()).collect();
         for id in whole {
-            if files_of_weight(self.source, id, false).contains(&file) {
+            if is_of_weight(self.source, id, file) {
                 let extents = self.source.extents(&maxima::unit(self.source, id));
                 let own = extents.into_iter().filter(|extent| extent.file == file);
                 segments.extend(own.map(|extent| Segment::new(extent, Target::Whole(id))));
@@ -267,7 +272,8 @@ impl<'a> Provenance<'a> {
                 Target::Prefix(_) => {
                     let message = format!(
                         "its first bytes, from which the conversion was planned, are other ones now: it was changed \
-                         while it was read. {WAY_OUT}"
+                         while it was read. {}",
+                        self.way_out
                     );
                     return Err(Error::changed(name, message));
                 }
@@ -287,7 +293,7 @@ impl<'a> Provenance<'a> {
     fn judge(&self, state: &State, number: usize) -> Result<()> {
         let job = &self.jobs[number];
         let Some(read) = state.read[number] else { return Ok(()) };
-        let files = files_of(self.source, self.blueprint, job);
+        let files = files_of(self.blueprint, self.source.tensors(), job);
         if !files.iter().all(|file| state.finished.contains_key(file)) {
             return Ok(());
         }
@@ -303,7 +309,7 @@ impl<'a> Provenance<'a> {
         } else {
             "other bytes of it were converted: the file was changed while it was read"
         };
-        Err(Error::changed(names.join(" or "), format!("tensor {tensor}: {when}. {WAY_OUT}")))
+        Err(Error::changed(names.join(" or "), format!("tensor {tensor}: {when}. {}", self.way_out)))
     }
 
     /// Compares a file with what is stated about it.
@@ -336,7 +342,7 @@ impl<'a> Provenance<'a> {
         let state = self.lock().finished.get(&file).cloned();
         let Some(read) = state else { return Ok(()) };
         let changed = |what: &str| {
-            let message = format!("{what} while it was read. {WAY_OUT}");
+            let message = format!("{what} while it was read. {}", self.way_out);
             Err(Error::changed(&self.local.files()[file].name, message))
         };
         let listed = self.local.listed(file);
@@ -359,19 +365,16 @@ impl<'a> Provenance<'a> {
     }
 }
 
-/// Files that `job` reads.
-fn files_of(source: &Catalogue, blueprint: &Blueprint, job: &Job) -> Vec<usize> {
-    let output = &blueprint.tensors[job.tensor];
-    let piece = &output.pieces[job.piece];
-    let mut files = files_of_weight(source, piece.source, piece.unscaled);
-    files.extend(output.scale_sources.iter().flat_map(|&id| files_of_weight(source, id, false)));
-    files.sort_unstable();
-    files.dedup();
-    files
+/// Files that count for a conversion of `source`: those with tensors, and those that were read for the plan. `None`
+/// for a source that verifies its files by itself.
+pub(super) fn files(source: &Catalogue) -> Option<BTreeSet<usize>> {
+    let local = source.source().changeable()?;
+    let with_tensors = source.tensors().iter().map(|tensor| tensor.file);
+    Some(with_tensors.chain(local.prefixes().iter().map(|&(file, ..)| file)).collect())
 }
 
-fn files_of_weight(source: &Catalogue, id: usize, unscaled: bool) -> Vec<usize> {
+/// Whether weight number `id` or its scales are in `file`.
+fn is_of_weight(source: &Catalogue, id: usize, file: usize) -> bool {
     let tensors = source.tensors();
-    let companions = if unscaled { &[] } else { tensors[id].companions() };
-    [id].iter().chain(companions).map(|&id| tensors[id].file).collect()
+    [id].iter().chain(tensors[id].companions()).any(|&id| tensors[id].file == file)
 }

@@ -7,9 +7,9 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use super::journal::{Done, Journal, RequestRecord};
+use super::journal::{Done, Journal, Progress as Recorded, RequestRecord};
 use super::manifest::Manifest;
-use super::names::Names;
+use super::names::{self, Names};
 use super::output::check_replace;
 use super::{execute, placing};
 use crate::disk::{Disk, DiskFile, parent_of};
@@ -50,6 +50,14 @@ pub(super) enum Opened {
     Complete(Stage, Box<Manifest>),
 }
 
+/// What an earlier run has left.
+enum Began {
+    /// A journal to go on with, if any.
+    Work(Stage, Option<(Journal, Recorded)>),
+    /// All that is needed.
+    Complete(Stage, Box<Manifest>),
+}
+
 /// What [`Stage::open`] is asked for.
 pub(super) struct Request<'a> {
     pub(super) disk: &'a Disk,
@@ -64,6 +72,53 @@ impl Stage {
     /// Locks the output and goes on with the files of an unfinished run of the same request, or
     /// creates every file of the blueprint at its full size with its header.
     pub(super) fn open(request: &Request<'_>, progress: &dyn super::Progress) -> Result<Opened> {
+        let Request { disk, blueprint, output, record, .. } = *request;
+        let (mut stage, earlier) = match Self::begin(request, progress)? {
+            Began::Complete(stage, manifest) => return Ok(Opened::Complete(stage, manifest)),
+            Began::Work(stage, earlier) => (stage, earlier),
+        };
+        if names::shares(output).join("plan").exists() {
+            return Err(Error::Request(format!(
+                "{}: shares of it are there. Do the others with --job I/N and join them, or remove {} to throw their work away",
+                output.display(),
+                names::shares(output).display()
+            )));
+        }
+        if let Some((journal, progress_made)) = earlier
+            && stage.reopen(blueprint)?
+        {
+            return Ok(Opened::Work(stage, Begun { journal, done: progress_made.done }));
+        }
+        stage.keep = false;
+        stage.create(blueprint)?;
+        let journal = Journal::create(disk, &stage.names.journal(), record)?;
+        disk.sync_parent(output)?;
+        Ok(Opened::Work(stage, Begun { journal, done: vec![None; record.jobs] }))
+    }
+
+    /// As [`Stage::open`], with the files that several machines have written together: they are taken as they are, and
+    /// what follows from the plan alone is written into them. They are always kept.
+    pub(super) fn adopt(request: &Request<'_>, progress: &dyn super::Progress) -> Result<Opened> {
+        let Request { disk, blueprint, output, record, .. } = *request;
+        let (mut stage, earlier) = match Self::begin(request, progress)? {
+            Began::Complete(stage, manifest) => return Ok(Opened::Complete(stage, manifest)),
+            Began::Work(stage, earlier) => (stage, earlier),
+        };
+        stage.files = open_shared(disk, &stage.names, blueprint)?;
+        if blueprint.is_directory {
+            stage.remove_strangers(blueprint)?;
+        }
+        stage.write_what_the_plan_knows(blueprint)?;
+        let journal = match earlier {
+            Some((journal, _)) => journal,
+            None => Journal::create(disk, &stage.names.journal(), record)?,
+        };
+        disk.sync_parent(output)?;
+        Ok(Opened::Work(stage, Begun { journal, done: vec![None; record.jobs] }))
+    }
+
+    /// Locks the output and finds out what an earlier run has left.
+    fn begin(request: &Request<'_>, progress: &dyn super::Progress) -> Result<Began> {
         let Request { disk, blueprint, output, record, force, restart } = *request;
         let parent = parent_of(output);
         if !parent.is_dir() {
@@ -90,7 +145,7 @@ impl Stage {
             Some((_, progress_made)) if progress_made.sealed.is_some() => {
                 stage.sealed = progress_made.sealed;
                 if let Some(manifest) = placing::whole(&stage.names, progress_made.sealed, progress)? {
-                    return Ok(Opened::Complete(stage, Box::new(manifest)));
+                    return Ok(Began::Complete(stage, Box::new(manifest)));
                 }
                 // Sealed and damaged since.
                 stage.sealed = None;
@@ -101,16 +156,22 @@ impl Stage {
         placing::restore_replaced(disk, &stage.names)?;
         let finals: Vec<PathBuf> = stage.names.pairs.iter().map(|pair| pair.final_path.clone()).collect();
         check_replace(output, &finals, blueprint.is_directory, force)?;
-        if let Some((journal, progress_made)) = earlier
-            && stage.reopen(blueprint)?
-        {
-            return Ok(Opened::Work(stage, Begun { journal, done: progress_made.done }));
+        Ok(Began::Work(stage, earlier))
+    }
+
+    /// Removes from an unfinished directory what the result has not: what another run has left there.
+    fn remove_strangers(&self, blueprint: &Blueprint) -> Result<()> {
+        let directory = &self.names.pairs[0].temporary;
+        let files = blueprint.files.iter().map(|file| &file.name);
+        let ours: Vec<&String> =
+            files.chain(blueprint.sidecars.iter().map(|sidecar| &sidecar.name)).collect();
+        for entry in std::fs::read_dir(directory).map_err(Error::io(directory, "list"))? {
+            let name = entry.map_err(Error::io(directory, "list"))?.file_name();
+            if !ours.iter().any(|&ours| name == **ours) {
+                self.disk.remove(&directory.join(name))?;
+            }
         }
-        stage.keep = false;
-        stage.create(blueprint)?;
-        let journal = Journal::create(disk, &journal, record)?;
-        disk.sync_parent(output)?;
-        Ok(Opened::Work(stage, Begun { journal, done: vec![None; record.jobs] }))
+        Ok(())
     }
 
     /// Opens the files of an earlier run; `false` when they are not all there.
@@ -229,6 +290,29 @@ impl Drop for Stage {
             drop(lock);
         }
     }
+}
+
+/// The temporary files of a result at their full lengths, whoever makes them: for several processes at once.
+pub(super) fn open_shared(disk: &Disk, names: &Names, blueprint: &Blueprint) -> Result<Vec<DiskFile>> {
+    if names.is_directory {
+        disk.make_directories(&names.pairs[0].temporary)?;
+    }
+    let mut files = Vec::new();
+    for (path, file) in names.files(blueprint).into_iter().zip(&blueprint.files) {
+        let opened = disk.open_or_create(&path)?;
+        // Only ever to the same length: what another process has written stays.
+        if opened.len_bytes()? != file.len_bytes {
+            opened.set_len(file.len_bytes)?;
+        }
+        // Whoever made it may not have come so far.
+        opened.sync()?;
+        files.push(opened);
+    }
+    if names.is_directory {
+        disk.sync_directory(&names.pairs[0].temporary)?;
+    }
+    disk.sync_parent(&names.output)?;
+    Ok(files)
 }
 
 /// Writes zeros to `start..end` of `file` wherever there are none.

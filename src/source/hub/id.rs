@@ -1,7 +1,9 @@
-//! Names of hub repositories as a user writes them: `org/name[@revision]`.
+//! Names of hub repositories as a user writes them: `org/name[@revision]`, or `hf://org/name[@revision]`.
 
 use std::fmt;
 
+/// May stand before a name.
+const SCHEME: &str = "hf://";
 /// Longest organisation or repository name.
 const MAX_PART_CHARS: usize = 96;
 
@@ -15,9 +17,10 @@ pub struct HubId {
 }
 
 impl HubId {
-    /// Reads `org/name[@revision]`; `None` for whatever cannot be a repository's name by the
+    /// Reads `[hf://]org/name[@revision]`; `None` for whatever cannot be a repository's name by the
     /// hub's own rules, such as most paths.
     pub fn parse(text: &str) -> Option<Self> {
+        let text = text.strip_prefix(SCHEME).unwrap_or(text);
         let (repo, revision) = match text.split_once('@') {
             Some((repo, revision)) => (repo, Some(revision)),
             None => (text, None),
@@ -78,9 +81,37 @@ mod tests {
             assert_eq!((id.repo.as_str(), id.revision.as_deref()), (repo, revision));
             assert_eq!(id.to_string(), text);
         }
+        let with_scheme = HubId::parse("hf://org/name@v1.0").unwrap();
+        assert_eq!(with_scheme.to_string(), "org/name@v1.0");
         for text in [
-            "", "/", "./dir", "../dir", "/abs", "a/b/c", "a/", "/a", "a//b", ".hidden", "a/.b", "a..b",
-            "a--b", "a/b.git", "a b", "café", "a/b@", "a/b@../x", "a/b@x y", "-a", "a-", "C:\\x", "~/x",
+            "hf://",
+            "hf:///org/name",
+            "hf://hf://org/name",
+            "hf://datasets/org/name",
+            "s3://org/name",
+            "",
+            "/",
+            "./dir",
+            "../dir",
+            "/abs",
+            "a/b/c",
+            "a/",
+            "/a",
+            "a//b",
+            ".hidden",
+            "a/.b",
+            "a..b",
+            "a--b",
+            "a/b.git",
+            "a b",
+            "café",
+            "a/b@",
+            "a/b@../x",
+            "a/b@x y",
+            "-a",
+            "a-",
+            "C:\\x",
+            "~/x",
             "a/b@/x",
         ] {
             assert_eq!(HubId::parse(text), None, "{text:?}");
