@@ -15,6 +15,7 @@ mod ct_nvfp4;
 mod e2m1;
 pub mod fp8;
 mod grid;
+mod importance;
 mod int4;
 mod iq4;
 mod iq4_lanes;
@@ -98,6 +99,22 @@ pub trait Codec: Sync {
     fn decode_under(&self, tensor_scale: f32, src: &[&[u8]], dst: &mut [f32]) {
         let _ = tensor_scale;
         self.decode(src, dst);
+    }
+    /// Whether the format can weigh errors by the importance of their column: [`Codec::encode_weighted`] then gives
+    /// other bytes than [`Codec::encode`].
+    fn weighs(&self) -> bool {
+        false
+    }
+    /// Encodes rows of as many weights as `importance` has: an error in column `i` counts `importance[i]` times.
+    /// Every importance is a number, not negative.
+    fn encode_weighted(&self, importance: &[f32], src: &[f32], dst: &mut [&mut [u8]]) {
+        let _ = importance;
+        self.encode(src, dst);
+    }
+    /// The naive version of [`Codec::encode_weighted`]: same bytes, written to be read.
+    fn encode_weighted_scalar(&self, importance: &[f32], src: &[f32], dst: &mut [&mut [u8]]) {
+        let _ = importance;
+        self.encode_scalar(src, dst);
     }
     /// Group number `group` of encoded `src` as multiples of a step, for formats whose groups are; its codes go
     /// to `codes`, which has the length of a group.

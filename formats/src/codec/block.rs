@@ -31,6 +31,21 @@ pub(crate) trait Block: Sync {
     fn encode_block_scalar(src: &[f32], dst: &mut [u8]);
     /// Decodes one block: plain code in the reference's order of operations.
     fn decode_block_scalar(src: &[u8], dst: &mut [f32]);
+    /// See [`Codec::weighs`].
+    const WEIGHS: bool = false;
+    /// Encodes rows of as many weights as `importance` has, weighing errors by it.
+    fn encode_weighted(importance: &[f32], src: &[f32], dst: &mut [u8]) {
+        if !Self::WEIGHS {
+            return Self::encode_blocks(src, dst);
+        }
+        encode_rows_scalar::<Self>(importance, src, dst);
+    }
+    /// The same for one row: plain code in the reference's order of operations.
+    fn encode_row_weighted_scalar(_importance: &[f32], src: &[f32], dst: &mut [u8]) {
+        for (x, y) in src.chunks_exact(Self::LEN_ELEMS).zip(dst.chunks_exact_mut(Self::LEN_BYTES)) {
+            Self::encode_block_scalar(x, y);
+        }
+    }
     /// See [`Codec::encode_grid`].
     fn encode_block_grid(_: Grid<'_>, _: &mut [u8]) -> bool {
         false
@@ -60,6 +75,23 @@ fn check_lengths<B: Block>(len_elems: usize, len_bytes: usize) {
     assert_eq!(len_elems / B::LEN_ELEMS * B::LEN_BYTES, len_bytes, "{}: bytes", B::NAME);
 }
 
+/// Encodes rows with the plain code.
+fn encode_rows_scalar<B: Block + ?Sized>(importance: &[f32], src: &[f32], dst: &mut [u8]) {
+    let row_bytes = importance.len() / B::LEN_ELEMS * B::LEN_BYTES;
+    for (x, y) in src.chunks_exact(importance.len()).zip(dst.chunks_exact_mut(row_bytes)) {
+        B::encode_row_weighted_scalar(importance, x, y);
+    }
+}
+
+/// # Panics
+/// See [`Codec`].
+fn check_rows<B: Block>(importance: &[f32], src: &[f32], dst: &[u8]) {
+    check_lengths::<B>(src.len(), dst.len());
+    let row = importance.len();
+    assert!(row > 0 && row.is_multiple_of(B::LEN_ELEMS), "{}: {row} columns", B::NAME);
+    assert!(src.len().is_multiple_of(row), "{}: {} weights in rows of {row}", B::NAME, src.len());
+}
+
 impl<B: Block> Codec for B {
     fn name(&self) -> &'static str {
         B::NAME
@@ -86,6 +118,20 @@ impl<B: Block> Codec for B {
     fn encode_grid(&self, grid: Grid<'_>, dst: &mut [&mut [u8]]) -> bool {
         check_lengths::<B>(grid.codes.len(), dst[0].len());
         B::encode_block_grid(grid, dst[0])
+    }
+
+    fn weighs(&self) -> bool {
+        B::WEIGHS
+    }
+
+    fn encode_weighted(&self, importance: &[f32], src: &[f32], dst: &mut [&mut [u8]]) {
+        check_rows::<B>(importance, src, dst[0]);
+        B::encode_weighted(importance, src, dst[0]);
+    }
+
+    fn encode_weighted_scalar(&self, importance: &[f32], src: &[f32], dst: &mut [&mut [u8]]) {
+        check_rows::<B>(importance, src, dst[0]);
+        encode_rows_scalar::<B>(importance, src, dst[0]);
     }
 
     fn encode_scalar(&self, src: &[f32], dst: &mut [&mut [u8]]) {

@@ -75,6 +75,14 @@ pub(super) fn range<L: Lanes>(lanes: L, x: &[f32; LEN]) -> Option<Range> {
     Some(Range { min, max: if max == 0.0 { min } else { max } })
 }
 
+/// Packs 4-bit codes: byte `i` holds code `i` in its low and code `i + 16` in its high nibble.
+pub(super) fn pack_4_bits(codes: &[u8; LEN], y: &mut [u8]) {
+    let (low, high) = codes.split_at(LEN / 2);
+    for ((y, low), high) in y.iter_mut().zip(low).zip(high) {
+        *y = low | high << 4;
+    }
+}
+
 /// Packs 5-bit codes: a u32 of top bits, then nibbles. Only the low five bits of a code count.
 pub(super) fn pack_5_bits(codes: &[u8; LEN], y: &mut [u8]) {
     let mut top = 0u32;

@@ -32,6 +32,13 @@ pub(super) fn nearest(x: f32) -> u8 {
 /// The scale of one sub-block of 32.
 #[inline(always)]
 pub(super) fn search(x: &[f32]) -> f32 {
+    let weights: [f32; LEN] = std::array::from_fn(|i| x[i] * x[i]);
+    search_weighted(x, &weights)
+}
+
+/// The same with error weights of the caller's.
+#[inline(always)]
+pub(super) fn search_weighted(x: &[f32], weights: &[f32; LEN]) -> f32 {
     let (mut largest, mut extreme) = (0.0f32, 0.0f32);
     for &v in x {
         if v.abs() > largest {
@@ -44,8 +51,7 @@ pub(super) fn search(x: &[f32]) -> f32 {
     }
     let sums = |inverse: f32| {
         let levels: [f32; LEN] = std::array::from_fn(|i| LEVELS[usize::from(nearest(inverse * x[i]))]);
-        x.iter().zip(levels).fold((0.0f32, 0.0f32), |(sum_xl, sum_l2), (&v, l)| {
-            let w = v * v;
+        x.iter().zip(weights).zip(levels).fold((0.0f32, 0.0f32), |(sum_xl, sum_l2), ((&v, &w), l)| {
             (sum_xl + w * l * v, sum_l2 + w * l * l)
         })
     };

@@ -13,7 +13,8 @@
 
 use super::block::{self, Block};
 use super::block32::LEN;
-use super::iq4::{inverse, load_values, search, store_codes};
+use super::importance::{error_weights, sum_squares};
+use super::iq4::{inverse, load_values, search, search_weighted, store_codes};
 use super::iq4_lanes;
 use crate::dispatch::{self, LaneKernel, Lanes};
 use crate::rounding::{f16_bits_to_f32, f32_to_f16_bits};
@@ -22,6 +23,12 @@ const BYTES: usize = 18;
 
 /// The codec; see the module.
 pub(super) struct Iq4Nl;
+
+/// Writes a block with scale `d`.
+fn write_block(x: &[f32], d: f32, y: &mut [u8]) {
+    y[..2].copy_from_slice(&f32_to_f16_bits(d).to_le_bytes());
+    store_codes(x, inverse(d), &mut y[2..]);
+}
 
 struct Encode<'a>(&'a [f32], &'a mut [u8]);
 
@@ -63,9 +70,17 @@ impl Block for Iq4Nl {
     }
 
     fn encode_block_scalar(x: &[f32], y: &mut [u8]) {
-        let d = search(x);
-        y[..2].copy_from_slice(&f32_to_f16_bits(d).to_le_bytes());
-        store_codes(x, inverse(d), &mut y[2..]);
+        write_block(x, search(x), y);
+    }
+
+    const WEIGHS: bool = true;
+
+    fn encode_row_weighted_scalar(importance: &[f32], x: &[f32], y: &mut [u8]) {
+        let blocks = x.chunks_exact(LEN).zip(importance.chunks_exact(LEN));
+        for ((x, importance), y) in blocks.zip(y.chunks_exact_mut(BYTES)) {
+            let m = sum_squares(x) * (2.0 / LEN as f32);
+            write_block(x, search_weighted(x, &error_weights(x, importance, m)), y);
+        }
     }
 
     #[inline(always)]

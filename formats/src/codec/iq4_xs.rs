@@ -17,7 +17,8 @@
 
 use super::block::{self, Block};
 use super::block32::LEN as SUB_LEN;
-use super::iq4::{inverse, load_values, search, store_codes};
+use super::importance::{error_weights, sum_squares};
+use super::iq4::{inverse, load_values, search, search_weighted, store_codes};
 use super::iq4_lanes;
 use crate::dispatch::{self, LaneKernel, Lanes};
 use crate::rounding::{f16_bits_to_f32, f32_to_f16_bits, nearest_int};
@@ -109,6 +110,21 @@ impl Block for Iq4Xs {
             *scale = search(x);
         }
         write_block(x, &scales, y, |x, inverse, y| store_codes(x, inverse, y));
+    }
+
+    const WEIGHS: bool = true;
+
+    fn encode_row_weighted_scalar(importance: &[f32], x: &[f32], y: &mut [u8]) {
+        let blocks = x.chunks_exact(LEN).zip(importance.chunks_exact(LEN));
+        for ((x, importance), y) in blocks.zip(y.chunks_exact_mut(BYTES)) {
+            let m = sum_squares(x) * (2.0 / LEN as f32);
+            let subs = x.chunks_exact(SUB_LEN).zip(importance.chunks_exact(SUB_LEN));
+            let mut scales = [0.0f32; SUBS];
+            for (scale, (x, importance)) in scales.iter_mut().zip(subs) {
+                *scale = search_weighted(x, &error_weights(x, importance, m));
+            }
+            write_block(x, &scales, y, |x, inverse, y| store_codes(x, inverse, y));
+        }
     }
 
     #[inline(always)]

@@ -18,6 +18,8 @@
 //! Source: llama.cpp, `ggml-quants.c`, `quantize_row_q2_K_ref`.
 
 use super::block::{self, Block};
+use super::importance::{error_weights, multiples, sum, sum_squares};
+use super::scale_min::weighted_search;
 use super::scale_min_search::{Found, Magnitudes, Search, search_lanes, search_weighted};
 use super::two_bits::{self, LEN, SUB_LEN, SUBS};
 use crate::dispatch::{self, LaneKernel, Lanes};
@@ -28,6 +30,7 @@ const BYTES: usize = 84;
 const D_AT: usize = SUBS + two_bits::BYTES;
 
 const SEARCH: Search = Search { top: 3, first: -0.5, step: 0.1, steps: 15 };
+const WEIGHTED_SEARCH: Search = weighted_search(SEARCH.top);
 
 /// The codec; see the module.
 pub(super) struct Q2K;
@@ -52,14 +55,44 @@ fn largest(values: &[f32; SUBS]) -> (f32, f32) {
 fn write_scales(scales: &[f32; SUBS], mins: &[f32; SUBS], y: &mut [u8]) {
     let (max_scale, inverse_scale) = largest(scales);
     let (max_min, inverse_min) = largest(mins);
+    let of_scales = scales.map(|v| if max_scale > 0.0 { nearest_int(inverse_scale * v) as u8 } else { 0 });
+    let of_mins = mins.map(|v| if max_min > 0.0 { nearest_int(inverse_min * v) as u8 } else { 0 });
+    write_multiples((max_scale / 15.0, &of_scales), (max_min / 15.0, &of_mins), y);
+}
+
+/// Writes `d` with the scales as multiples of it, `dmin` with the minima.
+#[inline(always)]
+fn write_multiples((d, scales): (f32, &[u8; SUBS]), (dmin, mins): (f32, &[u8; SUBS]), y: &mut [u8]) {
     for (y, (scale, min)) in y.iter_mut().zip(scales.iter().zip(mins)) {
         // As the reference has it: what does not fit the nibble spills over.
-        let scale = if max_scale > 0.0 { nearest_int(inverse_scale * scale) as u8 } else { 0 };
-        let min = if max_min > 0.0 { nearest_int(inverse_min * min) << 4 } else { 0 };
-        *y = scale | min as u8;
+        *y = scale | min << 4;
     }
-    y[D_AT..D_AT + 2].copy_from_slice(&f32_to_f16_bits(max_scale / 15.0).to_le_bytes());
-    y[D_AT + 2..].copy_from_slice(&f32_to_f16_bits(max_min / 15.0).to_le_bytes());
+    y[D_AT..D_AT + 2].copy_from_slice(&f32_to_f16_bits(d).to_le_bytes());
+    y[D_AT + 2..].copy_from_slice(&f32_to_f16_bits(dmin).to_le_bytes());
+}
+
+/// As [`write_scales`], with errors weighed by the importance of columns: `weights` are the sums of each sub-block's.
+#[inline(always)]
+fn write_scales_weighted(scales: &[f32; SUBS], mins: &[f32; SUBS], weights: &[f32; SUBS], y: &mut [u8]) {
+    let (mut of_scales, mut of_mins) = ([0u8; SUBS], [0u8; SUBS]);
+    let d = multiples(scales, weights, 15, &mut of_scales);
+    let dmin = multiples(mins, weights, 15, &mut of_mins);
+    write_multiples((d, &of_scales), (dmin, &of_mins), y);
+}
+
+/// Step 3 of the module's recipe in plain code; `codes` are those of the search.
+fn write_codes(x: &[f32], codes: &mut [u8; LEN], y: &mut [u8]) {
+    let (scales, mins) = scales_and_mins(y);
+    let subs = x.as_chunks::<SUB_LEN>().0.iter().zip(codes.as_chunks_mut::<SUB_LEN>().0);
+    for ((x, codes), (scale, min)) in subs.zip(scales.into_iter().zip(mins)) {
+        if scale == 0.0 {
+            continue;
+        }
+        for (code, v) in codes.iter_mut().zip(x) {
+            *code = nearest_int((v + min) / scale).clamp(0, SEARCH.top) as u8;
+        }
+    }
+    two_bits::pack(codes, &mut y[SUBS..D_AT]);
 }
 
 /// Whether vectors can compute the codes: every scale is there and every quotient is far from
@@ -155,18 +188,33 @@ impl Block for Q2K {
             (scales[j], mins[j]) = search_weighted(x, &x.map(f32::abs), &SEARCH, f32::abs, codes);
         }
         write_scales(&scales, &mins, y);
+        write_codes(x, &mut codes, y);
+    }
 
-        let (scales, mins) = scales_and_mins(y);
-        let subs = x.as_chunks::<SUB_LEN>().0.iter().zip(codes.as_chunks_mut::<SUB_LEN>().0);
-        for ((x, codes), (scale, min)) in subs.zip(scales.into_iter().zip(mins)) {
-            if scale == 0.0 {
-                continue;
+    const WEIGHS: bool = true;
+
+    /// Squares, not absolute differences, and other candidates.
+    fn encode_row_weighted_scalar(importance: &[f32], x: &[f32], y: &mut [u8]) {
+        let blocks = x.chunks_exact(LEN).zip(importance.chunks_exact(LEN));
+        for ((x, importance), y) in blocks.zip(y.chunks_exact_mut(BYTES)) {
+            let mut codes = [0u8; LEN];
+            let [mut scales, mut mins, mut sums] = [[0.0; SUBS]; 3];
+            let m = sum_squares(x) / LEN as f32;
+            let subs = x.chunks_exact(SUB_LEN).zip(importance.chunks_exact(SUB_LEN));
+            for (j, ((x, importance), codes)) in subs.zip(codes.chunks_exact_mut(SUB_LEN)).enumerate() {
+                let weights: [f32; SUB_LEN] = error_weights(x, importance, m);
+                sums[j] = sum(&weights);
+                (scales[j], mins[j]) = search_weighted(
+                    x,
+                    &weights,
+                    &WEIGHTED_SEARCH,
+                    |difference| difference * difference,
+                    codes,
+                );
             }
-            for (code, v) in codes.iter_mut().zip(x) {
-                *code = nearest_int((v + min) / scale).clamp(0, SEARCH.top) as u8;
-            }
+            write_scales_weighted(&scales, &mins, &sums, y);
+            write_codes(x, &mut codes, y);
         }
-        two_bits::pack(&codes, &mut y[SUBS..D_AT]);
     }
 
     #[inline(always)]

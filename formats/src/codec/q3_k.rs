@@ -22,8 +22,9 @@
 //! Source: llama.cpp, `ggml-quants.c`, `quantize_row_q3_K_ref`, `make_q3_quants`.
 
 use super::block::{self, Block};
+use super::importance::{error_weights, sum, sum_squares};
 use super::q3_k_lanes::Encode;
-use super::scale_search::EPSILON;
+use super::scale_search::{EPSILON, search_weighted};
 use super::two_bits::{self, LEN, SUB_LEN, SUBS};
 use crate::dispatch;
 use crate::rounding::{f16_bits_to_f32, f32_to_f16_bits, nearest_int};
@@ -34,6 +35,9 @@ pub(super) const TOP_BYTES: usize = LEN / 8;
 /// Where scales, and then `d`, stand in a block.
 pub(super) const SCALES_AT: usize = TOP_BYTES + two_bits::BYTES;
 const D_AT: usize = BYTES - 2;
+
+/// Codes of weights are this far from zero at most.
+pub(super) const REACH: i8 = 4;
 
 /// Times that the search goes over a sub-block at most.
 pub(super) const ROUNDS: usize = 5;
@@ -115,14 +119,49 @@ pub(super) fn write_scales(searched: &[f32; SUBS], y: &mut [u8]) {
     y.fill(0);
     if extreme != 0.0 {
         let inverse = -32.0 / extreme;
-        for (j, scale) in searched.iter().enumerate() {
-            // The reference stores the integer in a byte before it clamps.
-            let scale = ((nearest_int(inverse * scale) as i8).clamp(-32, 31) + 32) as u8;
-            y[SCALES_AT + j % 8] |= (scale & 15) << (j / 8 * 4);
-            y[SCALES_AT + 8 + j % 4] |= scale >> 4 << (j / 4 * 2);
-        }
-        y[D_AT..].copy_from_slice(&f32_to_f16_bits(1.0 / inverse).to_le_bytes());
+        // The reference stores the integer in a byte before it clamps.
+        let codes = searched.map(|scale| ((nearest_int(inverse * scale) as i8).clamp(-32, 31) + 32) as u8);
+        store_scales(&codes, 1.0 / inverse, y);
     }
+}
+
+/// Stores the codes `sc_j` and `d`, where all bytes are zero.
+#[inline(always)]
+fn store_scales(codes: &[u8; SUBS], d: f32, y: &mut [u8]) {
+    for (j, code) in codes.iter().enumerate() {
+        y[SCALES_AT + j % 8] |= (code & 15) << (j / 8 * 4);
+        y[SCALES_AT + 8 + j % 4] |= code >> 4 << (j / 4 * 2);
+    }
+    y[D_AT..].copy_from_slice(&f32_to_f16_bits(d).to_le_bytes());
+}
+
+/// As [`write_scales`], with errors weighed by the importance of columns: `weights` are the sums of each sub-block's.
+#[inline(always)]
+pub(super) fn write_scales_weighted(searched: &[f32; SUBS], weights: &[f32; SUBS], y: &mut [u8]) {
+    y.fill(0);
+    let mut codes = [0u8; SUBS];
+    let d = search_weighted(searched, weights, 32, &mut codes);
+    store_scales(&codes, d, y);
+}
+
+/// Step 3 of the module's recipe in plain code; `codes` are those of the search.
+fn write_codes(x: &[f32], codes: &mut [u8; LEN], y: &mut [u8]) {
+    let subs = x.as_chunks::<SUB_LEN>().0.iter().zip(codes.as_chunks_mut::<SUB_LEN>().0);
+    for ((x, codes), scale) in subs.zip(scales(y)) {
+        if scale == 0.0 {
+            continue;
+        }
+        for (code, v) in codes.iter_mut().zip(x) {
+            *code = (nearest_int(v / scale).clamp(-4, 3) + 4) as u8;
+        }
+    }
+    for (bit, codes) in codes.as_chunks_mut::<TOP_BYTES>().0.iter_mut().enumerate() {
+        for (y, code) in y.iter_mut().zip(codes) {
+            *y |= *code >> 2 << bit;
+            *code &= 3;
+        }
+    }
+    two_bits::pack(codes, &mut y[TOP_BYTES..SCALES_AT]);
 }
 
 impl Block for Q3K {
@@ -146,22 +185,27 @@ impl Block for Q3K {
             *scale = search(x, codes);
         }
         write_scales(&searched, y);
-        let subs = x.as_chunks::<SUB_LEN>().0.iter().zip(codes.as_chunks_mut::<SUB_LEN>().0);
-        for ((x, codes), scale) in subs.zip(scales(y)) {
-            if scale == 0.0 {
-                continue;
+        write_codes(x, &mut codes, y);
+    }
+
+    const WEIGHS: bool = true;
+
+    /// The search of Q6_K (`scale_search`), with codes from -4 to 3, for the weights and then for the scales.
+    fn encode_row_weighted_scalar(importance: &[f32], x: &[f32], y: &mut [u8]) {
+        let blocks = x.chunks_exact(LEN).zip(importance.chunks_exact(LEN));
+        for ((x, importance), y) in blocks.zip(y.chunks_exact_mut(BYTES)) {
+            let mut codes = [0u8; LEN];
+            let [mut searched, mut sums] = [[0.0; SUBS]; 2];
+            let m = 2.0 * sum_squares(x) / LEN as f32;
+            let subs = x.chunks_exact(SUB_LEN).zip(importance.chunks_exact(SUB_LEN));
+            for (j, ((x, importance), codes)) in subs.zip(codes.chunks_exact_mut(SUB_LEN)).enumerate() {
+                let weights: [f32; SUB_LEN] = error_weights(x, importance, m);
+                sums[j] = sum(&weights);
+                searched[j] = search_weighted(x, &weights, REACH, codes);
             }
-            for (code, v) in codes.iter_mut().zip(x) {
-                *code = (nearest_int(v / scale).clamp(-4, 3) + 4) as u8;
-            }
+            write_scales_weighted(&searched, &sums, y);
+            write_codes(x, &mut codes, y);
         }
-        for (bit, codes) in codes.as_chunks_mut::<TOP_BYTES>().0.iter_mut().enumerate() {
-            for (y, code) in y.iter_mut().zip(codes) {
-                *y |= *code >> 2 << bit;
-                *code &= 3;
-            }
-        }
-        two_bits::pack(&codes, &mut y[TOP_BYTES..SCALES_AT]);
     }
 
     #[inline(always)]

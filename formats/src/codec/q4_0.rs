@@ -11,8 +11,10 @@
 //! Source: llama.cpp, `ggml-quants.c`, `quantize_row_q4_0_ref`.
 
 use super::block::Block;
-use super::block32::{LEN, signed_extreme};
+use super::block32::{LEN, pack_4_bits, signed_extreme};
 use super::grid::{Grid, exact_f16};
+use super::importance::{error_weights, sum_squares};
+use super::scale_search::search_weighted;
 use crate::dispatch::{self, Kernel, LaneKernel, Lanes};
 use crate::rounding::{f16_bits_to_f32, f32_to_f16_bits, truncate};
 
@@ -101,6 +103,20 @@ impl Block for Q4_0 {
         for i in 0..LEN / 2 {
             let code = |v: f32| (truncate(v * inverse + 8.5) as i8).min(15) as u8;
             y[2 + i] = code(x[i]) | code(x[LEN / 2 + i]) << 4;
+        }
+    }
+
+    const WEIGHS: bool = true;
+
+    fn encode_row_weighted_scalar(importance: &[f32], x: &[f32], y: &mut [u8]) {
+        let m = sum_squares(x) / x.len() as f32;
+        let blocks = x.chunks_exact(LEN).zip(importance.chunks_exact(LEN));
+        for ((x, importance), y) in blocks.zip(y.chunks_exact_mut(BYTES)) {
+            let weights: [f32; LEN] = error_weights(x, importance, m);
+            let mut codes = [0u8; LEN];
+            let d = search_weighted(x, &weights, 8, &mut codes);
+            y[..2].copy_from_slice(&f32_to_f16_bits(d).to_le_bytes());
+            pack_4_bits(&codes, &mut y[2..]);
         }
     }
 

@@ -11,12 +11,17 @@
 //! Source: llama.cpp, `ggml-quants.c`, `quantize_row_q4_1_ref`.
 
 use super::block::Block;
-use super::block32::{LEN, range};
+use super::block32::{LEN, pack_4_bits, range};
 use super::grid::{Grid, exact_f16};
+use super::importance::{error_weights, sum_squares};
+use super::scale_min::weighted_search;
+use super::scale_min_search::{Search, search_weighted};
 use crate::dispatch::{self, Kernel, LaneKernel, Lanes};
 use crate::rounding::{f16_bits_to_f32, f32_to_f16_bits, truncate};
 
 const BYTES: usize = 20;
+
+const WEIGHTED_SEARCH: Search = weighted_search(15);
 
 /// The codec; see the module.
 pub(super) struct Q4_1;
@@ -105,6 +110,27 @@ impl Block for Q4_1 {
         for i in 0..LEN / 2 {
             let code = |v: f32| (truncate((v - min) * inverse + 0.5) as i8).min(15) as u8;
             y[4 + i] = code(x[i]) | code(x[LEN / 2 + i]) << 4;
+        }
+    }
+
+    const WEIGHS: bool = true;
+
+    fn encode_row_weighted_scalar(importance: &[f32], x: &[f32], y: &mut [u8]) {
+        let m = sum_squares(x) / x.len() as f32;
+        let blocks = x.chunks_exact(LEN).zip(importance.chunks_exact(LEN));
+        for ((x, importance), y) in blocks.zip(y.chunks_exact_mut(BYTES)) {
+            let weights: [f32; LEN] = error_weights(x, importance, m);
+            let mut codes = [0u8; LEN];
+            let (d, negated_min) = search_weighted(
+                x,
+                &weights,
+                &WEIGHTED_SEARCH,
+                |difference| difference * difference,
+                &mut codes,
+            );
+            y[..2].copy_from_slice(&f32_to_f16_bits(d).to_le_bytes());
+            y[2..4].copy_from_slice(&f32_to_f16_bits(-negated_min).to_le_bytes());
+            pack_4_bits(&codes, &mut y[4..]);
         }
     }
 

@@ -11,7 +11,9 @@
 //! Source: llama.cpp, `ggml-quants.c`, `quantize_row_q4_K_ref`.
 
 use super::block::Block;
-use super::scale_min::{HEAD_BYTES, Head, LEN, SUB_LEN, SUBS, encode_scalar};
+use super::scale_min::{
+    HEAD_BYTES, Head, LEN, SUB_LEN, SUBS, encode_scalar, encode_weighted_scalar, weighted_search,
+};
 use super::scale_min_encode::{Encode, Layout, quantize};
 use super::scale_min_search::Search;
 use crate::dispatch::{self, Kernel, Lanes};
@@ -20,8 +22,21 @@ const BYTES: usize = 144;
 
 const SEARCH: Search = Search { top: 15, first: -1.0, step: 0.1, steps: 20 };
 
+const WEIGHTED_SEARCH: Search = weighted_search(SEARCH.top);
+
 /// The codec; see the module.
 pub(super) struct Q4K;
+
+/// Writes opening bytes and codes.
+fn write_block((head, codes): &([u8; HEAD_BYTES], [u8; LEN]), y: &mut [u8]) {
+    y[..HEAD_BYTES].copy_from_slice(head);
+    for (pair, y) in y[HEAD_BYTES..].chunks_exact_mut(SUB_LEN).enumerate() {
+        let (low, high) = codes[2 * pair * SUB_LEN..].split_at(SUB_LEN);
+        for ((y, low), high) in y.iter_mut().zip(low).zip(high) {
+            *y = low | high << 4;
+        }
+    }
+}
 
 impl Layout for Q4K {
     const SEARCH: &'static Search = &SEARCH;
@@ -76,13 +91,15 @@ impl Block for Q4K {
     }
 
     fn encode_block_scalar(x: &[f32], y: &mut [u8]) {
-        let (head, codes) = encode_scalar(x, &SEARCH);
-        y[..HEAD_BYTES].copy_from_slice(&head);
-        for (pair, y) in y[HEAD_BYTES..].chunks_exact_mut(SUB_LEN).enumerate() {
-            let (low, high) = codes[2 * pair * SUB_LEN..].split_at(SUB_LEN);
-            for ((y, low), high) in y.iter_mut().zip(low).zip(high) {
-                *y = low | high << 4;
-            }
+        write_block(&encode_scalar(x, &SEARCH), y);
+    }
+
+    const WEIGHS: bool = true;
+
+    fn encode_row_weighted_scalar(importance: &[f32], x: &[f32], y: &mut [u8]) {
+        let blocks = x.chunks_exact(LEN).zip(importance.chunks_exact(LEN));
+        for ((x, importance), y) in blocks.zip(y.chunks_exact_mut(BYTES)) {
+            write_block(&encode_weighted_scalar(x, importance, &WEIGHTED_SEARCH, false), y);
         }
     }
 

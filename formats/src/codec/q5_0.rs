@@ -13,6 +13,8 @@
 use super::block::Block;
 use super::block32::{LEN, pack_5_bits, signed_extreme, store_5_bits, unpack_5_bits};
 use super::grid::{Grid, exact_f16};
+use super::importance::{error_weights, sum_squares};
+use super::scale_search::search_weighted;
 use crate::dispatch::{self, Kernel, LaneKernel, Lanes};
 use crate::rounding::{f16_bits_to_f32, f32_to_f16_bits, truncate};
 
@@ -93,6 +95,20 @@ impl Block for Q5_0 {
             *code = (truncate(v * inverse + 16.5) as i8).min(31) as u8;
         }
         pack_5_bits(&codes, &mut y[2..]);
+    }
+
+    const WEIGHS: bool = true;
+
+    fn encode_row_weighted_scalar(importance: &[f32], x: &[f32], y: &mut [u8]) {
+        let m = sum_squares(x) / x.len() as f32;
+        let blocks = x.chunks_exact(LEN).zip(importance.chunks_exact(LEN));
+        for ((x, importance), y) in blocks.zip(y.chunks_exact_mut(BYTES)) {
+            let weights: [f32; LEN] = error_weights(x, importance, m);
+            let mut codes = [0u8; LEN];
+            let d = search_weighted(x, &weights, 16, &mut codes);
+            y[..2].copy_from_slice(&f32_to_f16_bits(d).to_le_bytes());
+            pack_5_bits(&codes, &mut y[2..]);
+        }
     }
 
     fn encode_block_grid(grid: Grid<'_>, y: &mut [u8]) -> bool {

@@ -12,7 +12,9 @@
 //! Source: llama.cpp, `ggml-quants.c`, `quantize_row_q5_K_ref`.
 
 use super::block::Block;
-use super::scale_min::{HEAD_BYTES, Head, LEN, SUB_LEN, SUBS, encode_scalar};
+use super::scale_min::{
+    HEAD_BYTES, Head, LEN, SUB_LEN, SUBS, encode_scalar, encode_weighted_scalar, weighted_search,
+};
 use super::scale_min_encode::{Encode, Layout, quantize};
 use super::scale_min_search::Search;
 use crate::dispatch::{self, Kernel, Lanes};
@@ -21,8 +23,23 @@ const BYTES: usize = 176;
 
 const SEARCH: Search = Search { top: 31, first: -0.5, step: 0.1, steps: 15 };
 
+const WEIGHTED_SEARCH: Search = weighted_search(SEARCH.top);
+
 /// The codec; see the module.
 pub(super) struct Q5K;
+
+/// Writes opening bytes and codes.
+fn write_block((head, codes): &([u8; HEAD_BYTES], [u8; LEN]), y: &mut [u8]) {
+    y[..HEAD_BYTES].copy_from_slice(head);
+    let (top_bits, low_bits) = y[HEAD_BYTES..].split_at_mut(SUB_LEN);
+    top_bits.fill(0);
+    low_bits.fill(0);
+    for (i, code) in codes.iter().enumerate() {
+        let (j, i) = (i / SUB_LEN, i % SUB_LEN);
+        top_bits[i] |= code >> 4 << j;
+        low_bits[j / 2 * SUB_LEN + i] |= (code & 15) << (j % 2 * 4);
+    }
+}
 
 impl Layout for Q5K {
     const SEARCH: &'static Search = &SEARCH;
@@ -91,15 +108,15 @@ impl Block for Q5K {
     }
 
     fn encode_block_scalar(x: &[f32], y: &mut [u8]) {
-        let (head, codes) = encode_scalar(x, &SEARCH);
-        y[..HEAD_BYTES].copy_from_slice(&head);
-        let (top_bits, low_bits) = y[HEAD_BYTES..].split_at_mut(SUB_LEN);
-        top_bits.fill(0);
-        low_bits.fill(0);
-        for (i, code) in codes.iter().enumerate() {
-            let (j, i) = (i / SUB_LEN, i % SUB_LEN);
-            top_bits[i] |= code >> 4 << j;
-            low_bits[j / 2 * SUB_LEN + i] |= (code & 15) << (j % 2 * 4);
+        write_block(&encode_scalar(x, &SEARCH), y);
+    }
+
+    const WEIGHS: bool = true;
+
+    fn encode_row_weighted_scalar(importance: &[f32], x: &[f32], y: &mut [u8]) {
+        let blocks = x.chunks_exact(LEN).zip(importance.chunks_exact(LEN));
+        for ((x, importance), y) in blocks.zip(y.chunks_exact_mut(BYTES)) {
+            write_block(&encode_weighted_scalar(x, importance, &WEIGHTED_SEARCH, true), y);
         }
     }
 

@@ -17,7 +17,7 @@
 //! Source: llama.cpp, `ggml-quants.c`, `quantize_row_q6_K_ref`.
 
 use super::block::{self, Block};
-use super::scale_search::{EPSILON, Found, SUB_LEN, search_lanes, search_scalar};
+use super::scale_search::{EPSILON, Found, SUB_LEN, search_lanes, search_scalar, search_weighted};
 use crate::dispatch::{self, Kernel, LaneKernel, Lanes};
 use crate::rounding::{f16_bits_to_f32, f32_to_f16_bits, nearest_int};
 
@@ -118,6 +118,27 @@ fn store_codes<L: Lanes>(lanes: L, x: &[f32; LEN], tail: &Tail, y: &mut [u8]) {
     }
 }
 
+/// What [`search_weighted`] takes a code of this format to be around.
+const REACH: i8 = 32;
+
+/// Steps 2 and 3 of the module's recipe in plain code; `codes` are those of the search.
+fn write_block(x: &[f32], scales: &[f32; SUBS], codes: &mut [u8; LEN], y: &mut [u8]) {
+    y.fill(0);
+    let Some(tail) = Tail::quantize(scales) else { return };
+    for (i, (code, v)) in codes.iter_mut().zip(x).enumerate() {
+        let scale = tail.scales[i / SUB_LEN];
+        if scale != 0.0 {
+            *code = (nearest_int(v / scale).clamp(-32, 31) + 32) as u8;
+        }
+    }
+    for (i, code) in codes.iter().enumerate() {
+        let (half, row, i) = (i / HALF_LEN, i % HALF_LEN / ROW_LEN, i % ROW_LEN);
+        y[half * 2 * ROW_LEN + row % 2 * ROW_LEN + i] |= (code & 15) << (row / 2 * 4);
+        y[LEN / 2 + half * ROW_LEN + i] |= code >> 4 << (2 * row);
+    }
+    y[SCALES_AT..].copy_from_slice(&tail.bytes);
+}
+
 struct Encode<'a>(&'a [f32], &'a mut [u8]);
 
 impl LaneKernel for Encode<'_> {
@@ -197,25 +218,28 @@ impl Block for Q6K {
     fn encode_block_scalar(x: &[f32], y: &mut [u8]) {
         let mut codes = [0u8; LEN];
         let mut scales = [0.0; SUBS];
-        for (scale, (x, codes)) in
-            scales.iter_mut().zip(x.chunks_exact(SUB_LEN).zip(codes.chunks_exact_mut(SUB_LEN)))
-        {
+        let subs = x.as_chunks::<SUB_LEN>().0.iter().zip(codes.as_chunks_mut::<SUB_LEN>().0);
+        for (scale, (x, codes)) in scales.iter_mut().zip(subs) {
             *scale = search_scalar(x, codes);
         }
-        y.fill(0);
-        let Some(tail) = Tail::quantize(&scales) else { return };
-        for (i, (code, v)) in codes.iter_mut().zip(x).enumerate() {
-            let scale = tail.scales[i / SUB_LEN];
-            if scale != 0.0 {
-                *code = (nearest_int(v / scale).clamp(-32, 31) + 32) as u8;
+        write_block(x, &scales, &mut codes, y);
+    }
+
+    const WEIGHS: bool = true;
+
+    /// The importance itself weighs errors here.
+    fn encode_row_weighted_scalar(importance: &[f32], x: &[f32], y: &mut [u8]) {
+        let blocks = x.as_chunks::<LEN>().0.iter().zip(importance.as_chunks::<LEN>().0);
+        for ((x, importance), y) in blocks.zip(y.as_chunks_mut::<BYTES>().0) {
+            let mut codes = [0u8; LEN];
+            let mut scales = [0.0; SUBS];
+            let subs = x.chunks_exact(SUB_LEN).zip(importance.chunks_exact(SUB_LEN));
+            let slots = scales.iter_mut().zip(codes.chunks_exact_mut(SUB_LEN));
+            for ((x, importance), (scale, codes)) in subs.zip(slots) {
+                *scale = search_weighted(x, importance, REACH, codes);
             }
+            write_block(x, &scales, &mut codes, y);
         }
-        for (i, code) in codes.iter().enumerate() {
-            let (half, row, i) = (i / HALF_LEN, i % HALF_LEN / ROW_LEN, i % ROW_LEN);
-            y[half * 2 * ROW_LEN + row % 2 * ROW_LEN + i] |= (code & 15) << (row / 2 * 4);
-            y[LEN / 2 + half * ROW_LEN + i] |= code >> 4 << (2 * row);
-        }
-        y[SCALES_AT..].copy_from_slice(&tail.bytes);
     }
 
     fn decode_block_scalar(y: &[u8], x: &mut [f32]) {

@@ -17,7 +17,8 @@
 //! the low nibbles of sc_4-7 and m_4-7.
 //! Source: llama.cpp, `ggml-quants.c`, `quantize_row_q4_K_ref`, `get_scale_min_k4`.
 
-use super::scale_min_search::{Search, search_scalar};
+use super::importance::{error_weights, multiples, sum, sum_squares};
+use super::scale_min_search::{Search, search_scalar, search_weighted};
 use crate::rounding::{f16_bits_to_f32, f32_to_f16_bits, nearest_int};
 
 /// Weights in a super-block.
@@ -47,13 +48,37 @@ impl Head {
         let max_min = largest(mins);
         let inverse_scale = if max_scale > 0.0 { 63.0 / max_scale } else { 0.0 };
         let inverse_min = if max_min > 0.0 { 63.0 / max_min } else { 0.0 };
+        // The reference stores the integer in a byte before it takes the minimum.
+        let scales = scales.map(|scale| (nearest_int(inverse_scale * scale) as u8).min(63));
+        let mins = mins.map(|min| (nearest_int(inverse_min * min) as u8).min(63));
+        Self::of((max_scale / 63.0, &scales), (max_min / 63.0, &mins))
+    }
+
+    /// The same with errors weighed by the importance of columns: `weights` are the sums of each sub-block's.
+    #[inline]
+    pub(super) fn quantize_weighted(
+        scales: &[f32; SUBS],
+        mins: &[f32; SUBS],
+        weights: &[f32; SUBS],
+        clamps: bool,
+    ) -> Self {
+        let (mut of_scales, mut of_mins) = ([0u8; SUBS], [0u8; SUBS]);
+        let d = multiples(scales, weights, 63, &mut of_scales);
+        let dmin = multiples(mins, weights, 63, &mut of_mins);
+        if clamps {
+            (of_scales, of_mins) = (of_scales.map(|l| l.min(63)), of_mins.map(|l| l.min(63)));
+        }
+        Self::of((d, &of_scales), (dmin, &of_mins))
+    }
+
+    /// `d` with the scales as multiples of it, `dmin` with the minima.
+    #[inline(always)]
+    fn of((d, scales): (f32, &[u8; SUBS]), (dmin, mins): (f32, &[u8; SUBS])) -> Self {
         let mut bytes = [0u8; HEAD_BYTES];
-        bytes[..2].copy_from_slice(&f32_to_f16_bits(max_scale / 63.0).to_le_bytes());
-        bytes[2..4].copy_from_slice(&f32_to_f16_bits(max_min / 63.0).to_le_bytes());
+        bytes[..2].copy_from_slice(&f32_to_f16_bits(d).to_le_bytes());
+        bytes[2..4].copy_from_slice(&f32_to_f16_bits(dmin).to_le_bytes());
         for j in 0..SUBS {
-            // The reference stores the integer in a byte before it takes the minimum.
-            let scale = (nearest_int(inverse_scale * scales[j]) as u8).min(63);
-            let min = (nearest_int(inverse_min * mins[j]) as u8).min(63);
+            let (scale, min) = (scales[j], mins[j]);
             let packed = &mut bytes[4..];
             if j < 4 {
                 packed[j] = scale;
@@ -97,14 +122,46 @@ pub(super) fn encode_scalar(x: &[f32], search: &Search) -> ([u8; HEAD_BYTES], [u
         (scales[j], mins[j]) = search_scalar(x, search, codes);
     }
     let head = Head::quantize(&scales, &mins);
+    requantize(x, &head, search.top, &mut codes);
+    (head.bytes, codes)
+}
+
+/// Searches with an importance matrix: 37 candidates, from `top - 0.9` to `top + 0.9` levels over the range.
+pub(super) const fn weighted_search(top: i32) -> Search {
+    Search { top, first: -0.9, step: 0.05, steps: 36 }
+}
+
+/// As [`encode_scalar`], with errors weighed by the importance of columns.
+pub(super) fn encode_weighted_scalar(
+    x: &[f32],
+    importance: &[f32],
+    search: &Search,
+    clamps: bool,
+) -> ([u8; HEAD_BYTES], [u8; LEN]) {
+    let mut codes = [0u8; LEN];
+    let [mut scales, mut mins, mut sums] = [[0.0; SUBS]; 3];
+    let m = 2.0 * sum_squares(x) / LEN as f32;
+    let subs = x.chunks_exact(SUB_LEN).zip(importance.chunks_exact(SUB_LEN));
+    for (j, ((x, importance), codes)) in subs.zip(codes.chunks_exact_mut(SUB_LEN)).enumerate() {
+        let weights: [f32; SUB_LEN] = error_weights(x, importance, m);
+        sums[j] = sum(&weights);
+        (scales[j], mins[j]) =
+            search_weighted(x, &weights, search, |difference| difference * difference, codes);
+    }
+    let head = Head::quantize_weighted(&scales, &mins, &sums, clamps);
+    requantize(x, &head, search.top, &mut codes);
+    (head.bytes, codes)
+}
+
+/// Step 3 of the module's recipe.
+fn requantize(x: &[f32], head: &Head, top: i32, codes: &mut [u8; LEN]) {
     for (j, (x, codes)) in x.chunks_exact(SUB_LEN).zip(codes.chunks_exact_mut(SUB_LEN)).enumerate() {
         let (scale, min) = (head.scales[j], head.mins[j]);
         if scale == 0.0 {
             continue;
         }
         for (code, v) in codes.iter_mut().zip(x) {
-            *code = nearest_int((v + min) / scale).clamp(0, search.top) as u8;
+            *code = nearest_int((v + min) / scale).clamp(0, top) as u8;
         }
     }
-    (head.bytes, codes)
 }

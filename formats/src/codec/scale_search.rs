@@ -27,14 +27,20 @@ pub(super) const EPSILON: f32 = 1e-15;
 /// Candidates after the first one, in the reference's order.
 const OFFSETS: [i8; 18] = [-9, -8, -7, -6, -5, -4, -3, -2, -1, 1, 2, 3, 4, 5, 6, 7, 8, 9];
 
-/// Levels of a candidate, negative because the extreme weight gets code -32.
+/// Levels of a candidate, negative because the extreme weight gets code `-reach`.
 #[inline(always)]
-fn levels(offset: i8) -> f32 {
-    -(32.0 + 0.1 * f32::from(offset))
+fn levels(reach: i8, offset: i8) -> f32 {
+    -(f32::from(reach) + 0.1 * f32::from(offset))
 }
 
 /// The scale of one sub-block; its codes, raised by 32, go to `codes`.
-pub(super) fn search_scalar(x: &[f32], codes: &mut [u8]) -> f32 {
+pub(super) fn search_scalar(x: &[f32; SUB_LEN], codes: &mut [u8]) -> f32 {
+    search_weighted(x, &x.map(|v| v * v), 32, codes)
+}
+
+/// The search with error weights of the caller's and codes from `-reach` to `reach - 1`, raised by `reach`.
+#[inline(always)]
+pub(super) fn search_weighted(x: &[f32], weights: &[f32], reach: i8, codes: &mut [u8]) -> f32 {
     let (mut largest, mut extreme) = (0.0f32, 0.0f32);
     for &v in x {
         if v.abs() > largest {
@@ -46,19 +52,20 @@ pub(super) fn search_scalar(x: &[f32], codes: &mut [u8]) -> f32 {
         codes.fill(0);
         return 0.0;
     }
-    let code = |v: f32, inverse: f32| nearest_int(inverse * v).clamp(-32, 31);
+    let reach_int = i32::from(reach);
+    let code = |v: f32, inverse: f32| nearest_int(inverse * v).clamp(-reach_int, reach_int - 1);
     let sums = |inverse: f32| {
-        x.iter().fold((0.0f32, 0.0f32), |(sum_xl, sum_l2), &v| {
-            let (w, l) = (v * v, code(v, inverse) as f32);
+        x.iter().zip(weights).fold((0.0f32, 0.0f32), |(sum_xl, sum_l2), (&v, &w)| {
+            let l = code(v, inverse) as f32;
             (sum_xl + w * v * l, sum_l2 + w * l * l)
         })
     };
-    let mut used = -32.0 / extreme;
+    let mut used = -f32::from(reach) / extreme;
     let (sum_xl, sum_l2) = sums(used);
     let mut scale = if sum_l2 == 0.0 { 0.0 } else { sum_xl / sum_l2 };
     let mut best = scale * sum_xl;
     for offset in OFFSETS {
-        let inverse = levels(offset) / extreme;
+        let inverse = levels(reach, offset) / extreme;
         let (sum_xl, sum_l2) = sums(inverse);
         if sum_l2 > 0.0 && sum_xl * sum_xl > best * sum_l2 {
             used = inverse;
@@ -67,7 +74,7 @@ pub(super) fn search_scalar(x: &[f32], codes: &mut [u8]) -> f32 {
         }
     }
     for (slot, &v) in codes.iter_mut().zip(x) {
-        *slot = (code(v, used) + 32) as u8;
+        *slot = (code(v, used) + reach_int) as u8;
     }
     scale
 }
@@ -224,7 +231,7 @@ pub(super) fn search_lanes<L: Lanes, const G: usize>(lanes: L, src: &[f32]) -> F
     // Two candidates at a time: the weights are read once for both, and the adders have
     // more sums to turn to.
     for offsets in OFFSETS.as_chunks::<2>().0 {
-        for sums in candidates(lanes, &states, offsets.map(levels)) {
+        for sums in candidates(lanes, &states, offsets.map(|offset| levels(32, offset))) {
             for g in 0..G {
                 let [sum_xl, sum_l2] = sums[g];
                 let state = &mut states[g];
