@@ -18,6 +18,7 @@ mod convert;
 mod destination;
 mod errors;
 mod fetch;
+mod imatrix;
 mod inspect;
 mod job;
 mod join;

@@ -6,7 +6,7 @@
 //! |---|---|
 //! | S0 | [`error`], [`disk`], [`small`], `fingerprint`, `frontier`, `human`, `inside`, `lock` |
 //! | S1 | [`source`], [`family`], [`tokenizer`] |
-//! | S2 | [`checkpoint`], [`artifact`] |
+//! | S2 | [`checkpoint`], [`artifact`], [`imatrix`] |
 //! | S3 | [`opened`] |
 //! | S4 | [`plan`] |
 //! | S5 | `pipeline`, [`model`] |
@@ -30,6 +30,7 @@ mod frontier;
 #[doc(hidden)]
 pub mod fuzzing;
 mod human;
+pub mod imatrix;
 mod inside;
 mod lock;
 pub mod model;

@@ -224,7 +224,7 @@ fn sealed(
     // All of it is done and recorded: whatever happens now, the next run goes on from here.
     stage.keep();
     let witnessed = executed.witnessed()?;
-    let about = manifest::About::new(source, settings, witnessed);
+    let about = manifest::About::new(source, blueprint, settings, witnessed);
     let errors = executed.sums.map(|sums| {
         let tensors = conversion.jobs.iter().map(|job| job.tensor);
         ErrorReport::new(blueprint, tensors, &sums)

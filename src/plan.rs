@@ -6,6 +6,7 @@
 //! Nothing here reads a tensor's data.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use requant_formats::layout::{Layout, Matrix, ROW_MAJOR, Runs, StoredTensor};
 use requant_formats::{Codec, codec};
@@ -13,6 +14,7 @@ use requant_formats::{Codec, codec};
 use crate::checkpoint::{Checkpoint, SourceTensor};
 use crate::error::{Error, Result};
 use crate::family::Turn;
+use crate::imatrix::Imatrix;
 use crate::opened::Opened;
 
 mod awq;
@@ -94,6 +96,15 @@ pub struct Placement {
     pub len_bytes: u64,
 }
 
+/// Where the importance of a tensor's columns stands.
+#[derive(Debug, Clone)]
+pub struct Importance {
+    /// The file.
+    pub imatrix: Arc<Imatrix>,
+    /// The tensor's name in it.
+    pub name: String,
+}
+
 /// One tensor of the result.
 #[derive(Clone)]
 pub struct OutputTensor {
@@ -118,6 +129,8 @@ pub struct OutputTensor {
     pub placements: Vec<Placement>,
     /// The rule of [`Options::rules`] that gave it its type, if one did.
     pub rule: Option<usize>,
+    /// How much an error in each column matters, where the codec weighs errors.
+    pub importance: Option<Importance>,
     /// Whether its elements are weights of the model: scales that are carried over beside theirs are not.
     pub is_weight: bool,
 }
@@ -141,6 +154,14 @@ impl OutputTensor {
     /// Length of a row: the innermost dimension.
     pub fn row_len_elems(&self) -> usize {
         self.shape.last().copied().unwrap_or(1)
+    }
+
+    /// Rows of each matrix: a tensor of three dimensions is a stack of them.
+    pub fn matrix_rows(&self) -> usize {
+        match self.shape.as_slice() {
+            [.., rows, _] => (*rows).max(1),
+            _ => 1,
+        }
     }
 
     /// What its layout works on.
@@ -263,6 +284,8 @@ pub struct Options {
     pub rules: Rules,
     /// Whether tensors of a GGUF source that are quantized already may be quantized to other types.
     pub allow_requantize: bool,
+    /// How much an error in each column of each tensor matters: for GGUF.
+    pub imatrix: Option<Arc<Imatrix>>,
 }
 
 /// A family of output formats: GGUF, MLX, GPTQ.
@@ -279,6 +302,11 @@ pub trait Target: Sync {
     /// Whether a result is a directory; else it is a file, or a few.
     fn is_directory(&self) -> bool {
         true
+    }
+
+    /// Whether errors can be weighed with an importance matrix.
+    fn weighs_errors(&self) -> bool {
+        false
     }
 
     /// Works out the result for one of [`Target::formats`].
@@ -317,6 +345,12 @@ pub fn blueprint(source: &Opened, format: &str, options: &Options) -> Result<Blu
     }
     let (target, format) = target_of(format)?;
     options.rules.check_format(format.name)?;
+    if let Some(imatrix) = options.imatrix.as_ref().filter(|_| !target.weighs_errors()) {
+        return Err(Error::Unsupported {
+            what: format!("{}: an importance matrix for {}", imatrix.path().display(), format.name),
+            hint: "only GGUF types weigh errors by importance; leave --imatrix out".into(),
+        });
+    }
     let mut blueprint = target.blueprint(format, source, options)?;
     if let Some(checkpoint) = source.checkpoint() {
         account(checkpoint, &mut blueprint)?;

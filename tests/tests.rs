@@ -96,6 +96,8 @@ mod hostile_files;
 #[cfg(test)]
 mod hostile_hub;
 #[cfg(test)]
+mod imatrix;
+#[cfg(test)]
 mod maker;
 #[cfg(test)]
 mod measured;

@@ -15,7 +15,8 @@ use crate::plan;
 const OF_THE_HUB: [&str; 7] =
     ["revision", "cache-dir", "connections", "spool", "spool-limit", "keep-source", "xet"];
 /// Options about GGUF results.
-const OF_GGUF: [&str; 2] = ["tokenizer-pre", "split-max-size"];
+const OF_GGUF: [&str; 5] =
+    ["tokenizer-pre", "split-max-size", "imatrix", "include-weights", "exclude-weights"];
 
 /// Refuses those of `options` that are on the command line: `why` they mean nothing.
 ///

@@ -76,7 +76,11 @@ pub(super) fn path(matches: &ArgMatches) -> PathBuf {
 fn kept(matches: &ArgMatches) -> Result<Vec<Kept>> {
     let model = super::path(matches, "MODEL");
     let mut kept = of_model(model);
-    for (what, option) in [("the text of --validate", "validate"), ("the recipe", "recipe")] {
+    for (what, option) in [
+        ("the text of --validate", "validate"),
+        ("the recipe", "recipe"),
+        ("the importance matrix", "imatrix"),
+    ] {
         kept.extend(matches.get_one::<PathBuf>(option).map(|path| Kept { what, path: path.clone() }));
     }
     let what = "the file of --save-recipe";

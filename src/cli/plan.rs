@@ -11,7 +11,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use super::console::{self, Page};
 use super::model::{self, Streaming};
 use super::size::{self, human};
-use super::{MODEL_HELP, Subcommand, applies, job, named, report, rules};
+use super::{MODEL_HELP, Subcommand, applies, imatrix, job, named, report, rules};
 use crate::checkpoint::Catalogue;
 use crate::error::{Error, Result};
 use crate::opened::{self, Opened};
@@ -58,6 +58,7 @@ impl Request {
             split_max_bytes: matches.get_one::<u64>("split-max-size").copied(),
             rules: rules::from_matches(matches)?,
             allow_requantize: matches.get_flag("allow-requantize"),
+            imatrix: imatrix::from_matches(matches)?,
         };
         // A revision that an unfinished run has pinned stays pinned.
         let unfinished = output.filter(|_| !restart(matches)).and_then(pipeline::unfinished);
@@ -208,6 +209,7 @@ pub(super) fn request_arguments() -> Vec<Arg> {
             .value_parser(size::parse)
             .help("Most memory to use: fewer threads when they would need more"),
     ];
+    arguments.extend(imatrix::arguments());
     arguments.extend(rules::arguments());
     arguments.extend(model::arguments());
     arguments.extend(model::spool_arguments());
@@ -279,6 +281,7 @@ fn print_human(request: &Request, summary: &Summary, page: &mut Page) {
             totals.tensors, totals.parameters, totals.bytes
         ));
     }
+    imatrix::print(&request.blueprint, page);
     if request.mean_error.is_none() {
         rules::print(&request.rules, &request.blueprint, page);
     }

@@ -288,7 +288,7 @@ impl Run<'_> {
                 worker.copy(&mut slab, &tile, of_errors)?
             } else {
                 let bytes = worker.read(&tile)?;
-                worker.encode(&mut slab, &tile, of_errors);
+                worker.encode(&mut slab, &tile, of_errors)?;
                 bytes
             };
             if slab.is_full() || end == job.source_rows.end {

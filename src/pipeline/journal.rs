@@ -102,6 +102,9 @@ impl RequestRecord {
             let how = (tensor.codec.name(), tensor.layout.name(), tensor.rounding);
             let what = (&tensor.pieces, &tensor.scale_sources, &tensor.placements);
             result.update(format!("{how:?} {what:?}\n"));
+            if let Some(importance) = &tensor.importance {
+                result.update(format!("{} {}\n", importance.imatrix.sha256(), importance.name));
+            }
         }
         Self {
             layout: LAYOUT,

@@ -34,6 +34,9 @@ pub struct Manifest {
     /// The rules that changed types of tensors, as a recipe that can be used again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recipe: Option<String>,
+    /// The importance matrix that weighed errors.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub imatrix: Option<ImatrixRecord>,
     /// Where the source was.
     pub source: String,
     /// Source files that were read.
@@ -50,6 +53,36 @@ pub struct Manifest {
     /// How far the result is from its source, when that was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation: Option<serde_json::Value>,
+}
+
+/// An importance matrix.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImatrixRecord {
+    /// Where it was.
+    pub file: String,
+    /// Digest of the file.
+    pub sha256: String,
+    /// Tensors of the result that it was used for.
+    pub tensors: usize,
+    /// Names of the calibration texts.
+    pub datasets: Vec<String>,
+    /// Pieces of text that were seen.
+    pub chunks: u32,
+}
+
+impl ImatrixRecord {
+    /// Of what `blueprint` uses, if it uses one.
+    fn of(blueprint: &Blueprint) -> Option<Self> {
+        let used = || blueprint.tensors.iter().filter_map(|tensor| tensor.importance.as_ref());
+        let imatrix = &used().next()?.imatrix;
+        Some(Self {
+            file: imatrix.path().display().to_string(),
+            sha256: imatrix.sha256().to_owned(),
+            tensors: used().count(),
+            datasets: imatrix.datasets.clone(),
+            chunks: imatrix.chunks,
+        })
+    }
 }
 
 /// A file that was read.
@@ -103,6 +136,9 @@ pub(super) struct About {
     pub(super) format: String,
     /// The rules as a recipe.
     pub(super) recipe: Option<String>,
+    /// The importance matrix.
+    #[serde(default)]
+    pub(super) imatrix: Option<ImatrixRecord>,
     /// Where the source was.
     pub(super) source: String,
     /// Source files that count.
@@ -114,6 +150,7 @@ impl About {
     /// them those count that have tensors.
     pub(super) fn new(
         source: &Catalogue,
+        blueprint: &Blueprint,
         settings: &Settings,
         witnessed: Option<BTreeMap<usize, String>>,
     ) -> Self {
@@ -130,6 +167,7 @@ impl About {
             command: settings.command.clone(),
             format: settings.format.clone(),
             recipe: settings.recipe.clone(),
+            imatrix: ImatrixRecord::of(blueprint),
             source: source.source().location(),
             source_files: source_files.collect(),
         }
@@ -182,6 +220,7 @@ impl Manifest {
             command: about.command,
             format: about.format,
             recipe: about.recipe,
+            imatrix: about.imatrix,
             source: about.source,
             source_files: about.source_files,
             is_directory: blueprint.is_directory,
@@ -195,8 +234,9 @@ impl Manifest {
     /// Whether it is that of a result of the same request, whatever the digests are.
     pub(super) fn is_of(&self, wanted: &Self, error_report: bool) -> bool {
         let about = |manifest: &Self| {
-            let Self { requant_version, format, recipe, source, is_directory, .. } = manifest.clone();
-            (requant_version, format.to_ascii_lowercase(), recipe, source, is_directory)
+            let Self { requant_version, format, recipe, imatrix, source, is_directory, .. } =
+                manifest.clone();
+            (requant_version, format.to_ascii_lowercase(), recipe, imatrix, source, is_directory)
         };
         let files = |manifest: &Self| -> Vec<(String, u64)> {
             manifest.files.iter().map(|file| (file.name.clone(), file.bytes)).collect()

@@ -194,7 +194,7 @@ pub fn convert_share(
     }
     match folder.agree(&settings.disk, output, &wanted, share, || {
         Ok(Skeleton::new(
-            About::new(source, settings, witnesses(source, &all_files)),
+            About::new(source, blueprint, settings, witnesses(source, &all_files)),
             !all_files.is_empty(),
             blueprint,
             conversion.written(),
@@ -318,7 +318,7 @@ fn is_joined(
     if !files.iter().all(is_older) {
         return Ok(false);
     }
-    let about = About::new(source, settings, None);
+    let about = About::new(source, blueprint, settings, None);
     let wanted = Manifest::new(about, blueprint, output, None, None);
     Ok(Manifest::read(&path).is_ok_and(|found| found.is_of(&wanted, settings.error_report)))
 }

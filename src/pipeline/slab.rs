@@ -11,7 +11,7 @@ use crate::checkpoint::{Catalogue, TileReader};
 use crate::disk::DiskFile;
 use crate::error::Result;
 use crate::fingerprint::Fingerprint;
-use crate::plan::{OutputTensor, Piece, Rounding};
+use crate::plan::{Importance, OutputTensor, Piece, Rounding};
 
 /// Weights in a slab: 0.6 MB in a 4-bit format, so that what was encoded is still in the core's own cache when it is
 /// digested and written.
@@ -84,18 +84,62 @@ impl Worker {
 
     /// As [`Worker::round`], then encodes the tile at the end of `slab`. With `sums`, decodes it again and adds
     /// how far that is from the source.
-    pub(super) fn encode(&mut self, slab: &mut Slab<'_>, tile: &Tile<'_>, sums: Option<&mut Sums>) {
+    pub(super) fn encode(
+        &mut self,
+        slab: &mut Slab<'_>,
+        tile: &Tile<'_>,
+        sums: Option<&mut Sums>,
+    ) -> Result<()> {
         let rounding = slab.output.rounding;
         if sums.is_some() && rounding != Rounding::Exact {
             self.source.clone_from(&self.tile);
         }
         self.round(rounding);
-        slab.encode(&self.tile, &mut self.parts);
+        slab.encode(&self.tile, &mut self.parts)?;
         slab.keep_grids(tile, &self.reader, &mut self.parts);
-        let Some(sums) = sums else { return };
+        let Some(sums) = sums else { return Ok(()) };
         self.decoded.resize(self.tile.len(), 0.0);
         slab.decode_last(&self.parts, &mut self.decoded);
         sums.add(if rounding == Rounding::Exact { &self.tile } else { &self.source }, &self.decoded);
+        Ok(())
+    }
+}
+
+/// The importance of the columns of one matrix of a stack.
+struct Weighing<'a> {
+    of: &'a Importance,
+    /// The matrix, and what was read of it.
+    current: Option<(usize, Vec<f32>)>,
+}
+
+impl<'a> Weighing<'a> {
+    fn new(of: &'a Importance) -> Self {
+        Self { of, current: None }
+    }
+
+    /// Encodes whole rows of `output`, of which `row` is the first.
+    fn encode(&mut self, output: &OutputTensor, row: usize, tile: &[f32], bytes: &mut [u8]) -> Result<()> {
+        let cols = output.row_len_elems();
+        let rows = output.matrix_rows();
+        let row_bytes = codec::part_len_bytes(output.codec, 0, cols as u64) as usize;
+        let (mut row, mut tile, mut bytes) = (row, tile, bytes);
+        while !tile.is_empty() {
+            let matrix = row / rows;
+            let count = (rows - row % rows).min(tile.len() / cols);
+            let ((now, later), (to, rest)) =
+                (tile.split_at(count * cols), bytes.split_at_mut(count * row_bytes));
+            let importance = match &self.current {
+                Some((known, importance)) if *known == matrix => importance,
+                _ => {
+                    let found =
+                        self.of.imatrix.importance(&self.of.name, matrix * cols..(matrix + 1) * cols)?;
+                    &self.current.insert((matrix, found)).1
+                }
+            };
+            output.codec.encode_weighted(importance, now, &mut [to]);
+            (row, tile, bytes) = (row + count, later, rest);
+        }
+        Ok(())
     }
 }
 
@@ -109,11 +153,13 @@ pub(super) struct Slab<'a> {
     rows: usize,
     /// Of all bytes that were written.
     wrote: Fingerprint,
+    weighing: Option<Weighing<'a>>,
 }
 
 impl<'a> Slab<'a> {
     pub(super) fn new(output: &'a OutputTensor, first_row: usize, tensor_scale: f32) -> Self {
-        Self { output, tensor_scale, first_row, rows: 0, wrote: Fingerprint::new() }
+        let weighing = output.importance.as_ref().map(Weighing::new);
+        Self { output, tensor_scale, first_row, rows: 0, wrote: Fingerprint::new(), weighing }
     }
 
     pub(super) fn is_full(&self) -> bool {
@@ -129,7 +175,7 @@ impl<'a> Slab<'a> {
     }
 
     /// Encodes whole rows at the end of the slab.
-    fn encode(&mut self, tile: &[f32], parts: &mut Vec<Vec<u8>>) {
+    fn encode(&mut self, tile: &[f32], parts: &mut Vec<Vec<u8>>) -> Result<()> {
         let codec = self.output.codec;
         self.begin(parts);
         let mut ends = Vec::with_capacity(codec.parts().len());
@@ -138,8 +184,12 @@ impl<'a> Slab<'a> {
             part.resize(start + codec::part_len_bytes(codec, number, tile.len() as u64) as usize, 0);
             ends.push(&mut part[start..]);
         }
-        codec.encode_under(self.tensor_scale, tile, &mut ends);
+        match &mut self.weighing {
+            None => codec.encode_under(self.tensor_scale, tile, &mut ends),
+            Some(weighing) => weighing.encode(self.output, self.first_row + self.rows, tile, ends[0])?,
+        }
         self.rows += tile.len() / self.output.row_len_elems();
+        Ok(())
     }
 
     /// Writes groups anew that the source has as multiples of a step, where the codec can hold them exactly:

@@ -5,6 +5,7 @@
 //! - `general` (with `model_card`, `model_id`, `origins`, `size_label`): what the model is, beside its hyper-parameters,
 //!   which the family writes
 //! - `vocabulary`, `special` (with `template_processing`), `chat_template`: its tokenizer
+//! - `imatrix`: what an importance matrix says about each tensor
 //! - `layout`: where every byte goes
 //! - `requantize`: the same for a GGUF source, as `llama-quantize` alone
 
@@ -22,6 +23,7 @@ use crate::tokenizer::{SPECIAL_TOKENS_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FIL
 mod chat_template;
 mod file_type;
 mod general;
+mod imatrix;
 mod layout;
 mod mix;
 mod model_card;
@@ -62,6 +64,10 @@ impl Target for GgufTarget {
         false
     }
 
+    fn weighs_errors(&self) -> bool {
+        true
+    }
+
     fn blueprint(&self, format: &Format, source: &Opened, options: &Options) -> Result<Blueprint> {
         let file_type = file_type::find(format)?;
         if let Some(model) = source.gguf() {
@@ -73,6 +79,7 @@ impl Target for GgufTarget {
         // llama-quantize sets these two last, so they stand at the end.
         metadata.set("general.quantization_version", QUANTIZATION_VERSION);
         metadata.set("general.file_type", file_type.id);
+        imatrix::add(&mut metadata, options);
 
         let spec = source.spec();
         let size = Size::of(spec);
@@ -82,6 +89,7 @@ impl Target for GgufTarget {
             tied_embeddings: spec.embedding.tied,
             shared_heads: size.shares_heads(),
             is_70b: source.family().gguf.takes_for_70b(&size),
+            has_imatrix: options.imatrix.is_some(),
         };
         let extents: Vec<Vec<u64>> = planned.iter().map(names::Planned::ne).collect();
         let named: Vec<(&str, &[u64])> =

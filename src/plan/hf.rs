@@ -230,6 +230,7 @@ fn encoded(tensor: &SourceTensor, id: usize, scheme: Scheme, shared: Vec<usize>)
         pieces: vec![whole(tensor, id)],
         scale_sources: if codec.tensor_scale(1.0).is_some() { shared } else { Vec::new() },
         rule: None,
+        importance: None,
         is_weight: true,
         placements: Vec::new(),
     };
@@ -268,6 +269,7 @@ fn plain(
         pieces: vec![whole(tensor, id)],
         scale_sources: Vec::new(),
         rule: None,
+        importance: None,
         is_weight: true,
         placements: Vec::new(),
     })

@@ -245,6 +245,7 @@ fn output_tensor(
         scale_sources: Vec::new(),
         placements: Vec::new(),
         rule: None,
+        importance: None,
         is_weight: true,
     })
 }

@@ -175,6 +175,7 @@ impl Skeleton {
                     .map(|(file, offset_bytes, len_bytes)| Placement { file, offset_bytes, len_bytes })
                     .collect(),
                 rule: None,
+                importance: None,
                 is_weight: true,
             })
         });

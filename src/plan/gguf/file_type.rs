@@ -65,9 +65,12 @@ const Q3_K_L_RULES: &[Rule] = &[
 ];
 const IQ4_RULES: &[Rule] = &[
     rule(Category::AttentionV, When::SharedHeads, GgmlType::Q5_K),
-    rule(Category::FfnDown, When::FirstEighth, GgmlType::Q5_K),
+    rule(Category::FfnDown, When::FirstEighthUnweighed, GgmlType::Q5_K),
     rule(Category::AttentionOutput, When::EightExperts, GgmlType::Q5_K),
 ];
+/// Against craziness in the first layers, which even an importance matrix does not prevent.
+const Q4_0_RULES: &[Rule] = &[rule(Category::FfnDown, When::FirstEighthWeighed, GgmlType::Q4_1)];
+const Q5_0_RULES: &[Rule] = &[rule(Category::FfnDown, When::FirstEighthWeighed, GgmlType::Q5_1)];
 const Q4_K_S_RULES: &[Rule] = &[
     rule(Category::AttentionV, When::FirstFour, GgmlType::Q5_K),
     rule(Category::FfnDown, When::FirstEighth, GgmlType::Q5_K),
@@ -91,9 +94,9 @@ pub(super) const FILE_TYPES: &[FileType] = &[
     file_type("f16", "16-bit floats", 1, GgmlType::F16, &[]),
     file_type("bf16", "16-bit brain floats", 32, GgmlType::BF16, &[]),
     file_type("q8_0", "8.5 bits per weight", 7, GgmlType::Q8_0, &[]),
-    file_type("q4_0", "4.5 bits, plain rounding", 2, GgmlType::Q4_0, &[]),
+    file_type("q4_0", "4.5 bits, plain rounding", 2, GgmlType::Q4_0, Q4_0_RULES),
     file_type("q4_1", "5 bits, plain rounding with a minimum", 3, GgmlType::Q4_1, &[]),
-    file_type("q5_0", "5.5 bits, plain rounding", 8, GgmlType::Q5_0, &[]),
+    file_type("q5_0", "5.5 bits, plain rounding", 8, GgmlType::Q5_0, Q5_0_RULES),
     file_type("q5_1", "6 bits, plain rounding with a minimum", 9, GgmlType::Q5_1, &[]),
     file_type("q4_k_s", "4.5 bits, searched scales", 14, GgmlType::Q4_K, Q4_K_S_RULES),
     file_type("q4_k_m", "4.5 bits, half of the down projections 6", 15, GgmlType::Q4_K, Q4_K_M_RULES),

@@ -6,6 +6,7 @@
 use requant_formats::container::gguf::{GgmlType, Metadata, TensorSpec, split, write_header};
 use requant_formats::layout::ROW_MAJOR;
 
+use super::imatrix;
 use super::names::Planned;
 use crate::error::{Error, Result};
 use crate::plan::{Options, OutputFile, OutputTensor, Placement, Rounding};
@@ -61,6 +62,7 @@ pub(super) fn place(
                 what: format!("tensor {}: type {ggml_type}", planned.name),
                 hint: "this version has no encoder for it".into(),
             })?;
+            let importance = imatrix::of(options, &planned, ggml_type)?;
             Ok(OutputTensor {
                 names: vec![planned.name],
                 shape: planned.shape,
@@ -72,6 +74,7 @@ pub(super) fn place(
                 scale_sources: Vec::new(),
                 placements: vec![placement],
                 rule,
+                importance,
                 is_weight: true,
             })
         });

@@ -42,6 +42,10 @@ pub(super) enum When {
     FirstSixteenth,
     /// In the first eighth of the layers.
     FirstEighth,
+    /// There with an importance matrix.
+    FirstEighthWeighed,
+    /// There without one.
+    FirstEighthUnweighed,
     /// In the first and last eighth of the layers, and in every third between.
     MoreBits,
     /// In models with exactly eight experts.
@@ -94,6 +98,8 @@ pub(super) struct Model {
     pub(super) shared_heads: bool,
     /// Whether llama.cpp takes it for a model of 70 billion parameters (`LLM_TYPE_70B`).
     pub(super) is_70b: bool,
+    /// Whether there is an importance matrix.
+    pub(super) has_imatrix: bool,
 }
 
 /// Types of `tensors` (name and `ne`, in file order) in a file of type `file_type`, some of them
@@ -194,6 +200,8 @@ fn choose(
                 When::FirstFour => position < 4,
                 When::FirstSixteenth => position < of / 16,
                 When::FirstEighth => position < of / 8,
+                When::FirstEighthWeighed => position < of / 8 && model.has_imatrix,
+                When::FirstEighthUnweighed => position < of / 8 && !model.has_imatrix,
                 When::MoreBits => more_bits(position, of),
                 When::EightExperts => model.experts == 8,
                 When::SharedHeads => model.shared_heads,
@@ -262,8 +270,14 @@ mod tests {
         types(file, model, tensors, &vec![None; tensors.len()]).iter().map(ToString::to_string).collect()
     }
 
-    const MODEL: Model =
-        Model { layers: 61, experts: 256, tied_embeddings: false, shared_heads: false, is_70b: false };
+    const MODEL: Model = Model {
+        layers: 61,
+        experts: 256,
+        tied_embeddings: false,
+        shared_heads: false,
+        is_70b: false,
+        has_imatrix: false,
+    };
 
     #[test]
     fn more_bits_picks_these_layers_of_sixty_one() {

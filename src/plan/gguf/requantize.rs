@@ -18,7 +18,7 @@ use requant_formats::container::gguf::{
 use super::file_type::FileType;
 use super::layout::Typed;
 use super::names::Planned;
-use super::{QUANTIZATION_VERSION, layout, mix, overrides};
+use super::{QUANTIZATION_VERSION, imatrix, layout, mix, overrides};
 use crate::checkpoint::GgufModel;
 use crate::error::{Error, Result};
 use crate::family::{self, Architecture, Size, Turn};
@@ -70,12 +70,13 @@ pub(super) fn blueprint(file_type: &FileType, source: &GgufModel, options: &Opti
         }
     }
     let forced: Vec<Option<GgmlType>> = rules.iter().map(|found| found.map(|found| found.1)).collect();
-    let mix = Mix { file_type, architecture, size, forced: &forced };
+    let mix = Mix { file_type, architecture, size, forced: &forced, has_imatrix: options.imatrix.is_some() };
     let types = mix.types(&planned, &stored, &keys.place)?;
     if !options.allow_requantize {
         check_not_again(file_type, &planned, &stored, &types, &keys.place)?;
     }
-    let metadata = metadata(source.metadata(), file_type)?;
+    let mut metadata = metadata(source.metadata(), file_type)?;
+    imatrix::add(&mut metadata, options);
     let typed = planned.into_iter().zip(types).zip(rules).map(|((planned, ggml_type), found)| Typed {
         planned,
         ggml_type,
@@ -110,12 +111,13 @@ struct Mix<'a> {
     size: Size,
     /// Types that rules give, in file order.
     forced: &'a [Option<GgmlType>],
+    has_imatrix: bool,
 }
 
 impl Mix<'_> {
     /// The type of each tensor, in file order; `stored` are those that they have.
     fn types(&self, planned: &[Planned], stored: &[GgmlType], place: &str) -> Result<Vec<GgmlType>> {
-        let Self { file_type, architecture, size, forced } = *self;
+        let Self { file_type, architecture, size, forced, has_imatrix } = *self;
         let beyond =
             planned.iter().find(|tensor| mix::layer(&tensor.name).is_some_and(|layer| layer >= size.blocks));
         if let Some(tensor) = beyond {
@@ -131,6 +133,7 @@ impl Mix<'_> {
             tied_embeddings: !planned.iter().any(|tensor| tensor.name == mix::OUTPUT),
             shared_heads: size.shares_heads(),
             is_70b: architecture.takes_for_70b(&size),
+            has_imatrix,
         };
         let extents: Vec<Vec<u64>> = planned.iter().map(Planned::ne).collect();
         let named: Vec<(&str, &[u64])> =
