@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::source::hub::XET_THREAD;
 
 mod applies;
+mod calibrate;
 mod console;
 mod convert;
 mod destination;
@@ -52,6 +53,7 @@ const SUBCOMMANDS: &[&dyn Subcommand] = &[
     &inspect::Inspect,
     &verify::Verify,
     &perplexity::Perplexity,
+    &calibrate::Calibrate,
 ];
 
 /// Parses the process arguments and runs what they ask for.

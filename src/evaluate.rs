@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::model::{self, Hidden, Observer, Storage, Walk};
 
 mod divergence;
+mod importance;
 mod layers;
 mod perplexity;
 mod prediction;
@@ -14,6 +15,7 @@ mod room;
 mod windows;
 
 pub use divergence::{Divergence, Estimate};
+pub use importance::importance;
 pub use layers::{ExpertReport, LayerReport};
 pub use perplexity::{Perplexity, perplexity};
 pub use prediction::{AgainstPrediction, Prediction};

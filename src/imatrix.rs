@@ -25,6 +25,9 @@ use crate::source::FileState;
 
 mod dat;
 mod gguf;
+mod write;
+
+pub use write::{Collected, Format, Sums};
 
 /// Bytes read at a time.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -122,6 +125,24 @@ impl Imatrix {
         self.entries.retain(|name, _| keep(name));
     }
 
+    /// The sums and counts of `name`, as a file in today's format would have them. What the older one has divided is
+    /// multiplied by `chunk_size` tokens a call.
+    ///
+    /// # Errors
+    /// When they cannot be read, or there are none.
+    pub fn sums(&self, name: &str, chunk_size: u32) -> Result<Sums> {
+        let Some(entry) = self.entries.get(name) else {
+            return Err(Error::checkpoint(self.place(), format!("nothing about {name}")));
+        };
+        let (factor, times) = match entry.unseen {
+            Unseen::Ones => (1.0, 1),
+            Unseen::Sums => (chunk_size as f32, u64::from(chunk_size)),
+        };
+        let sums = self.read_sums(entry, 0..entry.len)?.into_iter().map(|sum| sum * factor);
+        let counts = entry.counts.iter().map(|&count| count as u64 * times);
+        Ok(Sums { sums: sums.collect(), counts: counts.collect() })
+    }
+
     /// The importance of columns `columns` of all those of `name`.
     ///
     /// # Errors
@@ -146,11 +167,8 @@ impl Imatrix {
     }
 
     fn read(&self, entry: &Entry, columns: Range<usize>) -> Result<Vec<f32>> {
-        let mut bytes = vec![0; 4 * columns.len()];
-        let offset = entry.offset_bytes + 4 * columns.start as u64;
-        self.file.read_exact_at(&mut bytes, offset).map_err(Error::io(&self.path, "read"))?;
         let part = entry.len / entry.counts.len();
-        let sums = bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes));
+        let sums = self.read_sums(entry, columns.clone())?;
         Ok(columns
             .zip(sums)
             .map(|(column, sum)| match (entry.counts[column / part], entry.unseen) {
@@ -159,6 +177,13 @@ impl Imatrix {
                 (_, Unseen::Sums) => sum,
             })
             .collect())
+    }
+
+    fn read_sums(&self, entry: &Entry, columns: Range<usize>) -> Result<Vec<f32>> {
+        let mut bytes = vec![0; 4 * columns.len()];
+        let offset = entry.offset_bytes + 4 * columns.start as u64;
+        self.file.read_exact_at(&mut bytes, offset).map_err(Error::io(&self.path, "read"))?;
+        Ok(bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
     }
 
     fn check(&self, name: &str, entry: &Entry) -> Result<()> {

@@ -29,8 +29,9 @@ mod panel;
 mod rope;
 mod router;
 mod states;
+mod watch;
 
-pub use head::{for_each_logit_chunk, for_each_logit_chunk_pair, logits};
+pub use head::{for_each_logit_chunk, for_each_logit_chunk_pair, logits, watch_output};
 pub use memory::{Workload, peak_ram_bytes, scratch_bytes};
 pub use mtp::{has_second_next, second_next};
 pub use order::order_of_need;

@@ -8,11 +8,12 @@ use std::ops::Deref;
 use std::path::Path;
 use std::sync::OnceLock;
 
+use requant_formats::container::gguf::Value as GgufValue;
 use serde_json::Value;
 
 use crate::checkpoint::{Catalogue, Checkpoint, GgufModel, Headers, WeightStore};
 use crate::error::{Error, Result};
-use crate::family::{Family, Spec};
+use crate::family::{self, Family, Spec};
 use crate::source::{self, Source};
 use crate::tokenizer::{SPECIAL_TOKENS_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, Tokenizer};
 
@@ -115,6 +116,24 @@ impl Opened {
         match &self.container {
             Container::Gguf(model) => Some(model),
             Container::Checkpoint(_) | Container::Mlx(_) => None,
+        }
+    }
+
+    /// The family that it is of.
+    ///
+    /// # Errors
+    /// When a GGUF file has an architecture that is not known.
+    pub fn family(&self) -> Result<&'static Family> {
+        match &self.container {
+            Container::Checkpoint(checkpoint) => Ok(checkpoint.family()),
+            Container::Mlx(model) => Ok(model.family),
+            Container::Gguf(model) => {
+                let name = model.metadata().get("general.architecture").and_then(GgufValue::as_str);
+                family::of_architecture(name.unwrap_or_default()).ok_or_else(|| Error::Unsupported {
+                    what: format!("{}: general.architecture {name:?}", gguf::name(model)),
+                    hint: format!("known are {}", family::architectures().join(", ")),
+                })
+            }
         }
     }
 

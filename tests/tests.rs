@@ -56,6 +56,8 @@ mod arguments;
 #[cfg(test)]
 mod budget;
 #[cfg(test)]
+mod calibrate;
+#[cfg(test)]
 mod checksums;
 #[cfg(test)]
 mod cluster;

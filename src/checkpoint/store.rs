@@ -28,6 +28,24 @@ pub struct Weight {
     pub unit_rows: usize,
 }
 
+/// Something that inputs are multiplied with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Watched {
+    /// The weight with this role.
+    Weight(Role),
+    /// Rows of a layer's [`crate::family::LayerRole::KvB`] that make the keys of a head, when they are applied to
+    /// queries: layer, head.
+    KeyHead(usize, usize),
+    /// Those that make its values, when they are applied to what attention makes of the latents: layer, head.
+    ValueHead(usize, usize),
+}
+
+/// Learns what weights are multiplied with.
+pub trait Watcher: Sync {
+    /// Sums of the squares of each column of an input of so many rows. Called once for each weight that is used.
+    fn saw(&self, watched: Watched, sums: &[f64], rows: usize);
+}
+
 /// A model's weights as f32.
 pub trait WeightStore: Sync {
     /// The model's hyper-parameters.
@@ -45,6 +63,11 @@ pub trait WeightStore: Sync {
     /// # Errors
     /// When they cannot be read, or hold NaN or infinity; names the tensor and the file.
     fn read_rows(&self, weight: &Weight, rows: Range<usize>, tile: &mut [f32]) -> Result<()>;
+
+    /// Who is to learn what the weights are multiplied with.
+    fn watcher(&self) -> Option<&dyn Watcher> {
+        None
+    }
 
     /// Every byte that [`WeightStore::read_rows`] may read for the weight with this role, scales included.
     ///

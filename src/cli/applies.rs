@@ -12,7 +12,7 @@ use crate::opened;
 use crate::plan;
 
 /// Options about the hub and what comes from it.
-const OF_THE_HUB: [&str; 7] =
+pub(super) const OF_THE_HUB: [&str; 7] =
     ["revision", "cache-dir", "connections", "spool", "spool-limit", "keep-source", "xet"];
 /// Options about GGUF results.
 const OF_GGUF: [&str; 5] =

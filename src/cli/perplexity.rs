@@ -67,19 +67,7 @@ impl Subcommand for Perplexity {
                     .value_parser(|text: &str| text.parse::<Bos>())
                     .help("Begin windows with BOS: always, never, or auto, as the tokenizer does"),
             )
-            .arg(
-                Arg::new("memory")
-                    .long("memory")
-                    .value_name("SIZE")
-                    .value_parser(size::parse)
-                    .help("Most memory to use [default: what is available]: what needs more goes to scratch files"),
-            )
-            .arg(
-                path("scratch")
-                    .value_name("DIR")
-                    .help("Where scratch files lie, if there are any [default: TMPDIR, or /var/tmp]"),
-            )
-            .arg(super::ignore_space_argument())
+            .args(room_arguments())
             .args(model::arguments())
             .args(model::spool_arguments())
             .arg(model::xet_argument())
@@ -155,8 +143,23 @@ impl Subcommand for Perplexity {
     }
 }
 
+/// `--memory`, `--scratch`, `--ignore-space`.
+pub(super) fn room_arguments() -> [Arg; 3] {
+    [
+        Arg::new("memory")
+            .long("memory")
+            .value_name("SIZE")
+            .value_parser(size::parse)
+            .help("Most memory to use [default: what is available]: what needs more goes to scratch files"),
+        path("scratch")
+            .value_name("DIR")
+            .help("Where scratch files lie, if there are any [default: TMPDIR, or /var/tmp]"),
+        super::ignore_space_argument(),
+    ]
+}
+
 /// What MODEL may be.
-const MODEL_HELP: &str =
+pub(super) const MODEL_HELP: &str =
     "Checkpoint directory, GGUF file (the first of a split set), MLX directory, hub id org/name[@revision]";
 
 /// Opens MODEL and `--against`.
@@ -232,11 +235,12 @@ pub(super) fn check_room(
 
 /// Measures on `threads` threads, with a line per layer on stderr.
 pub(super) fn measure(request: &evaluate::Request, threads: usize, quiet: bool) -> Result<Report> {
-    let mut progress = Layers { quiet, started: Instant::now() };
+    let mut progress = Layers::new(quiet);
     pool(threads)?.install(|| evaluate::measure(request, &mut progress))
 }
 
-fn pool(threads: usize) -> Result<rayon::ThreadPool> {
+/// So many threads.
+pub(super) fn pool(threads: usize) -> Result<rayon::ThreadPool> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
     pool.map_err(|error| Error::Request(format!("cannot start threads: {error}")))
 }
@@ -279,9 +283,16 @@ fn print_running(report: &Report, windows: usize) {
 }
 
 /// A line per layer, with the time left.
-struct Layers {
+pub(super) struct Layers {
     quiet: bool,
     started: Instant,
+}
+
+impl Layers {
+    /// The clock starts now.
+    pub(super) fn new(quiet: bool) -> Self {
+        Self { quiet, started: Instant::now() }
+    }
 }
 
 impl Observer for Layers {

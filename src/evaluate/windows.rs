@@ -146,6 +146,21 @@ impl Windows {
         Self { context, text_tokens: tokens.len(), tokens, scored }
     }
 
+    /// The windows of another text after these.
+    pub fn append(&mut self, other: Self) {
+        let at = self.tokens.len();
+        self.tokens.extend(other.tokens);
+        self.text_tokens += other.text_tokens;
+        self.scored.extend(other.scored.into_iter().map(|token| at + token));
+    }
+
+    /// Keeps only so many windows from the first on.
+    pub fn truncate(&mut self, windows: usize) {
+        self.tokens.truncate(windows * self.context);
+        let len = self.tokens.len();
+        self.scored.retain(|&token| token < len);
+    }
+
     fn slide(ids: &[u32], context: usize, stride: usize) -> Result<Self> {
         if stride == 0 || stride > context {
             let message = format!("a stride of {stride} in windows of {context}: expected 1 to {context}");

@@ -17,8 +17,8 @@ use super::{At, Contents, Entry, MAX_ENTRIES, Unseen};
 pub(super) const DATASETS_KEY: &str = "imatrix.datasets";
 pub(super) const CHUNK_COUNT_KEY: &str = "imatrix.chunk_count";
 pub(super) const CHUNK_SIZE_KEY: &str = "imatrix.chunk_size";
-const SUMS: &str = ".in_sum2";
-const COUNTS: &str = ".counts";
+pub(super) const SUMS: &str = ".in_sum2";
+pub(super) const COUNTS: &str = ".counts";
 /// Most counts: experts of one layer.
 const MAX_COUNTS: u64 = 1 << 16;
 

@@ -16,12 +16,13 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::exponential;
-use super::linear::{add_to_row, check_finite, optional_vector};
+use super::linear::{Input, add_to_row, check_finite, optional_vector};
 use super::matmul::{Into, View, product, product_transposed, wide_product_transposed};
 use super::norm::norm_head;
 use super::panel::{Slice, for_each_panel};
 use super::rope::Rope;
 use super::states::{Part, States};
+use super::watch;
 use crate::checkpoint::WeightStore;
 use crate::error::Result;
 use crate::family::{Grouped, Heads, LayerRole, Role};
@@ -81,6 +82,7 @@ pub(super) fn attention(
     let [query, key, value] = projections(store, layer)?;
     let weights = [LayerRole::Q, LayerRole::K, LayerRole::V];
     let weights = weights.into_iter().map(|own| store.weight(role(own))).collect::<Result<Vec<_>>>()?;
+    weights.iter().try_for_each(|weight| watch::input(store, weight.role, &Input::All(x)))?;
     let passes: Vec<Vec<Slice>> = (0..heads.key_value.div_ceil(of_pass.key_value))
         .map(|pass| {
             let of = |count: usize, all: usize, width: usize| {

@@ -6,18 +6,21 @@
 //! Legend: T tokens of all windows, W tokens of one window, B queries of one block, D hidden, G heads
 //! of a group, N width without position, R rotary width, V value width, L rank of the latent.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 
 use super::exponential;
-use super::linear::{check_finite, linear_states, vector};
+use super::linear::{Input, check_finite, linear_states, vector};
 use super::matmul::{Into, View, product, product_transposed, wide_product_transposed};
 use super::norm::rms_norm;
 use super::panel::{Slice, for_each_panel};
 use super::rope::{Rope, score_scale};
 use super::states::{Part, States};
-use crate::checkpoint::WeightStore;
+use super::watch;
+use crate::checkpoint::{Watched, WeightStore};
 use crate::error::Result;
 use crate::family::{Latent, LayerRole, Role, Spec};
 
@@ -46,6 +49,8 @@ struct Group<'a> {
     key_value: &'a [f32],
     /// `[W, R]`.
     key_WR: &'a [f32],
+    /// `[W, L]`, where somebody wants to know what values are made of.
+    latent_WL: Option<&'a [f32]>,
 }
 
 /// What the heads of layer `layer` say on `x`, side by side, for the output projection.
@@ -80,11 +85,16 @@ pub(super) fn attention(
             ]
         })
         .collect();
+    watch::input(store, query_weight.role, &Input::All(query_TL))?;
+    watch::input(store, key_value_weight.role, &Input::All(&latents.value_TL))?;
+    let is_watched = store.watcher().is_some();
     let mut out = x.sibling(x.rows(), latent.heads * latent.v_dim)?;
     for_each_panel(&groups, |slices, tiles| {
         let [query_slice, key_value_slice] = slices else { return Ok(()) };
         let first = query_slice.rows.start / query_width;
         let heads = heads_of(first);
+        // By the first token of a window: what its queries were, and what attention made of its latents.
+        let seen: Mutex<BTreeMap<usize, [Vec<f64>; 2]>> = Mutex::default();
         out.for_each_block(context, rows(&heads, latent.v_dim), Into::Replace, |tokens, part| {
             let expand = |latents: &States, slice: &Slice, w: View| -> Result<Vec<f32>> {
                 let (x, width) = (latents.read(tokens.clone())?, slice.rows.len());
@@ -94,6 +104,7 @@ pub(super) fn attention(
                 Ok(y)
             };
             let mut query = expand(query_TL, query_slice, tiles[0])?;
+            let queries = is_watched.then(|| head_squares(&query, heads.len(), query_width, latent.nope_dim));
             let key_value = expand(&latents.value_TL, key_value_slice, tiles[1])?;
             query.par_chunks_mut(heads.len() * query_width).enumerate().for_each(|(position, row)| {
                 for head in row.chunks_exact_mut(query_width) {
@@ -104,6 +115,8 @@ pub(super) fn attention(
                     row.iter_mut().for_each(|value| *value *= factor);
                 }
             });
+            let latent_WL = if is_watched { Some(latents.value_TL.read(tokens.clone())?) } else { None };
+            let first_token = tokens.start;
             let key_WR = latents.key_TR.read(tokens)?;
             let group = Group {
                 spec,
@@ -112,15 +125,65 @@ pub(super) fn attention(
                 query: &query,
                 key_value: &key_value,
                 key_WR: &key_WR,
+                latent_WL: latent_WL.as_deref(),
             };
             let Part { data, stride, offset } = part;
-            data.par_chunks_mut(QUERY_BLOCK * stride).enumerate().for_each(|(block, out)| {
-                group.attend(block * QUERY_BLOCK, Part { data: out, stride, offset });
-            });
+            let blocks = data.par_chunks_mut(QUERY_BLOCK * stride).enumerate();
+            let squares: Vec<Vec<f64>> = blocks
+                .map(|(block, out)| group.attend(block * QUERY_BLOCK, Part { data: out, stride, offset }))
+                .collect();
+            if let Some(queries) = queries {
+                seen.lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .insert(first_token, [queries, sum_in_order(squares)]);
+            }
             Ok(())
-        })
+        })?;
+        let seen = seen.into_inner().unwrap_or_else(PoisonError::into_inner);
+        report(store, layer, heads, x.rows(), seen.into_values());
+        Ok(())
     })?;
     Ok(out)
+}
+
+/// Sums of the squares of the first `width` columns of each head, `[G, width]`.
+fn head_squares(query: &[f32], heads: usize, stride: usize, width: usize) -> Vec<f64> {
+    let mut sums = vec![0.0; heads * width];
+    for row in query.chunks_exact(heads * stride) {
+        for (sums, head) in sums.chunks_exact_mut(width).zip(row.chunks_exact(stride)) {
+            sums.iter_mut().zip(head).for_each(|(sum, &x)| *sum += f64::from(x) * f64::from(x));
+        }
+    }
+    sums
+}
+
+fn sum_in_order(parts: impl IntoIterator<Item = Vec<f64>>) -> Vec<f64> {
+    let mut parts = parts.into_iter();
+    let mut sums = parts.next().unwrap_or_default();
+    for part in parts {
+        sums.iter_mut().zip(part).for_each(|(sum, more)| *sum += more);
+    }
+    sums
+}
+
+/// Tells a store that watches what was seen of some heads, window after window.
+fn report(
+    store: &dyn WeightStore,
+    layer: usize,
+    heads: Range<usize>,
+    tokens: usize,
+    seen: impl Iterator<Item = [Vec<f64>; 2]>,
+) {
+    let Some(watcher) = store.watcher() else { return };
+    let (queries, values): (Vec<_>, Vec<_>) = seen.map(|[queries, values]| (queries, values)).unzip();
+    let of_heads = |sums: Vec<f64>, watched: fn(usize, usize) -> Watched| {
+        let width = sums.len() / heads.len().max(1);
+        for (head, sums) in heads.clone().zip(sums.chunks_exact(width.max(1))) {
+            watcher.saw(watched(layer, head), sums, tokens);
+        }
+    };
+    of_heads(sum_in_order(queries), Watched::KeyHead);
+    of_heads(sum_in_order(values), Watched::ValueHead);
 }
 
 /// The low-rank parts, normed, and the turned key.
@@ -159,8 +222,9 @@ fn latents(
 }
 
 impl Group<'_> {
-    /// Attention of one block of queries, the first of which is at position `first_query`, into `out`.
-    fn attend(&self, first_query: usize, out: Part) {
+    /// Attention of one block of queries, the first of which is at position `first_query`, into `out`. Where somebody
+    /// wants to know, sums of the squares of what each head makes of the latents, `[G, L]`.
+    fn attend(&self, first_query: usize, out: Part) -> Vec<f64> {
         let Latent { nope_dim, v_dim, .. } = *self.latent;
         let rope_dim = self.spec.rope.dim;
         let Part { data: out, stride, offset } = out;
@@ -173,6 +237,7 @@ impl Group<'_> {
         let key_value = View::rows(self.key_value, 0, keys, value_stride);
         let key_WR = View::rows(self.key_WR, 0, keys, rope_dim);
         let mut scores_BW = vec![0.0; queries * keys];
+        let mut squares = Vec::new();
         for head in 0..self.heads {
             let at = head * (nope_dim + rope_dim);
             let (query_BN, query_BR) = (query.columns(at, nope_dim), query.columns(at + nope_dim, rope_dim));
@@ -185,7 +250,15 @@ impl Group<'_> {
                 causal_softmax(scores_W, first_query + query + 1, scale);
             }
             product(View::new(&scores_BW, keys), value_WV, out, stride, offset + head * v_dim);
+            if let Some(latent_WL) = self.latent_WL {
+                let width = self.latent.kv_lora;
+                let mut seen_BL = vec![0.0; queries * width];
+                let latent_WL = View::rows(latent_WL, 0, keys, width);
+                product(View::new(&scores_BW, keys), latent_WL, &mut seen_BL, width, 0);
+                squares.extend(head_squares(&seen_BL, 1, width, width));
+            }
         }
+        squares
     }
 }
 

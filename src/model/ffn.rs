@@ -11,6 +11,7 @@ use super::linear::{Input, Output, add_to_row, check_finite, linear, optional_ve
 use super::matmul::{Into, View, wide_product_transposed};
 use super::panel::{Slice, for_each_panel, tile_rows, tiles_per_panel};
 use super::states::{BLOCK_ROWS, Part};
+use super::watch;
 use crate::checkpoint::WeightStore;
 use crate::error::Result;
 use crate::family::{Ffn, LayerRole, Role};
@@ -26,6 +27,8 @@ pub(super) fn feed_forward(
     y: Output,
 ) -> Result<()> {
     let (gate, up) = (store.weight(role(Ffn::Gate))?, store.weight(role(Ffn::Up))?);
+    watch::input(store, gate.role, &x)?;
+    watch::input(store, up.role, &x)?;
     let (gate_bias, up_bias) = (bias(store, gate.role)?, bias(store, up.role)?);
     let activation = store.spec().ffn.activation;
     let mut inner_TI = x.states().sibling(x.rows(), gate.rows)?;

@@ -6,11 +6,12 @@ use std::ops::Range;
 
 use super::Hidden;
 use super::exponential::soft_cap;
-use super::linear::{add_to_row, check_finite, optional_vector, vector};
+use super::linear::{Input, add_to_row, check_finite, optional_vector, vector};
 use super::matmul::{Into, View, wide_product_transposed};
 use super::norm::norm_row;
 use super::panel::{Slice, for_each_panel, tiles, tiles_per_panel};
 use super::states::{BLOCK_ROWS, States, in_groups};
+use super::watch;
 use crate::checkpoint::{Weight, WeightStore};
 use crate::error::Result;
 use crate::family::Role;
@@ -57,6 +58,16 @@ impl<'a> Head<'a> {
         }
         Ok(logits_BC)
     }
+}
+
+/// Tells a store that watches what its output head is multiplied with: all of `hidden`.
+///
+/// # Errors
+/// When a weight cannot be read, or the states cannot be read or kept.
+pub fn watch_output(store: &dyn WeightStore, hidden: &Hidden) -> Result<()> {
+    let tokens: Vec<usize> = (0..hidden.states.rows()).collect();
+    let head = Head::new(store, hidden, &tokens)?;
+    watch::input(store, hidden.head, &Input::All(&head.x_SD))
 }
 
 /// All logits of `tokens`, `[S, vocab]`.

@@ -7,6 +7,7 @@ use std::ops::Range;
 use super::matmul::{Into, View, wide_product_transposed};
 use super::panel::{Slice, for_each_panel, tiles, tiles_per_panel};
 use super::states::{BLOCK_ROWS, Part, States};
+use super::watch;
 use crate::checkpoint::{Weight, WeightStore};
 use crate::error::{Error, Result};
 use crate::family::Role;
@@ -111,6 +112,7 @@ impl<'a> Rows<'a> {
 /// # Errors
 /// When a weight cannot be read; when the product is not finite.
 pub(super) fn linear(store: &dyn WeightStore, role: Role, x: Input, mut y: Output) -> Result<()> {
+    watch::input(store, role, &x)?;
     let weight = store.weight(role)?;
     let tiles: Vec<Slice> = tiles(store, &weight).collect();
     let panels: Vec<Vec<Slice>> =
