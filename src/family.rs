@@ -7,10 +7,11 @@
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::small::shown;
+use crate::small::{brief, shown};
 
 mod block;
 mod config;
+mod decoder;
 mod deepseek;
 mod deepseek_v2;
 mod deepseek_v3;
@@ -20,6 +21,8 @@ mod gguf;
 mod glm4_moe;
 mod kimi_k2;
 mod llama;
+mod mistral;
+mod mixtral;
 mod phi3;
 mod place;
 mod qwen2;
@@ -32,15 +35,15 @@ mod tensors;
 
 pub use block::Fused;
 pub use config::Config;
-pub use gguf::{Architecture, Contents, Size, architecture_of};
+pub use gguf::{Architecture, Contents, Size, Vocabulary, architecture_of};
 pub use place::{Ecosystem, Output, Part, Place, Turn, outputs};
 pub use role::{Ffn, LayerRole, Role};
 pub use spec::{
     Activation, Attention, ByLayer, Dense, Divisors, Embedding, ExpertChoice, FeedForward, Grouped, Heads,
     Latent, Moe, Norms, Pairing, Presence, Rotary, Router, Scaling, Scoring, Sections, Shared, Sliding, Spec,
-    Temperature, Yarn,
+    Temperature, Wavelengths, Yarn,
 };
-pub use tensors::Tensor;
+pub use tensors::{Computed, Tensor};
 
 use block::moe::{self, MoeNames};
 use tensors::Names;
@@ -51,6 +54,8 @@ pub const FAMILIES: &[&Family] = &[
     &deepseek_v2::FAMILY,
     &kimi_k2::FAMILY,
     &llama::FAMILY,
+    &mistral::FAMILY,
+    &mixtral::FAMILY,
     &qwen2::FAMILY,
     &qwen2_moe::FAMILY,
     &qwen3::FAMILY,
@@ -99,6 +104,19 @@ struct Naming {
     merges_experts: bool,
     moe: MoeNames,
     mlx: MlxOrder,
+    /// What mlx-lm does with the router when it quantizes.
+    mlx_router: MlxRouter,
+}
+
+/// What mlx-lm does with a router when it quantizes a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MlxRouter {
+    /// It stays as it is: its module cannot be quantized.
+    Kept,
+    /// As with any other linear layer.
+    Quantized,
+    /// 8 bits in groups of 64, whatever the others get; a recipe that mixes widths counts before that.
+    EightBits,
 }
 
 /// In which order mlx-lm's modules hold what a layer has.
@@ -106,7 +124,7 @@ struct Naming {
 struct MlxOrder {
     /// The norms before the feed-forward block, not behind it.
     norms_first: bool,
-    /// The down projection of a dense block before the up projection, not behind it.
+    /// The down projection of a dense block, or of shared experts, before the up projection, not behind it.
     down_before_up: bool,
     /// The router before the experts, not behind them.
     router_first: bool,
@@ -121,6 +139,7 @@ const NAMING: Naming = Naming {
     merges_experts: false,
     moe: moe::NAMES,
     mlx: MlxOrder { norms_first: false, down_before_up: false, router_first: false },
+    mlx_router: MlxRouter::Kept,
 };
 
 /// A tensor that a family's checkpoint contains.
@@ -142,6 +161,7 @@ impl Family {
     /// # Errors
     /// Names the key of config.json that is missing or out of range.
     pub fn spec(&self, config: &Config) -> Result<Spec> {
+        check_head(config)?;
         (self.checkpoints()?.spec)(config)
     }
 
@@ -167,9 +187,19 @@ impl Family {
         !(ties && spec.embedding.tied)
     }
 
+    /// What mlx-lm does with the router when it quantizes a model.
+    pub fn mlx_router(&self) -> MlxRouter {
+        self.naming.mlx_router
+    }
+
     /// Every tensor that a model with these hyper-parameters has or may have, in the order in which modules hold them.
     pub fn tensors(&self, spec: &Spec) -> Vec<Tensor> {
         tensors::tensors(self, spec)
+    }
+
+    /// The tensor of a GGUF file that follows from the hyper-parameters, if there is one.
+    pub fn computed(&self, spec: &Spec) -> Option<Computed> {
+        tensors::computed(spec)
     }
 
     /// Every tensor that a checkpoint with these hyper-parameters holds.
@@ -231,6 +261,20 @@ pub fn architectures() -> Vec<&'static str> {
 /// else.
 pub const MLX_MARKS: [&str; 2] = [".self_attn.embed_q.", ".switch_mlp."];
 
+/// Refuses models that do something else with what the layers say than to predict the next token: classifiers, embedding
+/// models. They have the model type of those that they were trained from.
+fn check_head(config: &Config) -> Result<()> {
+    let architectures = config.get("architectures").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    match architectures.iter().find(|name| !name.as_str().is_some_and(|name| name.ends_with("ForCausalLM"))) {
+        None => Ok(()),
+        Some(other) => Err(Error::Unsupported {
+            what: format!("config.json: architectures {}", brief(&other.to_string())),
+            hint: "this version reads models that predict the next token, `...ForCausalLM`, with their output head"
+                .into(),
+        }),
+    }
+}
+
 fn unknown(model_type: &str) -> Error {
     let known = FAMILIES.iter().filter(|family| family.checkpoint.is_some()).map(|family| family.model_type);
     Error::Unsupported {
@@ -238,3 +282,6 @@ fn unknown(model_type: &str) -> Error {
         hint: format!("this version reads {}", known.collect::<Vec<_>>().join(", ")),
     }
 }
+
+#[cfg(test)]
+mod tests;

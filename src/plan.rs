@@ -125,6 +125,8 @@ pub struct OutputTensor {
     /// Source tensors whose largest magnitude sets [`Codec::tensor_scale`]: the tensor's own and those it
     /// shares the factor with. Empty for codecs without one.
     pub scale_sources: Vec<usize>,
+    /// What it holds, byte for byte, when that follows from headers alone; it has no pieces then.
+    pub content: Option<Vec<u8>>,
     /// Where each stored tensor goes, in the order of [`OutputTensor::stored`].
     pub placements: Vec<Placement>,
     /// The rule of [`Options::rules`] that gave it its type, if one did.

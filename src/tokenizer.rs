@@ -20,6 +20,7 @@ mod fingerprint;
 mod guarded;
 mod limits;
 mod pre_names;
+pub mod sentence_piece;
 
 pub use definition::{AddedEntry, Definition, Merge};
 pub use fingerprint::Fingerprint;

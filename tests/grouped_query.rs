@@ -59,7 +59,7 @@ pub(crate) fn logits(model: &Opened, name: &str) -> Vec<f32> {
 /// Reference and requant sum in another order, in f32: a few units of the last place of numbers up to about 10, through
 /// up to seven layers of large weights. The largest difference seen is 3e-5.
 #[track_caller]
-fn check_logits(what: &str, found: &[f32]) {
+pub(crate) fn check_logits(what: &str, found: &[f32]) {
     let bytes = std::fs::read(folder().join(format!("{what}.f32"))).unwrap();
     let expected: Vec<f32> =
         bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();

@@ -219,7 +219,7 @@ fn no_config_no_index_no_directory() {
 #[test]
 fn unusable_config() {
     for (pointer, value, words) in [
-        ("/model_type", json!("llama"), vec!["llama", "deepseek_v3"]),
+        ("/model_type", json!("bloom"), vec!["bloom", "deepseek_v3"]),
         ("/quantization_config/quant_method", json!("bitsandbytes"), vec!["bitsandbytes", "fp8"]),
         ("/quantization_config/weight_block_size", json!([128]), vec!["weight_block_size"]),
         ("/hidden_size", json!(null), vec!["hidden_size", "missing"]),

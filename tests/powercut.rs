@@ -20,6 +20,7 @@ use requant_formats::Dtype;
 use test_hub::{Hub, Repo};
 
 use crate::conversion::{Silent, settings};
+use crate::family_goldens;
 use crate::maker::{self, Size, Storage};
 use crate::recorder::{Fault, Loss, Recorder};
 
@@ -192,6 +193,18 @@ fn a_gguf_file_and_a_split_set_and_a_directory() {
         };
         stop_everywhere(&Case { prepare: &|_| {}, run: &run, after: &only_whole }, &in_turn);
     }
+}
+
+/// The divisors of rotary frequencies have no weights that they come from, and no job writes them.
+#[test]
+fn a_gguf_file_with_a_tensor_that_follows_from_the_hyper_parameters() {
+    let model = scratch();
+    let model = family_goldens::checkpoint(model.path(), "llama-c", &family_goldens::golden("llama-c"));
+    let run = |root: &Path, disk: &Disk| {
+        let settings = recording("q8_0", disk, false);
+        convert(local(&model)?, &settings, &Options::default(), &root.join("m.gguf"))
+    };
+    stop_everywhere(&Case { prepare: &|_| {}, run: &run, after: &only_whole }, &in_turn);
 }
 
 #[test]

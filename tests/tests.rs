@@ -35,6 +35,8 @@
 //! - `merged`: GGUF files with gate and up projection of the experts in one tensor.
 //! - `predictor`: GGUF files with a prediction layer, against the checkpoint that has it.
 //! - `grouped_query`: GGUF files of families with grouped-query attention, against transformers and llama.cpp.
+//! - `families`: checkpoints of the same families, against transformers and the converter's files.
+//! - `family_goldens`: two checkpoints of each of many families, against whole files of llama.cpp and mlx-lm.
 //! - `variants`: the same with what few files of a family have.
 //! - `economy`: what a measurement reads and how much memory it takes.
 //! - `results`: finished GGUF and MLX results, read back and measured.
@@ -83,6 +85,10 @@ mod destinations;
 mod economy;
 #[cfg(test)]
 mod error_report;
+#[cfg(test)]
+mod families;
+#[cfg(test)]
+mod family_goldens;
 #[cfg(test)]
 mod faults;
 #[cfg(test)]

@@ -32,6 +32,17 @@ impl<'a> Config<'a> {
         self.value.get(key).filter(|value| !value.is_null())
     }
 
+    /// Keys that say something.
+    pub fn keys(&self) -> impl Iterator<Item = &'a str> {
+        let object = self.value.as_object().into_iter().flatten();
+        object.filter(|(_, value)| !value.is_null()).map(|(key, _)| key.as_str())
+    }
+
+    /// Whether `key` is there, be it null.
+    pub fn has(&self, key: &str) -> bool {
+        self.value.get(key).is_some()
+    }
+
     /// Whether `key` is there and says nothing.
     pub fn is_null(&self, key: &str) -> bool {
         self.value.get(key).is_some_and(Value::is_null)

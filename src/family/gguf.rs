@@ -50,10 +50,27 @@ pub struct Architecture {
     pub(super) has_sections: bool,
     /// Whether a model is taken for one of 70 billion parameters, of those with 80 layers.
     pub(super) is_70b: fn(&Size) -> bool,
+    /// What the converter does with tokenizers beyond reading tokenizer.json.
+    pub vocabulary: Vocabulary,
     /// Writes the keys of this architecture behind those of every one.
     pub(super) keys: fn(&mut Written) -> Result<()>,
     /// Refuses what llama.cpp would not open though the keys are right.
     pub(super) loadable: fn(&Spec) -> Result<()>,
+}
+
+/// What llama.cpp's converter does with the tokenizers of an architecture beyond reading tokenizer.json.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Vocabulary {
+    /// It takes SentencePiece's tokenizer.model, where there is one, instead.
+    pub prefers_sentence_piece: bool,
+    /// It says how an embedding model pools, which modules.json shows.
+    pub states_pooling: bool,
+    /// It keeps `add_prefix_space` of tokenizer_config.json.
+    pub states_space_prefix: bool,
+    /// Models called so become classifiers there.
+    pub rerankers: &'static [&'static str],
+    /// Models with a vocabulary of this size begin without a token for it, whatever their files say.
+    pub size_without_bos: Option<usize>,
 }
 
 /// Kinds of attention.
@@ -140,6 +157,13 @@ impl Architecture {
             has_output_bias: false,
             has_sections: false,
             is_70b: |_| false,
+            vocabulary: Vocabulary {
+                prefers_sentence_piece: false,
+                states_pooling: false,
+                states_space_prefix: false,
+                rerankers: &[],
+                size_without_bos: None,
+            },
             keys: |_| Ok(()),
             loadable: |_| Ok(()),
         }

@@ -4,12 +4,14 @@ use crate::error::{Error, Result};
 
 mod attention;
 mod by_layer;
+mod wavelengths;
 
 pub use attention::{
     Attention, Divisors, Grouped, Heads, Latent, Pairing, Rotary, Scaling, Sections, Sliding, Temperature,
     Yarn,
 };
 pub use by_layer::ByLayer;
+pub use wavelengths::Wavelengths;
 
 /// The resolved hyper-parameters of a model.
 #[derive(Debug, Clone, PartialEq)]

@@ -83,6 +83,26 @@ pub(super) fn tensors(family: &Family, spec: &Spec) -> Vec<Tensor> {
     list.tensors
 }
 
+/// Divisors of all contexts in GGUF files.
+const DIVISORS: &str = "rope_freqs.weight";
+
+/// A tensor of a GGUF file that no checkpoint has: it follows from the hyper-parameters.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Computed {
+    /// Its name.
+    pub name: &'static str,
+    /// What it holds.
+    pub values: Vec<f32>,
+}
+
+/// Those of a model.
+pub(super) fn computed(spec: &Spec) -> Option<Computed> {
+    match spec.rope.divisors {
+        Divisors::ByWavelength(own) => Some(Computed { name: DIVISORS, values: own.divisors(&spec.rope) }),
+        Divisors::Absent | Divisors::Always | Divisors::ByContext { .. } => None,
+    }
+}
+
 /// Divisors of rotary frequencies, which GGUF files keep beside the weights.
 fn divisors(list: &mut List) {
     let rope = &list.spec.rope;
@@ -92,8 +112,8 @@ fn divisors(list: &mut List) {
         list.push(role, &[pairs], Presence::Always, places);
     };
     match rope.divisors {
-        Divisors::Absent => {}
-        Divisors::Always => add(Role::RopeDivisors, "rope_freqs.weight"),
+        Divisors::Absent | Divisors::ByWavelength(_) => {}
+        Divisors::Always => add(Role::RopeDivisors, DIVISORS),
         Divisors::ByContext { .. } => {
             add(Role::RopeDivisorsLong, "rope_factors_long.weight");
             add(Role::RopeDivisorsShort, "rope_factors_short.weight");

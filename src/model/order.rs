@@ -10,7 +10,7 @@ pub fn order_of_need(store: &dyn WeightStore, with_prediction: bool) -> Vec<Vec<
     let spec = store.spec();
     let mut visits = vec![vec![Role::TokenEmbedding]];
     match spec.rope.divisors {
-        Divisors::Absent => {}
+        Divisors::Absent | Divisors::ByWavelength(_) => {}
         Divisors::Always => visits.push(vec![Role::RopeDivisors]),
         // One of them, by context.
         Divisors::ByContext { .. } => visits.push(vec![Role::RopeDivisorsLong, Role::RopeDivisorsShort]),

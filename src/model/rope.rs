@@ -28,7 +28,7 @@ pub(super) struct Ropes {
 /// The weights that hold a model's divisors of frequencies, for windows of `context` tokens.
 pub(super) fn divisors_role(rotary: &Rotary, context: usize) -> Option<Role> {
     match rotary.divisors {
-        Divisors::Absent => None,
+        Divisors::Absent | Divisors::ByWavelength(_) => None,
         Divisors::Always => Some(Role::RopeDivisors),
         Divisors::ByContext { original_context } if context as u64 > original_context => {
             Some(Role::RopeDivisorsLong)
@@ -44,13 +44,16 @@ impl Ropes {
     /// When divisors cannot be read.
     pub(super) fn new(store: &dyn WeightStore, context: usize, positions: usize) -> Result<Self> {
         let table = |rotary: &Rotary| -> Result<Rope> {
-            let divisors = divisors_role(rotary, context).map(|role| vector(store, role)).transpose()?;
+            let divisors = match rotary.divisors {
+                Divisors::ByWavelength(own) => Some(own.divisors(rotary)),
+                _ => divisors_role(rotary, context).map(|role| vector(store, role)).transpose()?,
+            };
             Ok(Rope::new(rotary, divisors.as_deref(), positions))
         };
         let spec = store.spec();
         let sliding = match &spec.attention {
             Attention::Grouped(grouped) => {
-                let own = grouped.sliding.as_ref().filter(|sliding| sliding.rope != spec.rope);
+                let own = grouped.sliding.as_ref().filter(|sliding| *sliding.rope != spec.rope);
                 own.map(|sliding| table(&sliding.rope)).transpose()?
             }
             Attention::Latent(_) => None,

@@ -158,6 +158,7 @@ impl ErrorReport {
             .tensors
             .iter()
             .zip(by_tensor)
+            .filter(|(tensor, _)| tensor.content.is_none())
             .map(|(tensor, sums)| TensorError {
                 name: tensor.names[0].clone(),
                 type_name: tensor.type_name.clone(),

@@ -203,7 +203,7 @@ impl Run<'_> {
             failure: Mutex::new(None),
             failed: AtomicBool::new(false),
         };
-        for (file, start, end) in gaps(self.blueprint) {
+        for (file, start, end) in of_no_job(self.blueprint) {
             shared.frontiers[file].add(start, end);
         }
         for (job, _) in self.jobs.iter().zip(self.done).filter(|(_, done)| done.is_some()) {
@@ -370,6 +370,14 @@ impl Written {
             }
         }
     }
+}
+
+/// Bytes that no job writes: [`gaps`], and tensors that follow from headers.
+pub(super) fn of_no_job(blueprint: &Blueprint) -> Vec<(usize, u64, u64)> {
+    let known = blueprint.tensors.iter().filter(|tensor| tensor.content.is_some());
+    let places = known.flat_map(|tensor| &tensor.placements);
+    let places = places.map(|place| (place.file, place.offset_bytes, place.offset_bytes + place.len_bytes));
+    gaps(blueprint).into_iter().chain(places).collect()
 }
 
 /// Bytes of each file that no tensor covers (header, padding): file, start, end.

@@ -105,6 +105,7 @@ impl RequestRecord {
             if let Some(importance) = &tensor.importance {
                 result.update(format!("{} {}\n", importance.imatrix.sha256(), importance.name));
             }
+            result.update(tensor.content.as_deref().unwrap_or_default());
         }
         Self {
             layout: LAYOUT,

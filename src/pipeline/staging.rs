@@ -200,10 +200,15 @@ impl Stage {
         self.write_what_the_plan_knows(blueprint)
     }
 
-    /// Headers, padding, sidecars: written, synced, and their names too.
+    /// Headers, tensors that follow from them, padding, sidecars: written, synced, and their names too.
     fn write_what_the_plan_knows(&self, blueprint: &Blueprint) -> Result<()> {
         for (staged, file) in self.files.iter().zip(&blueprint.files) {
             staged.write_all_at(&file.header, 0)?;
+        }
+        for tensor in &blueprint.tensors {
+            for (content, place) in tensor.content.iter().zip(&tensor.placements) {
+                self.files[place.file].write_all_at(content, place.offset_bytes)?;
+            }
         }
         for (file, start, end) in execute::gaps(blueprint) {
             let start = start.max(blueprint.files[file].header.len() as u64);

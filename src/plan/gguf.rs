@@ -15,10 +15,11 @@ use serde_json::Value;
 use super::{Blueprint, Choices, Format, Options, Target, checkpoint_of};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
-use crate::family::Size;
+use crate::family::{Size, Vocabulary};
 use crate::opened::Opened;
 use crate::small;
-use crate::tokenizer::{SPECIAL_TOKENS_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, Tokenizer};
+use crate::tokenizer::sentence_piece::SENTENCE_PIECE_FILE;
+use crate::tokenizer::{Definition, SPECIAL_TOKENS_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, Tokenizer};
 
 mod chat_template;
 mod file_type;
@@ -32,6 +33,7 @@ mod names;
 mod origins;
 mod overrides;
 mod requantize;
+mod sentence_piece;
 mod size_label;
 mod special;
 mod template_processing;
@@ -41,6 +43,10 @@ use layout::Typed;
 
 /// The vocabulary of models whose tokenizer is code.
 const TIKTOKEN_FILE: &str = "tiktoken.model";
+/// How an embedding model of sentence-transformers pools.
+const POOLING_FILE: &str = "modules.json";
+/// The way out for models that are something else.
+const GENERATES: &str = "this version writes GGUF files of models that generate text";
 /// Version of the block formats (`GGML_QNT_VERSION`).
 const QUANTIZATION_VERSION: u32 = 2;
 
@@ -151,19 +157,105 @@ fn metadata(source: &Checkpoint, planned: &[names::Planned], options: &Options) 
     general::add(&mut metadata, &inputs)?;
     architecture.write(&mut metadata, source.config(), source.spec())?;
 
-    let Some(tokenizer) = read(TOKENIZER_FILE)? else { return Err(no_tokenizer(source)) };
-    let (config, special_tokens) = (read(TOKENIZER_CONFIG_FILE)?, read(SPECIAL_TOKENS_FILE)?);
-    let tokenizer = Tokenizer::new(&tokenizer, config.as_deref(), special_tokens.as_deref())?;
-    let vocab = source.spec().embedding.vocab;
-    let inputs =
-        vocabulary::Inputs { architecture: architecture.name, vocab, pre: options.tokenizer_pre.as_deref() };
-    vocabulary::add(&mut metadata, &tokenizer, &inputs)?;
-    special::add(&mut metadata, &tokenizer, source.config())?;
-    let (jinja, json) = (read(chat_template::JINJA_FILE)?, read(chat_template::JSON_FILE)?);
-    let template = chat_template::find(tokenizer.config(), jinja.as_deref(), json.as_deref())?;
-    chat_template::add(&mut metadata, &template);
-    special::add_normalizer(&mut metadata, &tokenizer.definition().normalizer);
+    check_files(source, architecture.vocabulary)?;
+    tokenizer(&mut metadata, source, options)?;
     Ok(metadata)
+}
+
+/// Everything it says about the tokenizer.
+fn tokenizer(metadata: &mut Metadata, source: &Checkpoint, options: &Options) -> Result<()> {
+    let read = |name: &str| source.source().read_small(name);
+    let (architecture, vocab) = (source.family().gguf, source.spec().embedding.vocab);
+    let habits = architecture.vocabulary;
+    let pieces = if habits.prefers_sentence_piece { read(SENTENCE_PIECE_FILE)? } else { None };
+    let (file, config) = (read(TOKENIZER_FILE)?, read(TOKENIZER_CONFIG_FILE)?);
+    let (definition, tokenizer_config);
+    match (pieces, file) {
+        (None, None) => return Err(no_tokenizer(source)),
+        (Some(pieces), file) => {
+            let json = |name: &str, bytes: Option<Vec<u8>>| -> Result<Option<Value>> {
+                bytes.map(|bytes| small::json(name, &bytes)).transpose()
+            };
+            tokenizer_config = json(TOKENIZER_CONFIG_FILE, config)?;
+            let added = json(sentence_piece::ADDED_TOKENS_FILE, read(sentence_piece::ADDED_TOKENS_FILE)?)?;
+            definition = file.map(|bytes| small::json::<Definition>(TOKENIZER_FILE, &bytes)).transpose()?;
+            add_space_prefix(metadata, habits, tokenizer_config.as_ref());
+            let inputs = sentence_piece::Inputs {
+                vocab,
+                pieces: &pieces,
+                added: added.as_ref(),
+                config: tokenizer_config.as_ref(),
+                pre: options.tokenizer_pre.as_deref(),
+            };
+            sentence_piece::add(metadata, &inputs)?;
+        }
+        (None, Some(file)) => {
+            let tokenizer = Tokenizer::new(&file, config.as_deref(), read(SPECIAL_TOKENS_FILE)?.as_deref())?;
+            let inputs = vocabulary::Inputs {
+                architecture: architecture.name,
+                vocab,
+                pre: options.tokenizer_pre.as_deref(),
+            };
+            add_space_prefix(metadata, habits, tokenizer.config());
+            vocabulary::add(metadata, &tokenizer, &inputs)?;
+            definition = Some(tokenizer.definition().clone());
+            tokenizer_config = tokenizer.config().cloned();
+        }
+    }
+    let is_sentence_piece = metadata.get("tokenizer.ggml.scores").is_some();
+    let sources = special::Sources {
+        definition: definition.as_ref(),
+        tokenizer_config: tokenizer_config.as_ref(),
+        config: source.config(),
+        end: is_sentence_piece.then_some(vocab),
+    };
+    special::add(metadata, &sources)?;
+    let (jinja, json) = (read(chat_template::JINJA_FILE)?, read(chat_template::JSON_FILE)?);
+    let template = chat_template::find(tokenizer_config.as_ref(), jinja.as_deref(), json.as_deref())?;
+    chat_template::add(metadata, &template);
+    if let Some(definition) = &definition {
+        special::add_normalizer(metadata, &definition.normalizer);
+    }
+    if habits.size_without_bos == Some(vocab) {
+        metadata.set("tokenizer.ggml.add_bos_token", false);
+    }
+    Ok(())
+}
+
+/// `add_prefix_space` of tokenizer_config.json, where the converter keeps it.
+fn add_space_prefix(metadata: &mut Metadata, habits: Vocabulary, config: Option<&Value>) {
+    let prefix = config.and_then(|config| config.get("add_prefix_space")).and_then(Value::as_bool);
+    if let Some(prefix) = prefix.filter(|_| habits.states_space_prefix) {
+        metadata.set("tokenizer.ggml.add_space_prefix", prefix);
+    }
+}
+
+/// Refuses files beside the weights that llama.cpp's converter would make something else of than this version does.
+fn check_files(source: &Checkpoint, habits: Vocabulary) -> Result<()> {
+    let is_there = |name: &str| source.source().find(name).is_some();
+    if habits.states_pooling && is_there(POOLING_FILE) {
+        return Err(Error::Unsupported {
+            what: format!(
+                "{POOLING_FILE}, the mark of an embedding model, in {}",
+                source.source().location()
+            ),
+            hint: GENERATES.into(),
+        });
+    }
+    let card = source.source().read_small(model_card::MODEL_CARD)?.unwrap_or_default();
+    let card = String::from_utf8_lossy(&card).to_lowercase();
+    let config = source.config().get("_name_or_path").and_then(Value::as_str);
+    let names = [source.source().model_name(), config.unwrap_or_default().to_owned()];
+    let is_called = |name: &&str| {
+        card.contains(&format!("# {name}")) || names.iter().any(|own| own.to_lowercase().contains(*name))
+    };
+    if let Some(name) = habits.rerankers.iter().find(|name| is_called(name)) {
+        return Err(Error::Unsupported {
+            what: format!("{name}, of which llama.cpp makes a classifier, in {}", source.source().location()),
+            hint: GENERATES.into(),
+        });
+    }
+    Ok(())
 }
 
 /// What a model card alone says about a model, as the number of `general.*` keys that follow from it.

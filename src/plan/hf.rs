@@ -232,6 +232,7 @@ fn encoded(tensor: &SourceTensor, id: usize, scheme: Scheme, shared: Vec<usize>)
         rule: None,
         importance: None,
         is_weight: true,
+        content: None,
         placements: Vec::new(),
     };
     output.names = output.stored()?.iter().map(|stored| format!("{stem}{}", stored.suffix)).collect();
@@ -271,6 +272,7 @@ fn plain(
         rule: None,
         importance: None,
         is_weight: true,
+        content: None,
         placements: Vec::new(),
     })
 }

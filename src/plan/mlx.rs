@@ -41,7 +41,7 @@ mod tests;
 
 use element::{Element, Plan};
 use parameters::Parameter;
-use recipe::{Module, Quantization, Recipe};
+use recipe::{Module, Quantization, Reason, Recipe};
 
 /// `README.md` of a conversion from a local directory.
 const MODEL_CARD: &str =
@@ -165,8 +165,14 @@ impl Target for MlxTarget {
             let by_recipe = || row.recipe.of_parameter(&parameter, source.spec().layers);
             let quantization = found.map_or_else(by_recipe, |found| found.quantization);
             if let Some(quantization) = quantization.filter(|_| parameter.is_quantizable) {
+                check_groups(&parameter, quantization)?;
                 let path = parameter.module().to_owned();
-                modules.push(Module { path, quantization, is_by_rule: found.is_some() });
+                let reason = match found {
+                    Some(_) => Reason::Rule,
+                    None if row.recipe.uniform().is_some() && parameter.own.is_some() => Reason::Model,
+                    None => Reason::Format,
+                };
+                modules.push(Module { path, quantization, reason });
             }
             let rule = found.map(|found| found.rule);
             tensors.push(OutputTensor { rule, ..output_tensor(source, quantization, element, parameter)? });
@@ -211,6 +217,20 @@ impl Target for MlxTarget {
     }
 }
 
+/// Refuses rows that are no whole groups, which a recipe skips and mlx-lm's models that have a predicate of their own do not.
+fn check_groups(parameter: &Parameter, quantization: Quantization) -> Result<()> {
+    let (len, group) = (parameter.row_len(), quantization.group_len);
+    if len.is_multiple_of(group) {
+        return Ok(());
+    }
+    Err(Error::Unsupported {
+        what: format!("{} in groups of {group}, with rows of {len}", parameter.name),
+        hint: "mlx-lm wants this router so whatever the format is, and fails; a rule (--tensor-type) can give it another \
+               type"
+            .into(),
+    })
+}
+
 /// One parameter of the model, quantized if it can be.
 fn output_tensor(
     source: &Checkpoint,
@@ -243,6 +263,7 @@ fn output_tensor(
         rounding: plan.rounding,
         pieces: parameter.pieces,
         scale_sources: Vec::new(),
+        content: None,
         placements: Vec::new(),
         rule: None,
         importance: None,

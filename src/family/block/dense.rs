@@ -2,7 +2,7 @@
 
 use crate::family::place::{Ecosystem, Place};
 use crate::family::tensors::{List, Names};
-use crate::family::{Ffn, LayerRole, Presence};
+use crate::family::{Family, Ffn, LayerRole, Presence};
 
 /// An expression for the names of what engines fuse.
 pub(super) const FUSED: &str = r"mlp\.(gate|up)_proj";
@@ -18,14 +18,15 @@ const BIASES: [Names; 3] = [
     Names::new("mlp.down_proj.bias", "ffn_down.bias"),
 ];
 
+/// The order in which mlx-lm's modules hold the matrices.
+pub(super) fn order(family: &Family) -> [Ffn; 3] {
+    if family.naming.mlx.down_before_up { [Ffn::Gate, Ffn::Down, Ffn::Up] } else { Ffn::ALL }
+}
+
 /// Adds a block of this width.
 pub(in crate::family) fn add(list: &mut List, width: usize) {
     let hidden = list.spec.hidden;
-    let order = match list.family.naming.mlx.down_before_up {
-        true => [Ffn::Gate, Ffn::Down, Ffn::Up],
-        false => Ffn::ALL,
-    };
-    for ffn in order {
+    for ffn in order(list.family) {
         let shape = ffn.shape(hidden, width);
         let mut places = list.whole(ffn.of(WEIGHTS));
         if list.family.naming.gate_is_in_up && ffn != Ffn::Down {

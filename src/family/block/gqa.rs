@@ -1,10 +1,11 @@
 //! Grouped-query attention (arXiv 2305.13245).
 //!
-//! GGUF files may hold queries, keys and values, and their biases, one after the other in one tensor.
+//! GGUF files may hold queries, keys and values, and their biases, one after the other in one tensor. Where llama.cpp turns
+//! other columns of a head together than the checkpoint, the rows of its queries and keys are interleaved.
 
 use crate::family::place::{Ecosystem, Place};
 use crate::family::tensors::{List, Names};
-use crate::family::{Grouped, Heads, LayerRole, Presence};
+use crate::family::{Grouped, Heads, LayerRole, Pairing, Presence};
 
 /// Sets that engines fuse, with expressions for their names. Source: vLLM `model_executor/models/llama.py`
 /// (`packed_modules_mapping`).
@@ -52,6 +53,12 @@ pub(in crate::family) fn add(list: &mut List, grouped: &Grouped, layer: usize) {
         let fused =
             |list: &List, name| Place::Rows { name: list.name(Ecosystem::Gguf, name), first, of: all };
         let mut places = list.whole(names);
+        let (pairing, stored) = (list.spec.rope.pairing, list.family.gguf.pairing);
+        if role != LayerRole::V && pairing == Pairing::Halves && stored == Pairing::Adjacent {
+            let heads = if role == LayerRole::Q { query } else { key_value };
+            let name = list.name(Ecosystem::Gguf, names.gguf);
+            places.gguf = vec![Place::HeadsInterleaved { name, heads }];
+        }
         places.gguf.push(fused(list, "attn_qkv.weight"));
         list.in_layer(role, &[rows, hidden], Presence::Always, places);
         let mut places = list.whole(bias_names);

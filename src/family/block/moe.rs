@@ -4,6 +4,7 @@
 //! hold gate and up projection of each expert one after the other in one stack; the gate comes first (llama.cpp
 //! `src/llama-graph.cpp`, `build_moe_ffn`).
 
+use super::dense;
 use crate::family::place::{Ecosystem, Place};
 use crate::family::tensors::{List, Places};
 use crate::family::{Family, Ffn, LayerRole, Moe, Presence};
@@ -116,7 +117,7 @@ fn shared(list: &mut List, moe: &Moe, layer: usize) {
         gguf: vec![Place::Whole(list.name(Ecosystem::Gguf, gguf))],
         mlx: vec![Place::Whole(list.name(Ecosystem::Mlx, name))],
     };
-    for ffn in Ffn::ALL {
+    for ffn in dense::order(list.family) {
         let name = format!("{block}.{holder}.{}.weight", ffn.of(MLX));
         let places = places(list, &name, ffn.of(SHARED));
         let shape = ffn.shape(hidden, *shared.width.of(layer));

@@ -172,7 +172,7 @@ pub(super) fn sliding(
         },
     };
     let window = window.filter(|&window| window > 0);
-    Ok(window.map(|window| Sliding { window, layers: slides, rope }))
+    Ok(window.map(|window| Sliding { window, layers: slides, rope: Box::new(rope) }))
 }
 
 /// The last of every `period` layers does not slide; with 0 all do.

@@ -101,12 +101,17 @@ impl<'a> Keys<'a> {
         self.metadata.set(self.key(name), value);
     }
 
-    /// YaRN.
+    /// YaRN, or all frequencies divided by a factor.
     fn rope_scaling(&mut self, rope: Option<&Config>) -> Result<()> {
-        let Some(rope) = rope else { return Ok(()) };
-        let kind = rope.text("rope_type").or_else(|| rope.text("type"));
-        if kind != Some("yarn") || rope.get("factor").is_none() {
-            return Ok(());
+        let Some(rope) = rope.filter(|rope| rope.get("factor").is_some()) else { return Ok(()) };
+        match rope.text("rope_type").or_else(|| rope.text("type")) {
+            Some("yarn") => {}
+            Some("linear") => {
+                self.metadata.set(self.key("rope.scaling.type"), "linear");
+                self.float("rope.scaling.factor", rope.number_or("factor", 0.0)?);
+                return Ok(());
+            }
+            _ => return Ok(()),
         }
         self.metadata.set(self.key("rope.scaling.type"), "yarn");
         self.float("rope.scaling.factor", rope.number_or("factor", 0.0)?);

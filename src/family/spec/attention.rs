@@ -1,6 +1,6 @@
 //! How the tokens of a layer look at each other: latent attention or grouped queries, and the rotary positions of both.
 
-use super::{ByLayer, Presence};
+use super::{ByLayer, Presence, Wavelengths};
 
 /// Attention of a model.
 #[derive(Debug, Clone, PartialEq)]
@@ -85,7 +85,7 @@ pub struct Sliding {
     /// Whether a layer slides; layers beyond the last entry do not.
     pub layers: Vec<bool>,
     /// Rotary positions of these layers.
-    pub rope: Rotary,
+    pub rope: Box<Rotary>,
 }
 
 impl Grouped {
@@ -190,14 +190,16 @@ impl Yarn {
     }
 }
 
-/// Divisors of single frequencies, stored with the weights.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Divisors of single frequencies.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Divisors {
     /// None.
     Absent,
-    /// Llama 3: one for each pair.
+    /// Stored with the weights, one for each pair.
     Always,
-    /// LongRoPE (arXiv 2402.13753): those of contexts beyond `original_context`, and others up to it.
+    /// Llama 3: worked out from how far a pair turns, one for each pair.
+    ByWavelength(Wavelengths),
+    /// Stored with the weights, LongRoPE (arXiv 2402.13753): those of contexts beyond `original_context`, and others up to it.
     ByContext {
         /// Context length of the original training.
         original_context: u64,

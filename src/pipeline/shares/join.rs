@@ -271,7 +271,7 @@ impl Joint<'_> {
     ) -> Result<Digests> {
         let Skeleton { blueprint, written, .. } = self.skeleton;
         let frontiers: Vec<Frontier> = blueprint.files.iter().map(|_| Frontier::new()).collect();
-        for (file, start, end) in execute::gaps(blueprint) {
+        for (file, start, end) in execute::of_no_job(blueprint) {
             frontiers[file].add(start, end);
         }
         let files = stage.files();

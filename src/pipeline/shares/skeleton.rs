@@ -34,7 +34,7 @@ pub(super) struct Skeleton {
     pub(super) share_of: Vec<u32>,
 }
 
-/// As it is written; headers and small files are in a file of their own.
+/// As it is written; headers, small files and tensors that follow from headers are in a file of their own.
 #[derive(Serialize, Deserialize)]
 struct Text {
     about: About,
@@ -57,6 +57,9 @@ struct Tensor {
     layout: String,
     /// File, offset, length.
     placements: Vec<(usize, u64, u64)>,
+    /// Length of what follows from headers alone.
+    #[serde(default)]
+    content: Option<u64>,
 }
 
 impl Skeleton {
@@ -88,6 +91,7 @@ impl Skeleton {
                 .iter()
                 .map(|place| (place.file, place.offset_bytes, place.len_bytes))
                 .collect(),
+            content: tensor.content.as_ref().map(|content| content.len() as u64),
         });
         let files = blueprint.files.iter();
         let sidecars = blueprint.sidecars.iter();
@@ -111,6 +115,7 @@ impl Skeleton {
         let text = serde_json::to_vec(&text).map_err(|error| Error::io(&path, "encode")(error.into()))?;
         write_new(disk, &path, &text)?;
         let contents = files.map(|file| &file.header).chain(sidecars.map(|sidecar| &sidecar.bytes));
+        let contents = contents.chain(blueprint.tensors.iter().filter_map(|tensor| tensor.content.as_ref()));
         let content = contents.flatten().copied().collect::<Vec<u8>>();
         write_new(disk, &directory.join("content"), &content)?;
         Ok(fingerprints(&text, &content))
@@ -171,6 +176,7 @@ impl Skeleton {
                 rounding: Rounding::Exact,
                 pieces: Vec::new(),
                 scale_sources: Vec::new(),
+                content: tensor.content.map(&mut next).transpose()?,
                 placements: placements
                     .map(|(file, offset_bytes, len_bytes)| Placement { file, offset_bytes, len_bytes })
                     .collect(),
@@ -235,6 +241,11 @@ impl Skeleton {
             });
             if !is_whole || !is_in_file {
                 return Err(named("lies beyond the end of its file"));
+            }
+            if let Some(content) = &tensor.content
+                && tensor.placements.iter().any(|place| place.len_bytes != content.len() as u64)
+            {
+                return Err(named("is not as long as its place"));
             }
             let mut runs = tensor.runs(0..tensor.matrix(1.0).rows());
             let is_in_place = runs.all(|(place, runs)| {

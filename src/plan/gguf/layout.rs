@@ -72,10 +72,11 @@ pub(super) fn place(
                 rounding: Rounding::Exact,
                 pieces: planned.pieces,
                 scale_sources: Vec::new(),
+                is_weight: planned.content.is_none(),
+                content: planned.content,
                 placements: vec![placement],
                 rule,
                 importance,
-                is_weight: true,
             })
         });
     Ok((outputs.collect::<Result<_>>()?, files))

@@ -5,7 +5,7 @@
 use super::mix;
 use crate::checkpoint::{Checkpoint, SourceTensor};
 use crate::error::Result;
-use crate::family::{Ecosystem, Role, Spec};
+use crate::family::{Computed, Ecosystem, Role, Spec};
 use crate::plan::pieces::{Arranged, arranged};
 use crate::plan::{Dropped, Piece};
 
@@ -16,6 +16,8 @@ pub(super) struct Planned {
     /// Outermost dimension first.
     pub(super) shape: Vec<usize>,
     pub(super) pieces: Vec<Piece>,
+    /// What it holds, when it follows from the hyper-parameters and has no pieces.
+    pub(super) content: Option<Vec<u8>>,
 }
 
 impl Planned {
@@ -43,8 +45,14 @@ impl Planned {
 pub(super) fn tensors(source: &Checkpoint) -> Result<Vec<Planned>> {
     let is_written = |role| role != Role::Output || !source.spec().embedding.tied;
     let arranged = arranged(source, Ecosystem::Gguf, is_written)?.into_iter();
-    let of_arranged = |Arranged { name, shape, pieces, .. }| Planned { name, shape, pieces };
-    let mut planned: Vec<Planned> = arranged.map(of_arranged).collect();
+    let of_arranged = |Arranged { name, shape, pieces, .. }| Planned { name, shape, pieces, content: None };
+    let computed = source.family().computed(source.spec()).map(|Computed { name, values }| Planned {
+        name: name.to_owned(),
+        shape: vec![values.len()],
+        pieces: Vec::new(),
+        content: Some(values.iter().flat_map(|value| value.to_le_bytes()).collect()),
+    });
+    let mut planned: Vec<Planned> = arranged.map(of_arranged).chain(computed).collect();
     planned.sort_by(|a, b| (mix::layer(&a.name), &a.name).cmp(&(mix::layer(&b.name), &b.name)));
     Ok(planned)
 }

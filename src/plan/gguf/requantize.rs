@@ -57,6 +57,7 @@ pub(super) fn blueprint(file_type: &FileType, source: &GgufModel, options: &Opti
                 turn: Turn::None,
                 unscaled: false,
             }],
+            content: None,
         })
         .collect();
     let stored: Vec<GgmlType> = order.iter().map(|&id| source.types()[id]).collect();

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::template_processing;
 use crate::error::{Error, Result};
-use crate::tokenizer::{Definition, Tokenizer, special_token};
+use crate::tokenizer::{AddedEntry, Definition, special_token};
 
 /// Kinds of special tokens, in the order in which ids are looked for.
 const KINDS: [&str; 7] = ["bos", "eos", "unk", "sep", "pad", "cls", "mask"];
@@ -29,16 +29,31 @@ const ID_KEYS: &[(&str, &str)] = &[
 /// Kinds with a key for whether they are added.
 const ADD_KINDS: [&str; 3] = ["bos", "eos", "sep"];
 
+/// Where they come from.
+pub(super) struct Sources<'a> {
+    /// tokenizer.json, when there is one.
+    pub(super) definition: Option<&'a Definition>,
+    /// tokenizer_config.json, when there is one.
+    pub(super) tokenizer_config: Option<&'a Value>,
+    /// config.json.
+    pub(super) config: &'a Value,
+    /// Ids from here on are passed over.
+    pub(super) end: Option<usize>,
+}
+
 /// Appends ids and flags.
 ///
 /// # Errors
 /// A negative token id in config.json.
-pub(super) fn add(metadata: &mut Metadata, tokenizer: &Tokenizer, config: &Value) -> Result<()> {
-    let definition = tokenizer.definition();
-    let mut found = Found::new(tokenizer.config());
-    found.read_post_processor(&definition.post_processor);
-    found.read_tokenizer_config(definition);
-    found.read_config(config)?;
+pub(super) fn add(metadata: &mut Metadata, sources: &Sources) -> Result<()> {
+    let mut found = Found::new(sources.tokenizer_config);
+    found.end = sources.end.unwrap_or(usize::MAX);
+    if let Some(definition) = sources.definition {
+        found.read_post_processor(&definition.post_processor);
+    }
+    let added = sources.definition.map_or(&[][..], |definition| &definition.added_tokens);
+    found.read_tokenizer_config(added);
+    found.read_config(sources.config)?;
 
     for (kind, id) in &found.ids {
         if let Some((_, name)) = ID_KEYS.iter().find(|row| row.0 == *kind) {
@@ -90,12 +105,19 @@ pub(super) struct Found {
     pub(super) config: Option<Value>,
     adds: Vec<(&'static str, bool)>,
     ids: Vec<(&'static str, u32)>,
+    end: usize,
 }
 
 impl Found {
     fn new(config: Option<&Value>) -> Self {
         let config = config.filter(|config| config.as_object().is_some_and(|map| !map.is_empty()));
-        Self { kinds: KINDS.to_vec(), config: config.cloned(), adds: Vec::new(), ids: Vec::new() }
+        Self {
+            kinds: KINDS.to_vec(),
+            config: config.cloned(),
+            adds: Vec::new(),
+            ids: Vec::new(),
+            end: usize::MAX,
+        }
     }
 
     /// Sets whether `kind` is added; the last word counts, the first place.
@@ -158,7 +180,7 @@ impl Found {
         }
     }
 
-    fn read_tokenizer_config(&mut self, definition: &Definition) {
+    fn read_tokenizer_config(&mut self, added: &[AddedEntry]) {
         let Some(config) = self.config.take() else { return };
         for kind in self.kinds.clone() {
             let adds = config.get(format!("add_{kind}_token")).and_then(Value::as_bool);
@@ -166,7 +188,7 @@ impl Found {
                 self.adds.push((kind, adds));
             }
             let Some(token) = special_token(&config, &format!("{kind}_token")) else { continue };
-            if let Some(entry) = definition.added_tokens.iter().find(|entry| entry.content == token) {
+            if let Some(entry) = added.iter().find(|entry| entry.content == token) {
                 self.set_id(kind, entry.id);
             }
         }
@@ -186,7 +208,7 @@ impl Found {
     }
 
     fn set_id(&mut self, kind: &'static str, id: u32) {
-        if !self.ids.iter().any(|entry| entry.0 == kind) {
+        if (id as usize) < self.end && !self.ids.iter().any(|entry| entry.0 == kind) {
             self.ids.push((kind, id));
         }
     }

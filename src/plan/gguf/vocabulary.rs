@@ -10,13 +10,13 @@ use crate::error::{Error, Result};
 use crate::tokenizer::{Fingerprint, Merge, TOKENIZER_FILE, Tokenizer};
 
 /// A byte-level vocabulary's token.
-const NORMAL: i32 = 1;
+pub(super) const NORMAL: i32 = 1;
 /// A token that must not come out of text.
-const CONTROL: i32 = 3;
+pub(super) const CONTROL: i32 = 3;
 /// An added token that is ordinary text.
-const USER_DEFINED: i32 = 4;
+pub(super) const USER_DEFINED: i32 = 4;
 /// A row of the embedding without a token.
-const UNUSED: i32 = 5;
+pub(super) const UNUSED: i32 = 5;
 
 /// What is written beside the tokenizer itself.
 pub(super) struct Inputs<'a> {
@@ -111,7 +111,7 @@ fn tokens(tokenizer: &Tokenizer, vocab: usize) -> Result<(Vec<String>, Vec<i32>)
 }
 
 /// Tokens that some models forgot to mark as special.
-fn looks_special(text: &str) -> bool {
+pub(super) fn looks_special(text: &str) -> bool {
     let between = |start: &str, end: &str| text.starts_with(start) && text.ends_with(end);
     matches!(text, "<pad>" | "<mask>" | "<2mass>" | "[@BOS@]")
         || between("<|", "|>")

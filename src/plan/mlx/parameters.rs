@@ -3,11 +3,16 @@
 //! The order is that of `tree_flatten(model.parameters())`: attributes as the constructors set
 //! them. It decides how tensors are dealt out to shards. It is the order in which the family has its tensors.
 
+use requant_formats::codec::MlxMode;
+
+use super::recipe::Quantization;
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
-use crate::family::{Ecosystem, LayerRole, Role};
+use crate::family::{Ecosystem, LayerRole, MlxRouter, Role};
 use crate::plan::Piece;
 use crate::plan::pieces::{Arranged, arranged};
+
+const EIGHT_BITS: Quantization = Quantization { mode: MlxMode::Affine, bits: 8, group_len: 64 };
 
 /// One parameter, not yet quantized.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,8 +20,10 @@ pub(super) struct Parameter {
     pub(super) name: String,
     pub(super) shape: Vec<usize>,
     pub(super) pieces: Vec<Piece>,
-    /// Its module has `to_quantized`: linear layers and embeddings, but not the router.
+    /// Its module has `to_quantized`: linear layers and embeddings, not every router.
     pub(super) is_quantizable: bool,
+    /// What the model's own `quant_predicate` makes of it.
+    pub(super) own: Option<Quantization>,
     /// `cast_predicate`: false for the router's correction bias.
     pub(super) is_cast: bool,
 }
@@ -41,8 +48,11 @@ pub(super) fn parameters(source: &Checkpoint) -> Result<Vec<Parameter>> {
     let has_head = source.family().mlx_has_head(source.spec());
     let is_written = |role| role != Role::Output || has_head;
     let arranged = arranged(source, Ecosystem::Mlx, is_written)?.into_iter();
+    let router = source.family().mlx_router();
+    let is_router = |role| matches!(role, Role::Layer(_, LayerRole::Router));
     let parameter = |Arranged { role, name, shape, pieces }| Parameter {
-        is_quantizable: shape.len() > 1 && !matches!(role, Role::Layer(_, LayerRole::Router)),
+        is_quantizable: shape.len() > 1 && !(is_router(role) && router == MlxRouter::Kept),
+        own: (is_router(role) && router == MlxRouter::EightBits).then_some(EIGHT_BITS),
         is_cast: !matches!(role, Role::Layer(_, LayerRole::RouterBias)),
         name,
         shape,

@@ -65,10 +65,14 @@ impl Recipe {
     }
 
     /// As [`Self::of_module`], for a module that can be quantized and whose rows are whole groups; else mlx-lm
-    /// skips it.
+    /// skips it. What the model's own predicate says counts unless the recipe is one.
     pub(super) fn of_parameter(self, parameter: &Parameter, layers: usize) -> Option<Quantization> {
         let quantization = self.of_module(parameter.module(), layers)?;
         let is_whole = parameter.row_len().is_multiple_of(quantization.group_len);
+        let quantization = match self {
+            Self::Uniform(_) => parameter.own.unwrap_or(quantization),
+            Self::Floats | Self::Mixed { .. } => quantization,
+        };
         (parameter.is_quantizable && is_whole).then_some(quantization)
     }
 
@@ -88,11 +92,19 @@ impl Recipe {
             Self::Uniform(quantization) => (quantization.section(quantization.group_len.into()), false),
             Self::Mixed { .. } => (DEFAULT.section(DEFAULT.group_len.into()), true),
         };
-        for Module { path, quantization, is_by_rule } in modules {
-            if is_mixed || *is_by_rule {
-                let group = if *is_by_rule { quantization.group_len.into() } else { Value::Null };
-                section.insert(path.clone(), Value::from(quantization.section(group)));
-            }
+        for Module { path, quantization, reason } in modules {
+            let group = Value::from(quantization.group_len);
+            let entry = match reason {
+                Reason::Rule => quantization.section(group),
+                Reason::Format if is_mixed => quantization.section(Value::Null),
+                Reason::Format => continue,
+                Reason::Model => {
+                    let mut entry = quantization.section(group);
+                    entry.remove("mode");
+                    entry
+                }
+            };
+            section.insert(path.clone(), Value::from(entry));
         }
         Some(section)
     }
@@ -104,8 +116,18 @@ pub(super) struct Module {
     /// `model.layers.0.mlp.up_proj`.
     pub(super) path: String,
     pub(super) quantization: Quantization,
-    /// Whether a rule of the user's decided, not the format.
-    pub(super) is_by_rule: bool,
+    pub(super) reason: Reason,
+}
+
+/// What decided how a module is quantized.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reason {
+    /// A rule of the user's.
+    Rule,
+    /// The format.
+    Format,
+    /// The model's own predicate, whose entries name no mode.
+    Model,
 }
 
 /// Value and down projections of the first and last eighth of the layers and of every third layer

@@ -99,7 +99,7 @@ fn gemma_2_of_27_billion_scales_queries_by_hidden_over_heads() {
         (0..4).map(|layer| grouped.window(layer)).collect::<Vec<_>>(),
         [Some(4096), None, Some(4096), None]
     );
-    assert_eq!(grouped.sliding.unwrap().rope, spec.rope);
+    assert_eq!(*grouped.sliding.unwrap().rope, spec.rope);
     // The others by the width of a head, and with the same caps where the file has none.
     let mut metadata = gemma_2_27b();
     metadata.set("gemma2.block_count", 42u32);
@@ -132,7 +132,7 @@ fn gemma_3_has_two_rotations() {
     let (spec, grouped) = read(&metadata, &[]).unwrap();
     assert_eq!((spec.rope.theta, spec.rope.scaling.clone()), (1_000_000.0, Some(Scaling::Linear(8.0))));
     let sliding = grouped.sliding.clone().unwrap();
-    assert_eq!(sliding.rope, Rotary { theta: 10000.0, scaling: None, ..spec.rope });
+    assert_eq!(*sliding.rope, Rotary { theta: 10000.0, scaling: None, ..spec.rope });
     assert_eq!(
         (0..34).filter(|&layer| grouped.window(layer).is_none()).collect::<Vec<_>>(),
         [5, 11, 17, 23, 29]

@@ -1,0 +1,166 @@
+//! Rotary positions as config.json says them.
+//!
+//! Source: transformers `modeling_rope_utils.py` (the keys of each kind of scaling, `_validate_*_rope_parameters`).
+
+use crate::error::Result;
+use crate::family::{Config, Divisors, Pairing, Rotary, Scaling, Wavelengths, Yarn};
+
+/// Keys of every kind of scaling, and of each.
+const KEYS: &[&str] = &["rope_type", "type", "rope_theta", "partial_rotary_factor"];
+const KEYS_OF: &[(&str, &[&str])] = &[
+    // A factor means nothing to it.
+    ("default", &["factor"]),
+    ("linear", &["factor"]),
+    (
+        "yarn",
+        &[
+            "factor",
+            "original_max_position_embeddings",
+            "attention_factor",
+            "attn_factor",
+            "beta_fast",
+            "beta_slow",
+            "mscale",
+            "mscale_all_dim",
+            "truncate",
+            "extrapolation_factor",
+            "finetuned",
+        ],
+    ),
+    ("llama3", &["factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"]),
+];
+
+/// Rotary positions: `rope_theta` and `rope_scaling`, or `rope_parameters` of newer exports.
+///
+/// # Errors
+/// Names the key that is missing, out of range, or unknown to this kind of scaling.
+pub(super) fn rotary(config: &Config, default_theta: f64, head_dim: usize) -> Result<Rotary> {
+    let section = config.section("rope_scaling").or_else(|| config.section("rope_parameters"));
+    let nested = match &section {
+        Some(section) => section.number_or("rope_theta", default_theta)?,
+        None => default_theta,
+    };
+    let mut rope = Rotary {
+        dim: head_dim,
+        pairing: Pairing::Halves,
+        theta: config.number_or("rope_theta", nested)?,
+        scaling: None,
+        amplitude: 1.0,
+        divisors: Divisors::Absent,
+        sections: None,
+    };
+    if !(rope.theta > 0.0 && rope.theta.is_finite()) {
+        return Err(config.invalid("rope_theta", &rope.theta.to_string(), "a positive number"));
+    }
+    let Some(section) = section else { return Ok(rope) };
+    let kind = section.text("rope_type").or(section.text("type"));
+    check_keys(&section, kind.unwrap_or("default"))?;
+    match kind {
+        None | Some("default") => {}
+        Some("linear") => rope.scaling = Some(Scaling::Linear(factor(&section)?)),
+        Some("yarn") => {
+            let factor = factor(&section)?;
+            let yarn = Yarn {
+                factor,
+                original_context: section.dimension("original_max_position_embeddings")? as u64,
+                beta_fast: section.number_or("beta_fast", 32.0)?,
+                beta_slow: section.number_or("beta_slow", 1.0)?,
+                mscale: section.number_or("mscale", 0.0)?,
+                mscale_all_dim: section.number_or("mscale_all_dim", 0.0)?,
+            };
+            check_yarn(&section, &yarn)?;
+            let own = yarn.amplitude();
+            rope.amplitude = positive(&section, "attention_factor", own)? / own;
+            rope.scaling = Some(Scaling::Yarn(yarn));
+        }
+        Some("llama3") => {
+            let own = Wavelengths {
+                factor: section.number_or("factor", 8.0)?,
+                low: section.number_or("low_freq_factor", 1.0)?,
+                high: section.number_or("high_freq_factor", 4.0)?,
+                original_context: section.dimension("original_max_position_embeddings")? as u64,
+            };
+            for (key, value, is_right) in [
+                ("factor", own.factor, own.factor >= 1.0),
+                ("low_freq_factor", own.low, own.low > 0.0),
+                ("high_freq_factor", own.high, own.high > own.low),
+            ] {
+                if !is_right {
+                    let expected = "a factor of at least 1, and 0 < low_freq_factor < high_freq_factor";
+                    return Err(section.invalid(key, &value.to_string(), expected));
+                }
+            }
+            rope.divisors = Divisors::ByWavelength(own);
+        }
+        Some(other) => {
+            let known = "\"default\", \"linear\", \"yarn\" or \"llama3\"";
+            return Err(section.invalid("rope_type", &format!("{other:?}"), known));
+        }
+    }
+    Ok(rope)
+}
+
+/// `factor`, which has to be there.
+fn factor(section: &Config) -> Result<f64> {
+    match section.get("factor") {
+        None => Err(section.missing("factor")),
+        Some(_) => positive(section, "factor", 1.0),
+    }
+}
+
+/// A positive number.
+fn positive(section: &Config, key: &str, default: f64) -> Result<f64> {
+    let number = section.number_or(key, default)?;
+    if number > 0.0 && number.is_finite() {
+        return Ok(number);
+    }
+    Err(section.invalid(key, &number.to_string(), "a positive number"))
+}
+
+/// Refuses keys that this kind of scaling does not have: an evaluation without them might be of another model.
+fn check_keys(section: &Config, kind: &str) -> Result<()> {
+    let Some((_, own)) = KEYS_OF.iter().find(|(name, _)| *name == kind) else { return Ok(()) };
+    if let Some(key) = section.keys().find(|key| !KEYS.contains(key) && !own.contains(key)) {
+        let found = section.get(key).map_or_else(String::new, ToString::to_string);
+        let known = [KEYS, own].concat().join(", ");
+        return Err(section.invalid(
+            key,
+            &found,
+            &format!("{kind} rotary positions with no keys but {known}"),
+        ));
+    }
+    if section.number_or("partial_rotary_factor", 1.0)? != 1.0 {
+        let found = section.number_or("partial_rotary_factor", 1.0)?;
+        return Err(section.invalid(
+            "partial_rotary_factor",
+            &found.to_string(),
+            "1 in models of this family",
+        ));
+    }
+    Ok(())
+}
+
+/// Refuses what YaRN can do and this version does not.
+fn check_yarn(section: &Config, yarn: &Yarn) -> Result<()> {
+    if !section.flag_or("truncate", true)? {
+        let expected = "true: a range of dimensions that ends at whole numbers, the only one that is evaluated and \
+                        that GGUF files can say";
+        return Err(section.invalid("truncate", "false", expected));
+    }
+    if section.number_or("extrapolation_factor", 1.0)? != 1.0 {
+        let found = section.number_or("extrapolation_factor", 1.0)?;
+        return Err(section.invalid("extrapolation_factor", &found.to_string(), "1"));
+    }
+    if !(yarn.beta_slow > 0.0 && yarn.beta_fast > yarn.beta_slow) {
+        return Err(section.invalid(
+            "beta_fast",
+            &yarn.beta_fast.to_string(),
+            "more than beta_slow, and that more than 0",
+        ));
+    }
+    if section.get("attn_factor").is_some() {
+        let found = section.number_or("attn_factor", 1.0)?;
+        return Err(section.invalid("attn_factor", &found.to_string(), "attention_factor to say it"));
+    }
+    Ok(())
+}

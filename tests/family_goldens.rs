@@ -1,0 +1,210 @@
+//! Checkpoints of many families, two of each, against the reference tools: whole files of llama.cpp and mlx-lm, logits of
+//! transformers.
+//!
+//! The checkpoints are not stored: `fixtures/make_checkpoint_goldens.py` and [`weights`] make every weight of its name.
+
+use std::path::{Path, PathBuf};
+
+use requant::model::{self, Storage, Unobserved};
+use requant::opened::Opened;
+use requant::plan::{self, Options};
+use requant_formats::Dtype;
+use serde_json::Value;
+
+use crate::conversion::{Silent, convert_with, fixtures, settings, sha256};
+use crate::maker;
+
+fn folder() -> PathBuf {
+    fixtures().join("goldens/families")
+}
+
+/// The models.
+fn models() -> Vec<String> {
+    let names = crate::conversion::names(&folder()).into_iter();
+    let stems = names.filter_map(|name| Some(name.strip_suffix(".json")?.to_owned()));
+    let models: Vec<String> = stems.filter(|stem| !stem.ends_with(".config")).collect();
+    assert!(models.len() >= 15, "{models:?}");
+    models
+}
+
+pub(crate) fn golden(name: &str) -> Value {
+    serde_json::from_slice(&std::fs::read(folder().join(format!("{name}.json"))).unwrap()).unwrap()
+}
+
+/// The weights of a tensor as BF16.
+fn weights(name: &str, shape: &[usize]) -> Vec<u8> {
+    let seed = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    let cols = shape[shape.len() - 1];
+    let shift = match shape.len() {
+        1 => 2,
+        _ if name.contains("embed_tokens") => 0,
+        _ => u64::from((usize::BITS - cols.leading_zeros()) / 2),
+    };
+    let value = |position: usize| {
+        let mut z = seed.wrapping_add((position as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^= z >> 31;
+        let (sign, fraction, exponent) = (z & 1, (z >> 1) & 127, (z >> 8) & 3);
+        let bits = if name.ends_with("norm.weight") {
+            127 << 7 | fraction
+        } else {
+            sign << 15 | (127 - shift - exponent) << 7 | fraction
+        };
+        (bits as u16).to_le_bytes()
+    };
+    (0..shape.iter().product()).flat_map(value).collect()
+}
+
+/// Makes the checkpoint in a directory of its name, which GGUF files state.
+pub(crate) fn checkpoint(directory: &Path, name: &str, golden: &Value) -> PathBuf {
+    let listed: Vec<(String, Vec<usize>)> = serde_json::from_value(golden["tensors"].clone()).unwrap();
+    let tensor = |(name, shape): (String, Vec<usize>)| maker::Tensor {
+        bytes: weights(&name, &shape),
+        dtype: Dtype::BF16,
+        name,
+        shape,
+        shard: 0,
+    };
+    let path = directory.join(name);
+    std::fs::create_dir(&path).unwrap();
+    let tensors = listed.into_iter().map(tensor).collect();
+    let config = golden["config"].clone();
+    maker::Checkpoint { config, tensors, indexed: false, extra_index: Vec::new() }.write(&path);
+    match golden.get("sentence_piece").and_then(Value::as_array) {
+        None => maker::copy_tokenizer(&path),
+        Some(files) => {
+            for file in files.iter().map(|file| file.as_str().unwrap()) {
+                std::fs::copy(fixtures().join("goldens/sentence-piece").join(file), path.join(file)).unwrap();
+            }
+        }
+    }
+    path
+}
+
+fn digests(golden: &Value) -> impl Iterator<Item = (&String, &str)> {
+    golden.as_object().unwrap().iter().map(|(name, digest)| (name, digest.as_str().unwrap()))
+}
+
+#[test]
+fn gguf_files_equal_those_of_llama_cpp() {
+    for name in models() {
+        let (directory, golden) = (tempfile::tempdir().unwrap(), golden(&name));
+        let source = checkpoint(directory.path(), &name, &golden);
+        for (format, expected) in digests(&golden["gguf"]) {
+            let output = directory.path().join(format!("{format}.gguf"));
+            convert_with(&source, &settings(format, 2), &Options::default(), &output, &Silent).unwrap();
+            assert_eq!(sha256(&std::fs::read(&output).unwrap()), expected, "{name} to {format}");
+        }
+    }
+}
+
+#[test]
+fn mlx_directories_equal_those_of_mlx_lm() {
+    for name in models() {
+        let (directory, golden) = (tempfile::tempdir().unwrap(), golden(&name));
+        let source = checkpoint(directory.path(), &name, &golden);
+        for (format, files) in golden["mlx"].as_object().unwrap() {
+            let output = directory.path().join(format);
+            convert_with(&source, &settings(format, 2), &Options::default(), &output, &Silent).unwrap();
+            let config = std::fs::read_to_string(output.join("config.json")).unwrap();
+            let expected = std::fs::read_to_string(folder().join(format!("{name}-{format}.config.json")));
+            assert_eq!(config, expected.unwrap(), "{name} to {format}");
+            for (file, expected) in digests(files) {
+                let found = std::fs::read(output.join(file)).unwrap();
+                assert_eq!(sha256(&found), expected, "{name} to {format}: {file}");
+            }
+        }
+    }
+}
+
+/// Reference and requant sum products in another order, in f32: rows of at most 512, whose sums of roundings grow with the square
+/// root of their number. The largest difference seen is half of that (1.4e-6 of the largest logit).
+#[test]
+fn checkpoints_and_results_compute_what_transformers_computes() {
+    for name in models() {
+        let (directory, golden) = (tempfile::tempdir().unwrap(), golden(&name));
+        let source = checkpoint(directory.path(), &name, &golden);
+        let ids: Vec<u32> = serde_json::from_value(golden["ids"].clone()).unwrap();
+        let bytes = std::fs::read(folder().join(format!("{name}.f32"))).unwrap();
+        let expected: Vec<f32> =
+            bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        let whole = directory.path().join("f32.gguf");
+        let floats = directory.path().join("mlx");
+        let mut paths = vec![&source];
+        for (format, output) in [("f32", &whole), ("mlx-bf16", &floats)] {
+            match convert_with(&source, &settings(format, 2), &Options::default(), output, &Silent) {
+                Ok(_) => paths.push(output),
+                // What the engine would compute otherwise.
+                Err(error) => {
+                    assert!(golden["gguf"].as_object().unwrap().is_empty(), "{name}: {error}");
+                    assert!(error.to_string().contains("sliding_window"), "{name}: {error}");
+                }
+            }
+        }
+        for path in paths {
+            let opened = Opened::open(path).unwrap();
+            let store = opened.store().unwrap();
+            let hidden = model::forward(store, &ids, ids.len(), &Storage::Memory, &mut Unobserved).unwrap();
+            let found = model::logits(store, &hidden, &[ids.len() - 2, ids.len() - 1]).unwrap();
+            assert_eq!(found.len(), expected.len());
+            let scale = expected.iter().map(|logit| logit.abs()).fold(1.0, f32::max);
+            let worst = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            println!("{}: largest difference of a logit {worst:e} of {scale}", path.display());
+            let bound = 512f32.sqrt() * f32::EPSILON * scale;
+            assert!(worst < bound, "{}: {worst} of {scale}", path.display());
+        }
+    }
+}
+
+/// SentencePiece's vocabulary, from tokenizer.json and from the GGUF file that was made of tokenizer.model. A text that begins with
+/// a space is cut otherwise: llama.cpp puts one more before it, transformers only before a text without.
+#[test]
+fn text_is_cut_alike_in_a_checkpoint_and_its_gguf_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let source = checkpoint(directory.path(), "llama-d", &golden("llama-d"));
+    let output = directory.path().join("m.gguf");
+    convert_with(&source, &settings("q8_0", 2), &Options::default(), &output, &Silent).unwrap();
+    let [a, b] = [&source, &output].map(|path| Opened::open(path).unwrap().tokenizer().unwrap());
+    let heldout = std::fs::read_to_string(fixtures().join("text/heldout.txt")).unwrap();
+    // The text of a token that must not come out of text is a token there and text here.
+    let heldout = heldout.replace("<unk>", "unknown");
+    for text in
+        ["", "The quick  brown fox", "na\u{ef}ve 1234\n\n\t\u{6771}\u{4eac} \u{1f600}", &heldout[1..20_000]]
+    {
+        assert_eq!(a.encode(text, true).unwrap(), b.encode(text, true).unwrap(), "{text}");
+    }
+}
+
+/// What a conversion to GGUF needs of files that somebody else wrote.
+#[test]
+fn broken_vocabularies_of_sentencepiece_are_named() {
+    let write: [(&str, &[u8], &str); 7] = [
+        ("tokenizer.model", b"", "no pieces"),
+        ("tokenizer.model", b"{\"not\": \"one\"}", "not a model of SentencePiece"),
+        ("added_tokens.json", b"[1, 2]", "added_tokens.json"),
+        ("added_tokens.json", b"{\"a\": -1}", "added_tokens.json"),
+        (
+            "tokenizer_config.json",
+            b"{\"added_tokens_decoder\": {\"x\": {\"content\": \"a\"}}}",
+            "tokenizer_config.json",
+        ),
+        ("tokenizer_config.json", b"{\"added_tokens_decoder\": {\"1\": {}}}", "tokenizer_config.json"),
+        ("tokenizer.json", b"{", "tokenizer.json"),
+    ];
+    for (file, bytes, expected) in write {
+        let directory = tempfile::tempdir().unwrap();
+        let source = checkpoint(directory.path(), "llama-d", &golden("llama-d"));
+        std::fs::write(source.join(file), bytes).unwrap();
+        let opened = Opened::open(&source).unwrap();
+        let error = plan::blueprint(&opened, "q8_0", &Options::default()).err().unwrap().to_string();
+        assert!(error.contains(expected), "{file}: {error}");
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let source = checkpoint(directory.path(), "llama-d", &golden("llama-d"));
+    let options = Options { tokenizer_pre: Some("llama-bpe".into()), ..Options::default() };
+    let error = plan::blueprint(&Opened::open(&source).unwrap(), "q8_0", &options).err().unwrap().to_string();
+    assert!(error.contains("--tokenizer-pre"), "{error}");
+}
