@@ -122,8 +122,8 @@ fn stop_on_signal() -> Arc<AtomicBool> {
 }
 
 /// Help of the MODEL argument.
-const MODEL_HELP: &str =
-    "Checkpoint directory, GGUF file (any of a split set), or hub id org/name[@revision]";
+const MODEL_HELP: &str = "Checkpoint directory, GGUF file (any of a split set), hub id [hf://]org/name[@revision], or \
+    s3://, gs:// or az://BUCKET/FOLDER";
 
 /// The positional MODEL or PATH.
 fn path_argument(name: &'static str, help: &'static str) -> Arg {

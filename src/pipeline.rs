@@ -48,6 +48,7 @@ pub use execute::peak_ram_bytes;
 pub(crate) use journal::resumed_jobs;
 pub use journal::{Pinned, RequestRecord};
 pub use manifest::{FileRecord, Manifest, SourceRecord, TensorRecord};
+pub(crate) use names::INSIDE as MANIFEST_NAME;
 pub use names::manifest_path;
 pub use shares::{
     Agreed, ArraySpan, Asked, Joined, Joining, Share, ShareOutcome, ShareState, Standing, StandingOfShare,

@@ -24,6 +24,7 @@ mod local;
 mod remote;
 mod spool;
 mod stated;
+pub mod store;
 mod streamed;
 mod supply;
 

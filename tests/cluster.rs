@@ -1,5 +1,7 @@
 //! Shares as schedulers start them: their variables, what is said about them, and the files in `examples/cluster`.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -143,6 +145,10 @@ fn nonsense_is_refused_before_any_work() {
         let error = refused(convert(directory.path(), variables, more), 2);
         assert!(words.iter().all(|word| error.contains(word)), "{error}");
     }
+    let mut garbled = convert(directory.path(), &[("SLURM_ARRAY_TASK_COUNT", "4")], &[]);
+    garbled.env("SLURM_ARRAY_TASK_ID", OsStr::from_bytes(b"\xff1"));
+    let error = refused(garbled, 2);
+    assert!(error.contains("SLURM_ARRAY_TASK_ID is ") && error.contains("no number"), "{error}");
     let text_file = crate::conversion::fixtures().join("text/heldout.txt");
     let text_file = text_file.to_str().unwrap();
     let array = [("SLURM_ARRAY_TASK_ID", "1"), ("SLURM_ARRAY_TASK_COUNT", "4")];

@@ -49,12 +49,16 @@
 //! - `share_hub`: shares of a model on a hub.
 //! - `share_processes`: shares as processes, at once and killed.
 //! - `share_losses`: shares and the join, stopped before every step they take on the disk.
+//! - `bucket`: a small object store with faults. No tests.
+//! - `stores`: models in object stores.
 //! - `cluster`: variables of schedulers, and the files in `examples/cluster`.
 //! - `xet`: Xet storage instead of plain ranges, with faults.
 //! - `command`: the command line as scripts see it: exit codes, streams, JSON keys.
 
 #[cfg(test)]
 mod arguments;
+#[cfg(test)]
+mod bucket;
 #[cfg(test)]
 mod budget;
 #[cfg(test)]
@@ -149,6 +153,8 @@ mod shares;
 mod snapshots;
 #[cfg(test)]
 mod sources;
+#[cfg(test)]
+mod stores;
 #[cfg(test)]
 mod streaming;
 #[cfg(test)]

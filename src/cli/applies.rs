@@ -14,6 +14,8 @@ use crate::plan;
 /// Options about the hub and what comes from it.
 pub(super) const OF_THE_HUB: [&str; 7] =
     ["revision", "cache-dir", "connections", "spool", "spool-limit", "keep-source", "xet"];
+/// Those of them that object stores do not have.
+const NOT_OF_STORES: [&str; 4] = ["revision", "cache-dir", "keep-source", "xet"];
 /// Options about GGUF results.
 const OF_GGUF: [&str; 5] =
     ["tokenizer-pre", "split-max-size", "imatrix", "include-weights", "exclude-weights"];
@@ -38,7 +40,17 @@ pub(super) fn refuse(matches: &ArgMatches, options: &[&str], why: impl Display) 
 /// # Errors
 /// Names the option; also when the format is not known.
 pub(super) fn check_request(matches: &ArgMatches, model: &Path, format: &str) -> Result<()> {
-    check_local(matches, &[model], &OF_THE_HUB)?;
+    if named::store(model)?.is_some() {
+        let why = format!("is for models on the hub, and {} is in an object store", model.display());
+        refuse(matches, &NOT_OF_STORES, why)?;
+        let why = "reads the model a second time, which is not done from object stores: measure the finished result with requant \
+                   perplexity OUTPUT --text TEXT --against a copy of MODEL on this machine";
+        refuse(matches, &["validate", "validate-context", "max-kld"], why)?;
+    } else {
+        let why = "is for models in object stores (s3://, gs://, az://); requant verify checks directories against a list";
+        refuse(matches, &["sums"], why)?;
+        check_local(matches, &[model], &OF_THE_HUB)?;
+    }
     if plan::is_directory(format)? {
         refuse(matches, &OF_GGUF, format_args!("is for GGUF results, and {format} is none"))?;
     }

@@ -71,7 +71,9 @@ impl Subcommand for Convert {
         let started = Instant::now();
         plan::check(matches)?;
         let output = destination::path(matches);
-        let job = job::resolve(matches, &output, &|name| std::env::var(name).ok())?;
+        // A value that is no text is no number either, and no absent one.
+        let variable = |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
+        let job = job::resolve(matches, &output, &variable)?;
         if let Some(job) = &job {
             // Whoever did not ask for a share must hear of it.
             if let Some(note) =
@@ -169,7 +171,7 @@ fn settings(matches: &ArgMatches, request: &plan::Request) -> Settings {
         threads: request.threads,
         force: matches.get_flag("force"),
         restart: matches.get_flag("restart"),
-        pinned: request.streaming.as_ref().map(|streaming| streaming.pinned.clone()),
+        pinned: request.streaming.as_ref().and_then(|streaming| streaming.pinned.clone()),
         command: job::without_job(words),
         format: request.format.clone(),
         recipe: request.recipe(),
@@ -223,7 +225,11 @@ fn original<'a>(
 ) -> Result<Original<'a>> {
     let Some(streaming) = &request.streaming else { return Ok(Original::Here(&request.source)) };
     let limit = streaming.spool_limit_bytes;
-    let again = Measured::again(matches, &streaming.pinned, &streaming.spool_directory, limit, stop)?;
+    let Some(pinned) = &streaming.pinned else {
+        // Refused before any work.
+        return Err(Error::Request("--validate does not read object stores".to_owned()));
+    };
+    let again = Measured::again(matches, pinned, &streaming.spool_directory, limit, stop)?;
     Ok(Original::Streamed(Box::new(again)))
 }
 
@@ -258,10 +264,11 @@ fn needs(request: &plan::Request, output: &Path) -> Vec<Need> {
         let bytes = request.spool_bytes(streaming.spool_limit_bytes).saturating_sub(there);
         let directory = streaming.spool_directory.clone();
         needs.push(Need { what: "the spool", directory, bytes });
-        // A share keeps what it has downloaded itself.
-        let bytes = streaming.kept_bytes.min(request.kept_bytes());
-        let directory = streaming.cache_directory.clone();
-        needs.push(Need { what: "--keep-source", directory, bytes });
+        if let Some((directory, bytes)) = streaming.kept.clone() {
+            // A share keeps what it has downloaded itself.
+            let bytes = bytes.min(request.kept_bytes());
+            needs.push(Need { what: "--keep-source", directory, bytes });
+        }
     }
     needs
 }

@@ -31,6 +31,7 @@ impl Destination {
         let format = matches.get_one::<String>("to").map_or("", String::as_str);
         let is_directory = plan::is_directory(format)?;
         let given = super::path(matches, "output");
+        named::not_in_store(given)?;
         output::check_path(given, is_directory, &format.to_lowercase())?;
         if !is_directory && given.file_name().is_some_and(|name| name.to_str().is_none()) {
             let message =
@@ -85,11 +86,15 @@ fn kept(matches: &ArgMatches) -> Result<Vec<Kept>> {
     }
     let what = "the file of --save-recipe";
     kept.extend(matches.get_one::<PathBuf>("save-recipe").map(|path| Kept { what, path: path.clone() }));
-    if named::hub_id(model).is_some() {
+    if named::is_on_network(model) {
         let what = "the directory of --spool";
         kept.extend(matches.get_one::<PathBuf>("spool").map(|path| Kept { what, path: path.clone() }));
+    }
+    if named::hub_id(model).is_some() {
         kept.push(of_cache(matches)?);
     }
+    let what = "the list of --sums";
+    kept.extend(matches.get_one::<PathBuf>("sums").map(|path| Kept { what, path: path.clone() }));
     Ok(kept)
 }
 

@@ -34,6 +34,7 @@ impl Subcommand for Join {
     fn run(&self, matches: &ArgMatches) -> Result<()> {
         let started = Instant::now();
         super::note_threads(matches);
+        super::named::not_in_store(super::path(matches, "OUTPUT"))?;
         let output: PathBuf = super::path(matches, "OUTPUT").components().collect();
         let joining = Joining {
             threads: super::threads(matches),

@@ -1,4 +1,4 @@
-//! MODEL: a local directory, or a repository on the hub.
+//! MODEL: a local directory, a repository on the hub, or a folder in an object store.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,7 +12,12 @@ use crate::disk::{Disk, with_suffix};
 use crate::error::{Error, Result};
 use crate::pipeline::{Pinned, Share};
 use crate::source::hub::{Environment, HubCache, HubId, Notices, Repository, Snapshot};
+use crate::source::store::StoreUrl;
 use crate::source::{self, Deposit, Remote, Source, Spool, Streamed};
+
+mod store;
+
+pub(super) use store::sums_argument;
 
 /// Shards that fit into the spool unless `--spool-limit` says otherwise.
 const SPOOLED_SHARDS: u64 = 3;
@@ -25,6 +30,8 @@ pub(super) enum Place {
     Directory(PathBuf),
     /// A repository, and what the environment says about the hub.
     Hub(HubId, Environment),
+    /// A folder in an object store.
+    Store(StoreUrl),
 }
 
 /// What a conversion of a streamed model needs beside the output.
@@ -33,21 +40,19 @@ pub(super) struct Streaming {
     pub(super) spool_directory: PathBuf,
     /// Most bytes of them.
     pub(super) spool_limit_bytes: u64,
-    /// For the journal.
-    pub(super) pinned: Pinned,
-    /// Bytes that will stay in the cache: those of `--keep-source`.
-    pub(super) kept_bytes: u64,
-    /// Where that cache is.
-    pub(super) cache_directory: PathBuf,
+    /// For the journal: the commit of a repository.
+    pub(super) pinned: Option<Pinned>,
+    /// `--keep-source`: the cache, and bytes that will stay in it.
+    pub(super) kept: Option<(PathBuf, u64)>,
 }
 
 /// An opened model.
 pub(super) struct Model {
     /// Its files.
     pub(super) source: Box<dyn Source>,
-    /// Set when weights come from the hub.
+    /// Set when weights come from the network.
     pub(super) streaming: Option<Streaming>,
-    /// Files that would have to be downloaded, if the model is on the hub: number, bytes.
+    /// Files that would have to be downloaded, if the model is not on this machine: number, bytes.
     pub(super) remote_files: Vec<(usize, u64)>,
 }
 
@@ -103,6 +108,9 @@ pub(super) fn spool_arguments() -> Vec<Arg> {
 pub(super) fn place(text: &Path, matches: &ArgMatches) -> Result<Place> {
     if text.is_dir() {
         return Ok(Place::Directory(text.to_owned()));
+    }
+    if let Some(url) = named::store(text)? {
+        return Ok(Place::Store(url));
     }
     named::check(text)?;
     let Some(id) = named::hub_id(text) else { return Err(named::not_a_directory(text)) };
@@ -266,6 +274,9 @@ pub(super) fn open(
     let (id, environment) = match place(super::path(matches, "MODEL"), matches)? {
         Place::Directory(path) => return Ok(local(source::open_directory(&path)?)),
         Place::Hub(id, environment) => (id, environment),
+        Place::Store(url) => {
+            return store::open(&url, matches, output.map(|(output, _)| output), share, restart, stop);
+        }
     };
     if environment.offline {
         return Ok(local(Box::new(offline(&id, &environment, stop)?)));
@@ -278,24 +289,28 @@ pub(super) fn open(
     };
     let spool_limit_bytes = connected.spool_limit_bytes(matches);
     let pinned = connected.pinned(&id);
-    // Every share has a spool of its own.
-    let of_share = share.map_or(String::new(), |share| format!("-{}", share.stem()));
-    let spool_directory = match matches.get_one::<PathBuf>("spool") {
-        Some(directory) => directory.join(format!("{}{of_share}", connected.folder_name(&id))),
-        None => with_suffix(output, &format!(".spool{of_share}")),
-    };
-    let cache_directory = environment.cache_dir.clone();
+    let spool_directory = spool_directory(matches, &connected.folder_name(&id), output, share);
     let Connected { repository, cache, source, remote_files } = connected;
     let keep = matches.get_flag("keep-source");
     let deposit = keep.then(|| deposit(cache, &repository, pinned.clone()));
-    let kept_bytes = if keep { remote_files.iter().map(|&(_, bytes)| bytes).sum() } else { 0 };
-    let streaming = Streaming { spool_directory, spool_limit_bytes, pinned, kept_bytes, cache_directory };
+    let kept_bytes = remote_files.iter().map(|&(_, bytes)| bytes).sum();
+    let kept = keep.then(|| (environment.cache_dir.clone(), kept_bytes));
+    let streaming = Streaming { spool_directory, spool_limit_bytes, pinned: Some(pinned), kept };
     let spool = Spool::open(&Disk::default(), &streaming.spool_directory, spool_limit_bytes)?;
     if restart {
         spool.clear()?;
     }
     let source = source.with_spool(spool, deposit);
     Ok(Model { source: Box::new(source), streaming: Some(streaming), remote_files })
+}
+
+/// Where the shards of the model that is called `folder_name` lie while they are read. Every share has a place of its own.
+fn spool_directory(matches: &ArgMatches, folder_name: &str, output: &Path, share: Option<Share>) -> PathBuf {
+    let of_share = share.map_or(String::new(), |share| format!("-{}", share.stem()));
+    match matches.get_one::<PathBuf>("spool") {
+        Some(directory) => directory.join(format!("{folder_name}{of_share}")),
+        None => with_suffix(output, &format!(".spool{of_share}")),
+    }
 }
 
 /// `--spool-limit`, which must hold the largest shard.

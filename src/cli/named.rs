@@ -4,6 +4,7 @@ use std::path::Path;
 
 use crate::error::{Error, Result};
 use crate::source::hub::HubId;
+use crate::source::store::StoreUrl;
 
 /// Files with weights that PyTorch pickled.
 const PICKLED: [&str; 5] = ["bin", "pt", "pth", "ckpt", "pkl"];
@@ -22,6 +23,41 @@ pub(super) fn repository(path: &Path) -> Option<HubId> {
     (!PICKLED.into_iter().chain(OTHER_FILES).any(is_file)).then_some(id)
 }
 
+/// The folder of an object store that `path` names.
+///
+/// # Errors
+/// When it is not well formed, or is the name of a single file.
+pub(super) fn store(path: &Path) -> Result<Option<StoreUrl>> {
+    let Some(url) = path.to_str().map(StoreUrl::parse).transpose()?.flatten() else { return Ok(None) };
+    if OTHER_FILES.into_iter().chain(PICKLED).any(|extension| ends_in(path, extension)) {
+        let message = "a single file; of an object store, checkpoints are read: name the folder. Other files have to be copied to \
+                       this machine first";
+        return Err(Error::Request(format!("{}: {message}", path.display())));
+    }
+    Ok(Some(url))
+}
+
+/// Whether `path` is meant as a place on the network, whatever is there.
+pub(super) fn is_on_network(path: &Path) -> bool {
+    hub_id(path).is_some() || path.to_str().is_some_and(StoreUrl::is_meant)
+}
+
+/// Refuses to write to an object store, or to look for a result there.
+///
+/// # Errors
+/// When `path` names one.
+pub(super) fn not_in_store(path: &Path) -> Result<()> {
+    let is_url = |text: &str| StoreUrl::is_meant(text) || text.starts_with("hf://");
+    if !path.to_str().is_some_and(is_url) {
+        return Ok(());
+    }
+    Err(Error::Usage(format!(
+        "{}: results are written to a file system, not to an object store or hub: name a path on this machine, or on a file system \
+         that all machines share, and copy the finished result",
+        path.display()
+    )))
+}
+
 /// Refuses what is neither on this machine nor can be on the hub, without asking the hub, and files that cannot be
 /// a model.
 ///
@@ -29,6 +65,11 @@ pub(super) fn repository(path: &Path) -> Option<HubId> {
 /// Says what to name instead.
 pub(super) fn check(path: &Path) -> Result<()> {
     let refuse = |message: &str| Err(Error::Request(format!("{}: {message}", path.display())));
+    if path.to_str().is_some_and(StoreUrl::is_meant) {
+        return refuse(
+            "object stores are read by plan and convert; for this the model has to be on this machine",
+        );
+    }
     if path.symlink_metadata().is_err() {
         return match hub_id(path) {
             Some(_) => Ok(()),

@@ -34,7 +34,7 @@ pub(super) struct Request {
     /// Mean relative squared error, as measured for a budget.
     mean_error: Option<f64>,
     pub(super) threads: usize,
-    /// Set when weights are streamed from the hub.
+    /// Set when weights are streamed.
     pub(super) streaming: Option<Streaming>,
     /// Files that are not on this machine.
     remote_files: Vec<(usize, u64)>,
@@ -139,7 +139,9 @@ impl Request {
 /// Names what is wrong.
 pub(super) fn check(matches: &ArgMatches) -> Result<()> {
     let model = super::path(matches, "MODEL");
-    named::check(model)?;
+    if named::store(model)?.is_none() {
+        named::check(model)?;
+    }
     applies::check_request(matches, model, matches.get_one::<String>("to").map_or("", String::as_str))?;
     super::note_threads(matches);
     Ok(())
@@ -213,6 +215,7 @@ pub(super) fn request_arguments() -> Vec<Arg> {
     arguments.extend(rules::arguments());
     arguments.extend(model::arguments());
     arguments.extend(model::spool_arguments());
+    arguments.push(model::sums_argument());
     arguments
 }
 

@@ -22,6 +22,7 @@ impl Subcommand for Status {
     }
 
     fn run(&self, matches: &ArgMatches) -> Result<()> {
+        super::named::not_in_store(super::path(matches, "OUTPUT"))?;
         let output: PathBuf = super::path(matches, "OUTPUT").components().collect();
         let standing = pipeline::standing(&output)?;
         if matches.get_flag("json") {

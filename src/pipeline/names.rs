@@ -18,7 +18,7 @@ use crate::disk::with_suffix;
 use crate::plan::{Blueprint, OutputFile};
 
 /// The manifest inside a directory.
-pub(super) const INSIDE: &str = "requant.manifest.json";
+pub(crate) const INSIDE: &str = "requant.manifest.json";
 
 /// What follows the name of a result in those of what a run puts beside it, and may remove there.
 pub(super) const BESIDE: [&str; 9] = [

@@ -89,7 +89,7 @@ impl Download<'_> {
             self.disk.remove(self.partial)?;
         }
         let message = format!(
-            "fetched {MAX_FETCHES} times, found digest {found}, expected {}: the hub, or a proxy on the way, \
+            "fetched {MAX_FETCHES} times, found digest {found}, expected {}: the server, or a proxy on the way, \
              serves damaged data; the same command tries again",
             wanted.digest.hex()
         );

@@ -11,7 +11,8 @@ hub=${2:-$here/target/release/test-hub}
 script=$here/examples/cluster/slurm.sbatch
 
 if ! command -v slurmctld >/dev/null || ! command -v munged >/dev/null; then
-    if [[ $(id -u) != 0 ]] || ! apt-get install -y --no-install-recommends slurm-wlm munge >/dev/null 2>&1; then
+    install() { apt-get update && apt-get install -y --no-install-recommends slurm-wlm munge; }
+    if [[ $(id -u) != 0 ]] || ! install >/dev/null 2>&1; then
         echo "no Slurm here, and it cannot be installed: skipped"
         exit 0
     fi
