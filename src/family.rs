@@ -30,6 +30,7 @@ mod qwen2_moe;
 mod qwen3;
 mod qwen3_moe;
 mod role;
+mod seed_oss;
 mod spec;
 mod tensors;
 
@@ -60,6 +61,7 @@ pub const FAMILIES: &[&Family] = &[
     &qwen2_moe::FAMILY,
     &qwen3::FAMILY,
     &qwen3_moe::FAMILY,
+    &seed_oss::FAMILY,
     &phi3::FAMILY,
     &gemma2::FAMILY,
     &gemma3::FAMILY,

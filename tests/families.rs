@@ -330,7 +330,7 @@ fn other_targets_can_be_read_back() {
         // What mlx-lm's model cannot be built from is refused.
         let refusal = match model.name {
             "llama-moe" => Some("head_dim 24"),
-            "qwen3moe" => Some("no rope_theta"),
+            "qwen3moe" | "qwen2" | "qwen2moe" => Some("no rope_theta"),
             _ => None,
         };
         match refusal {
@@ -435,6 +435,51 @@ fn routers_that_a_consumer_does_not_have_are_refused_for_it() {
                 }
             }
         }
+    }
+}
+
+/// mlx-lm has defaults of its own, and some of its models look in one place only, or scale nothing.
+#[test]
+fn rotary_positions_that_mlx_lm_would_take_for_others_are_refused_for_it() {
+    let linear = json!({"type": "linear", "factor": 2.0});
+    let top = json!(500.0);
+    for (name, keys, refused) in [
+        ("qwen2", vec![], Some("rope_theta")),
+        ("qwen2", vec![("rope_theta", top.clone())], Some("of type linear")),
+        ("qwen2", vec![("rope_theta", top.clone()), ("rope_scaling", linear.clone())], None),
+        ("qwen2", vec![("rope_theta", top.clone()), ("rope_scaling", yarn(json!({})))], None),
+        (
+            "qwen2",
+            vec![("rope_theta", top.clone()), ("rope_scaling", yarn(json!({"attention_factor": 2.0})))],
+            Some("attention_factor"),
+        ),
+        ("qwen2moe", vec![("rope_theta", top.clone())], None),
+        (
+            "qwen2moe",
+            vec![("rope_theta", top.clone()), ("rope_scaling", linear.clone())],
+            Some("of type linear"),
+        ),
+        ("qwen3", vec![], None),
+        (
+            "qwen3moe",
+            vec![("rope_theta", top.clone()), ("rope_scaling", linear.clone())],
+            Some("of type linear"),
+        ),
+    ] {
+        let mut model = models().into_iter().find(|model| model.name == name).unwrap();
+        for (key, value) in keys {
+            model.config[key] = value;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        rebuild(&model, &File::open(&path(name)), directory.path());
+        let opened = Opened::open(directory.path()).unwrap();
+        match (plan::blueprint(&opened, "mlx-bf16", &Options::default()), refused) {
+            (Err(error), Some(expected)) => assert!(error.to_string().contains(expected), "{name}: {error}"),
+            (found, refused) => {
+                assert_eq!(found.err().map(|error| error.to_string()), refused.map(str::to_owned))
+            }
+        }
+        plan::blueprint(&opened, "gptq-4bit-32g", &Options::default()).unwrap();
     }
 }
 

@@ -208,3 +208,38 @@ fn broken_vocabularies_of_sentencepiece_are_named() {
     let error = plan::blueprint(&Opened::open(&source).unwrap(), "q8_0", &options).err().unwrap().to_string();
     assert!(error.contains("--tokenizer-pre"), "{error}");
 }
+
+/// Where config.json does not say, a model has a head for transformers and none for mlx-lm.
+#[test]
+fn a_head_that_mlx_lm_would_leave_out_is_refused_for_it() {
+    for name in ["llama-a", "mistral-a", "seed_oss-a"] {
+        let (directory, mut golden) = (tempfile::tempdir().unwrap(), golden(name));
+        golden["config"].as_object_mut().unwrap().remove("tie_word_embeddings").unwrap();
+        let opened = Opened::open(&checkpoint(directory.path(), name, &golden)).unwrap();
+        let blueprint = |format| plan::blueprint(&opened, format, &Options::default());
+        let error = blueprint("mlx-4bit").err().unwrap().to_string();
+        assert!(error.contains("tie_word_embeddings"), "{name}: {error}");
+        blueprint("q4_k_m").unwrap();
+    }
+}
+
+/// llama.cpp's model has no bias there, and neither its file nor that of others may lose one.
+#[test]
+fn a_bias_that_llama_cpp_does_not_have_is_refused_for_it() {
+    let (directory, mut golden) = (tempfile::tempdir().unwrap(), golden("seed_oss-b"));
+    golden["config"]["attention_out_bias"] = true.into();
+    let hidden = golden["config"]["hidden_size"].clone();
+    for layer in 0..3 {
+        let name = format!("model.layers.{layer}.self_attn.o_proj.bias");
+        golden["tensors"].as_array_mut().unwrap().push(serde_json::json!([name, [hidden]]));
+    }
+    let opened = Opened::open(&checkpoint(directory.path(), "seed_oss-b", &golden)).unwrap();
+    let blueprint = |format| plan::blueprint(&opened, format, &Options::default());
+    let error = blueprint("q8_0").err().unwrap().to_string();
+    assert!(error.contains("attention_out_bias"), "{error}");
+    for format in ["mlx-4bit-g32", "gptq-4bit-32g"] {
+        assert!(
+            blueprint(format).unwrap().tensors.iter().any(|tensor| tensor.names[0].ends_with("o_proj.bias"))
+        );
+    }
+}

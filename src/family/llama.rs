@@ -3,7 +3,7 @@
 //! llama.cpp turns neighbouring columns of queries and keys where transformers turns the two halves of a head, so its
 //! converter interleaves their rows (`conversion/llama.py`, `LlamaModel.permute`).
 
-use super::decoder::{self, DEFAULTS, Defaults, check_mlx_keys, head_lengths};
+use super::decoder::{self, DEFAULTS, Defaults, MlxRope, check_mlx_keys, check_mlx_rope, head_lengths};
 use super::gguf::{Architecture, Experts, Vocabulary, Written};
 use super::{Config, Family, NAMING, Naming, Pairing, Presence, Spec};
 use crate::error::Result;
@@ -43,7 +43,21 @@ fn spec(config: &Config) -> Result<Spec> {
 }
 
 fn mlx(config: &Config) -> Result<()> {
-    check_mlx_keys(config, &["rms_norm_eps"])
+    mlx_as_llama(config)
+}
+
+/// Refuses what mlx-lm's model of Llama, which it has for others too, could not be built from.
+///
+/// # Errors
+/// Names the key of config.json.
+pub(super) fn mlx_as_llama(config: &Config) -> Result<()> {
+    check_mlx_rope(
+        config,
+        &MlxRope { theta: Some(10000.0), is_nested: false, scales: true },
+        DEFAULTS.rope_theta,
+    )?;
+    // Without it the model is taken for a tied one.
+    check_mlx_keys(config, &["rms_norm_eps", "tie_word_embeddings"])
 }
 
 fn keys(keys: &mut Written) -> Result<()> {

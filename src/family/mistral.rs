@@ -2,7 +2,7 @@
 //!
 //! Neither llama.cpp nor mlx-lm has that window for it, and both compute something else on longer texts.
 
-use super::decoder::{self, DEFAULTS, Defaults, check_mlx_keys, with_attention};
+use super::decoder::{self, DEFAULTS, Defaults, with_attention};
 use super::gguf::Architecture;
 use super::gguf::write::beyond;
 use super::{Attention, Config, Family, NAMING, Naming, Sliding, Spec, llama};
@@ -40,7 +40,7 @@ fn window(config: &Config) -> Result<Option<usize>> {
 }
 
 fn mlx(config: &Config) -> Result<()> {
-    check_mlx_keys(config, &["rms_norm_eps"])?;
+    llama::mlx_as_llama(config)?;
     match window(config)? {
         None => Ok(()),
         Some(window) => {

@@ -1,8 +1,8 @@
 //! Qwen2 and Qwen2.5: biases in attention.
 
 use super::decoder::{
-    self, DEFAULTS, Defaults, check_mlx_head_dim, check_mlx_keys, check_no_window, stated_head_lengths,
-    with_attention,
+    self, DEFAULTS, Defaults, MlxRope, check_mlx_head_dim, check_mlx_keys, check_mlx_rope, check_no_window,
+    stated_head_lengths, with_attention,
 };
 use super::gguf::{Architecture, Vocabulary};
 use super::{Config, Family, NAMING, Naming, Presence, Spec};
@@ -34,7 +34,13 @@ const GGUF: Architecture = Architecture {
 };
 
 fn mlx(config: &Config) -> Result<()> {
-    check_mlx_keys(config, &["rms_norm_eps", "num_key_value_heads"])?;
+    check_mlx_rope(
+        config,
+        &MlxRope { theta: Some(1e6), is_nested: false, scales: true },
+        DEFAULTS.rope_theta,
+    )?;
+    // Without the last the model is taken for a tied one.
+    check_mlx_keys(config, &["rms_norm_eps", "num_key_value_heads", "tie_word_embeddings"])?;
     check_mlx_head_dim(config)
 }
 

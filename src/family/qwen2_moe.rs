@@ -2,8 +2,8 @@
 
 use super::block::moe::{self, MoeNames};
 use super::decoder::{
-    self, DEFAULTS, Defaults, check_mlx_head_dim, check_mlx_keys, check_no_window, stated_head_lengths,
-    with_attention,
+    self, DEFAULTS, Defaults, MlxRope, check_mlx_head_dim, check_mlx_keys, check_mlx_rope, check_no_window,
+    stated_head_lengths, with_attention,
 };
 use super::gguf::write::beyond;
 use super::gguf::{Architecture, Experts, Written};
@@ -49,6 +49,11 @@ fn mlx(config: &Config) -> Result<()> {
     if config.flag_or("norm_topk_prob", false)? {
         return Err(config.invalid("norm_topk_prob", "true", "false: mlx-lm's model does not normalize"));
     }
+    check_mlx_rope(
+        config,
+        &MlxRope { theta: Some(1e6), is_nested: false, scales: false },
+        DEFAULTS.rope_theta,
+    )?;
     check_mlx_keys(config, &["rms_norm_eps", "intermediate_size"])?;
     check_mlx_head_dim(config)
 }

@@ -1,7 +1,8 @@
 //! Qwen3: norms of query and key heads.
 
 use super::decoder::{
-    self, DEFAULTS, Defaults, check_mlx_keys, check_no_window, head_lengths, with_attention,
+    self, DEFAULTS, Defaults, MlxRope, check_mlx_keys, check_mlx_rope, check_no_window, head_lengths,
+    with_attention,
 };
 use super::gguf::{Architecture, Vocabulary};
 use super::qwen2::VOCABULARY;
@@ -24,6 +25,7 @@ const GGUF: Architecture = Architecture {
 };
 
 fn mlx(config: &Config) -> Result<()> {
+    check_mlx_rope(config, &MlxRope { theta: None, is_nested: true, scales: true }, DEFAULTS.rope_theta)?;
     check_mlx_keys(
         config,
         &[

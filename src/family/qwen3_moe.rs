@@ -1,7 +1,8 @@
 //! Qwen3 with experts.
 
 use super::decoder::{
-    self, DEFAULTS, Defaults, check_mlx_keys, check_no_window, head_lengths, with_attention,
+    self, DEFAULTS, Defaults, MlxRope, check_mlx_keys, check_mlx_rope, check_no_window, head_lengths,
+    with_attention,
 };
 use super::gguf::write::beyond;
 use super::gguf::{Architecture, Experts, Written};
@@ -41,6 +42,7 @@ fn mlx(config: &Config) -> Result<()> {
         "max_position_embeddings",
         "norm_topk_prob",
     ];
+    check_mlx_rope(config, &MlxRope { theta: None, is_nested: false, scales: false }, DEFAULTS.rope_theta)?;
     check_mlx_keys(config, &keys)
 }
 

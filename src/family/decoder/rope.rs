@@ -35,15 +35,11 @@ const KEYS_OF: &[(&str, &[&str])] = &[
 /// # Errors
 /// Names the key that is missing, out of range, or unknown to this kind of scaling.
 pub(super) fn rotary(config: &Config, default_theta: f64, head_dim: usize) -> Result<Rotary> {
-    let section = config.section("rope_scaling").or_else(|| config.section("rope_parameters"));
-    let nested = match &section {
-        Some(section) => section.number_or("rope_theta", default_theta)?,
-        None => default_theta,
-    };
+    let section = section(config);
     let mut rope = Rotary {
         dim: head_dim,
         pairing: Pairing::Halves,
-        theta: config.number_or("rope_theta", nested)?,
+        theta: theta(config, default_theta)?,
         scaling: None,
         amplitude: 1.0,
         divisors: Divisors::Absent,
@@ -53,12 +49,12 @@ pub(super) fn rotary(config: &Config, default_theta: f64, head_dim: usize) -> Re
         return Err(config.invalid("rope_theta", &rope.theta.to_string(), "a positive number"));
     }
     let Some(section) = section else { return Ok(rope) };
-    let kind = section.text("rope_type").or(section.text("type"));
-    check_keys(&section, kind.unwrap_or("default"))?;
+    let kind = kind(&section);
+    check_keys(&section, kind)?;
     match kind {
-        None | Some("default") => {}
-        Some("linear") => rope.scaling = Some(Scaling::Linear(factor(&section)?)),
-        Some("yarn") => {
+        "default" => {}
+        "linear" => rope.scaling = Some(Scaling::Linear(factor(&section)?)),
+        "yarn" => {
             let factor = factor(&section)?;
             let yarn = Yarn {
                 factor,
@@ -73,7 +69,7 @@ pub(super) fn rotary(config: &Config, default_theta: f64, head_dim: usize) -> Re
             rope.amplitude = positive(&section, "attention_factor", own)? / own;
             rope.scaling = Some(Scaling::Yarn(yarn));
         }
-        Some("llama3") => {
+        "llama3" => {
             let own = Wavelengths {
                 factor: section.number_or("factor", 8.0)?,
                 low: section.number_or("low_freq_factor", 1.0)?,
@@ -92,12 +88,31 @@ pub(super) fn rotary(config: &Config, default_theta: f64, head_dim: usize) -> Re
             }
             rope.divisors = Divisors::ByWavelength(own);
         }
-        Some(other) => {
+        other => {
             let known = "\"default\", \"linear\", \"yarn\" or \"llama3\"";
             return Err(section.invalid("rope_type", &format!("{other:?}"), known));
         }
     }
     Ok(rope)
+}
+
+/// `rope_scaling`, or `rope_parameters` of newer exports.
+fn section<'a>(config: &Config<'a>) -> Option<Config<'a>> {
+    config.section("rope_scaling").or_else(|| config.section("rope_parameters"))
+}
+
+/// The base: at the top level, or in the section of newer exports.
+///
+/// # Errors
+/// When it is no number.
+pub(super) fn theta(config: &Config, default: f64) -> Result<f64> {
+    let nested = section(config).map_or(Ok(default), |section| section.number_or("rope_theta", default))?;
+    config.number_or("rope_theta", nested)
+}
+
+/// The kind of scaling that a section says.
+pub(super) fn kind<'a>(section: &Config<'a>) -> &'a str {
+    section.text("rope_type").or(section.text("type")).unwrap_or("default")
 }
 
 /// `factor`, which has to be there.
