@@ -14,6 +14,8 @@ use crate::tokenizer::sentence_piece::{self, Piece, PieceKind, SENTENCE_PIECE_FI
 
 /// Added tokens of older exports, ids by text.
 pub(super) const ADDED_TOKENS_FILE: &str = "added_tokens.json";
+/// Rows by which the converter knows a vocabulary with tokens for infilling, and writes more about it.
+const INFILLING_VOCAB: usize = 32016;
 /// The token for what has none.
 const UNKNOWN: i32 = 2;
 /// A token for a byte.
@@ -48,13 +50,19 @@ struct Row {
 /// Appends model, pre-tokenizer, tokens, scores and types.
 ///
 /// # Errors
-/// A tokenizer.model that is none, or not of byte pairs; added tokens that are not texts with ids.
+/// A tokenizer.model that is none, or not of byte pairs; a vocabulary with tokens for infilling; added tokens that are not texts with ids.
 pub(super) fn add(metadata: &mut Metadata, inputs: &Inputs) -> Result<()> {
     if let Some(pre) = inputs.pre {
         return Err(Error::Request(format!(
             "--tokenizer-pre {pre}: this model has SentencePiece's {SENTENCE_PIECE_FILE}, which cuts no text before it \
              merges; leave the option out"
         )));
+    }
+    if inputs.vocab == INFILLING_VOCAB {
+        return Err(Error::Unsupported {
+            what: format!("{SENTENCE_PIECE_FILE}: the vocabulary of {INFILLING_VOCAB} tokens, which fills in the middle of code"),
+            hint: "the metadata of its tokens for that is not written yet; convert it with llama.cpp's converter".into(),
+        });
     }
     let rows = rows(inputs)?;
     metadata.set("tokenizer.ggml.model", "llama");
