@@ -2,13 +2,13 @@
 //!
 //! With `p` the original's and `q` the model's probabilities at a scored position, the KL divergence is
 //! `sum p (ln p - ln q)`; the top-1 agreement is how often the likeliest token is the same; `delta p` is
-//! `q - p` of the token that came. Errors are those of means; that of the ratio of the two perplexities
-//! takes in that both were measured on the same text:
+//! `q - p` of the token that really followed. Errors are standard errors of means. The error of the
+//! perplexity ratio accounts for the correlation of the two, because both were measured on the same text:
 //! `var(mean a - mean b) = var(mean a) + var(mean b) - 2 cov(mean a, mean b)`. Percentiles interpolate
 //! linearly between sorted values.
 //!
-//! llama-perplexity keeps the original's logits in 16 bits and leaves out tokens below `e^-16`; this does
-//! neither. The divergence comes out of one pass over the vocabulary: with `b` and `a` the logits,
+//! llama-perplexity keeps the original's logits in 16 bits and leaves out tokens below `e^-16`; requant keeps them in
+//! 32 bits and leaves out no token. The divergence comes out of one pass over the vocabulary: with `b` and `a` the logits,
 //! `sum p (b - a) - ln sum e^b + ln sum e^a`, in f64.
 //!
 //! Source: llama.cpp `tools/perplexity/perplexity.cpp`.
@@ -30,7 +30,7 @@ pub struct Estimate {
     pub error: f64,
 }
 
-/// Every measure of the table.
+/// All values of the printed table.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Divergence {
     /// KL divergence from the original.
@@ -51,14 +51,14 @@ pub struct Divergence {
     pub correlation: f64,
 }
 
-/// What is known of every scored position.
+/// Per-position values collected so far.
 #[derive(Default)]
 pub(super) struct Samples {
     divergences: Vec<f64>,
     same_top: usize,
 }
 
-/// One position while the vocabulary goes by.
+/// Running sums for one position, while chunks of the vocabulary are processed.
 struct Pair {
     model: Score,
     original: Score,

@@ -1,4 +1,4 @@
-//! A linear layer straight from the store, for some or all tokens.
+//! A linear layer whose weight is read tile by tile from the weight store, for all tokens or some of them.
 //!
 //! Legend: B tokens of one block, K columns of a weight, N rows of one tile.
 
@@ -12,15 +12,15 @@ use crate::checkpoint::{Weight, WeightStore};
 use crate::error::{Error, Result};
 use crate::family::Role;
 
-/// Tokens that go to an expert, ascending, and the factor on what it says of each.
+/// Tokens routed to an expert, in ascending order, each with the factor on the expert's output.
 pub(super) type Picks = [(usize, f32)];
 
-/// What is multiplied.
+/// The input of a product: hidden states, one row per token.
 #[derive(Clone, Copy)]
 pub(super) enum Input<'a> {
-    /// Every row.
+    /// All rows.
     All(&'a States),
-    /// Some rows.
+    /// The rows of the picked tokens.
     Picked(&'a States, &'a Picks),
 }
 
@@ -38,7 +38,7 @@ impl Input<'_> {
         }
     }
 
-    /// Some of its rows.
+    /// Reads these rows of the input.
     ///
     /// # Errors
     /// When the states cannot be read.
@@ -50,32 +50,32 @@ impl Input<'_> {
     }
 }
 
-/// Where a product goes.
+/// What happens to a product.
 pub(super) enum Output<'a> {
-    /// It is what the states are.
+    /// It replaces the states.
     Replace(&'a mut States),
     /// It is added to the states.
     Add(&'a mut States),
-    /// It is added to some rows, times their factors.
+    /// It is multiplied by the factor of each picked token and added to its row.
     AddPicked(&'a mut States, &'a Picks),
 }
 
-/// Rows of states that a block is computed for.
+/// The tokens for which a block is computed.
 #[derive(Clone, Copy)]
 pub(super) enum Rows<'a> {
-    /// Every one.
+    /// All tokens.
     All,
-    /// Some, with factor 1.
+    /// Only these, each with factor 1.
     Picked(&'a Picks),
 }
 
 impl<'a> Rows<'a> {
-    /// Those of `picks`, or all.
+    /// The tokens in `picks`, or all tokens when it is `None`.
     pub(super) fn of(picks: Option<&'a Picks>) -> Self {
         picks.map_or(Self::All, Self::Picked)
     }
 
-    /// These rows of `x`.
+    /// The rows of `x` that belong to these tokens.
     pub(super) fn of_input(self, x: &'a States) -> Input<'a> {
         match self {
             Self::All => Input::All(x),
@@ -83,7 +83,7 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// Additions to these rows of `y`.
+    /// An output that adds to the rows of `y` of these tokens.
     pub(super) fn of_output<'b>(self, y: &'b mut States) -> Output<'b>
     where
         'a: 'b,
@@ -94,7 +94,7 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// Those of `picks`, which ascend, that are among them.
+    /// The picks whose token is among these tokens; `picks` are in ascending order.
     pub(super) fn among(self, picks: Vec<(usize, f32)>) -> Vec<(usize, f32)> {
         match self {
             Self::All => picks,
@@ -107,7 +107,7 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// `x w^T` for the weight with this role.
+/// Multiplies the input by the transposed weight with this role, `x w^T`, and stores or adds the product.
 ///
 /// # Errors
 /// When a weight cannot be read; when the product is not finite.
@@ -146,7 +146,7 @@ pub(super) fn linear(store: &dyn WeightStore, role: Role, x: Input, mut y: Outpu
     })
 }
 
-/// `x w^T` for all of the weight with this role, as new states.
+/// The product `x w^T` with all rows of the weight, as new states.
 ///
 /// # Errors
 /// As [`linear`].

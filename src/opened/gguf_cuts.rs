@@ -1,67 +1,68 @@
-//! What the names mean that GGUF files give the tokenizers of their byte-pair vocabularies.
+//! The pre-tokenizers behind the values of `tokenizer.ggml.pre` in GGUF files with byte-pair vocabularies.
 //!
-//! A row of [`CUTS`] is a set of patterns, applied one after the other, and whatever else llama.cpp concludes from a
-//! name. Ids are to be those of llama.cpp, also where its patterns are not those of tokenizer.json:
+//! A row of [`CUTS`] has the regular expressions that split text, in order, and the other settings that llama.cpp derives
+//! from the name. Token ids must equal llama.cpp's, even where its patterns differ from tokenizer.json:
 //!
-//! - `kimi-k2`, `youtu`, `tiny_aya` and `cohere2moe` do not cut before capitals, `gpt-4o`, `tekken` and their kin before
-//!   those of ASCII only; in `kimi-k2` combining marks are no part of words, and Han goes by blocks.
-//! - `afmoe`, `tiny_aya` and `cohere2moe`: white space before a number is cut as if it were followed by a word. In `afmoe`
+//! - `kimi-k2`, `youtu`, `tiny_aya` and `cohere2moe` do not split a word before a capital letter. `gpt-4o`, `tekken` and
+//!   similar split only before ASCII capitals. In `kimi-k2`, combining marks are not part of a word, and Han characters
+//!   are recognized by Unicode block.
+//! - `afmoe`, `tiny_aya` and `cohere2moe`: white space before a number is split as if a word followed. In `afmoe`
 //!   the range of compatibility ideographs begins at U+8C48, with the ideograph that U+F900 is normalized to.
-//! - Characters that Unicode got after version 15 are none there, and fall to punctuation or to nothing.
+//! - llama.cpp does not know characters added to Unicode after version 15. They count as punctuation or belong to no class.
 //!
-//! Where `whitespace` finds two spaces in a row llama.cpp aborts; here they are tokens of bytes. A run of line ends that
-//! is no token of its own is, under `gemma4`, cut into the longest that are.
+//! With `whitespace`, llama.cpp aborts at two spaces in a row; here they become byte tokens. With `gemma4`, a run of line
+//! ends that is not a token is split into the longest tokens of line ends.
 //!
 //! Source: llama.cpp `src/llama-vocab.cpp` (`llama_vocab::impl::load`).
 
 use super::gguf_patterns as patterns;
 
-/// A way to cut.
+/// One pre-tokenizer.
 pub(super) struct Cut {
     /// Values of `tokenizer.ggml.pre`.
     names: &'static [&'static str],
-    /// What is cut out, pattern after pattern.
+    /// The regular expressions that split text, applied in order.
     pub(super) patterns: &'static [&'static str],
-    /// What tokens are made of.
+    /// The units that merges start from.
     pub(super) units: Units,
-    /// A piece that is a token is one, whatever merges say.
+    /// A piece that is itself a token is not merged (`ignore_merges`).
     pub(super) ignores_merges: bool,
     /// Whether text begins with BOS.
     pub(super) bos: Bos,
-    /// BOS where the file does not name it.
+    /// Id of BOS when the file states none.
     pub(super) default_bos: Option<u64>,
 }
 
-/// What tokens are made of.
+/// The units that merges start from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Units {
     /// Bytes, each spelled as a printable character.
     Bytes,
-    /// Characters; bytes for those that no token has.
+    /// Characters, with byte tokens for characters that are not in the vocabulary.
     Characters,
-    /// The same, spaces made visible.
+    /// As `Characters`, with spaces replaced by U+2581.
     VisibleSpaces,
-    /// The same, and line ends that are tokens are so without merges.
+    /// As `VisibleSpaces`; runs of line ends that are tokens are taken whole, without merges.
     VisibleSpacesAndLineEnds,
 }
 
 /// Whether text begins with BOS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Bos {
-    /// When the file says so.
+    /// Only if the file says so.
     Off,
-    /// Unless the file says otherwise.
+    /// Yes, unless the file says no.
     On,
-    /// Whatever the file says.
+    /// Always; the file's setting is ignored.
     Always,
 }
 
-/// One that merges every piece and adds no BOS.
+/// A pre-tokenizer with the most common settings: every piece is merged, no BOS.
 const fn cut(names: &'static [&'static str], patterns: &'static [&'static str]) -> Cut {
     Cut { names, patterns, units: Units::Bytes, ignores_merges: false, bos: Bos::Off, default_bos: Some(11) }
 }
 
-/// Every way to cut that llama.cpp knows.
+/// Every pre-tokenizer of llama.cpp.
 const CUTS: &[Cut] = &[
     cut(&["default"], patterns::DEFAULT),
     cut(
@@ -163,7 +164,7 @@ const CUTS: &[Cut] = &[
     Cut { units: Units::Characters, ..cut(&["whitespace"], patterns::WHITESPACE) },
 ];
 
-/// The way of this name.
+/// The pre-tokenizer with this name.
 pub(super) fn find(name: &str) -> Option<&'static Cut> {
     CUTS.iter().find(|cut| cut.names.contains(&name))
 }

@@ -1,10 +1,12 @@
-//! In which order files have to come when only a few may be there at once.
+//! The order in which shards are downloaded when the spool holds only a few of them.
 //!
-//! A job reads rows of one weight, and the weight's scale, which may be in another file; where tensors share
-//! a factor on their scales, the others too. What of that is in another file than the weight is kept when
-//! that file has been there: scales are small, and few tensors that share a factor are torn apart. What is left to choose is the order: ascending, as long as the files that wait for a
-//! later one's scales fit; else files whose scales others need come first; and where files need
-//! each other's scales in a circle, one of them comes twice, the first time for its scales only.
+//! A job reads rows of one weight and the weight's scale. The scale may be in another shard. Tensors that share a factor
+//! on their scales also need each other's largest magnitude. Bytes that a job needs from another shard are kept aside when
+//! that shard is downloaded. They are few: scales are small, and tensors that share a factor are rarely in different shards.
+//!
+//! What remains is the order. Shards come in ascending order while all that wait for a later shard's scales fit into the
+//! spool. Otherwise shards whose scales others need come first. Shards that need each other's scales in a circle are
+//! downloaded twice, the first time for their scales only.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -12,38 +14,39 @@ use std::ops::Range;
 use super::{Blueprint, Job};
 use crate::checkpoint::SourceTensor;
 
-/// One file is brought.
+/// One download of a shard.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
     /// File number in the source.
     pub file: usize,
-    /// It comes for its scales only, and will come again for its weights.
+    /// Only its scales are kept; it is downloaded again for its weights.
     pub scales_only: bool,
 }
 
-/// When files come, what is kept of them, and what jobs wait for.
+/// The order of downloads, the bytes that are kept of each shard, and the shards that each job waits for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Schedule {
-    /// Files in the order in which they come.
+    /// Shards in the order of their downloads.
     pub steps: Vec<Step>,
-    /// Byte ranges to keep of a file when it comes: scales of weights in other files, and weights that
-    /// tensors in other files share a factor with.
+    /// For each shard the byte ranges to keep when it is downloaded: scales of weights in other shards, and weights in it
+    /// that share a scale factor with tensors in other shards.
     pub keep: BTreeMap<usize, Vec<Range<u64>>>,
-    /// For each job that is to run: the file of its weight, and other files that it needs something of.
+    /// For each job that is still to run: the shard of its weight, and the other shards that it reads scales or weights
+    /// with a shared factor from.
     pub needs: BTreeMap<usize, (usize, Vec<usize>)>,
 }
 
-/// A job's strays are among this many that were last added, if they were added before it: it has
-/// at most a scale of its own, and weight and scale of a few tensors that share its factor.
+/// How many of the ranges added last are searched for a duplicate. A job needs at most its own scale, and weight and scale
+/// of a few tensors that share its factor, and jobs of one weight follow each other.
 const STRAYS_LOOKED_AT: usize = 16;
 
 /// Byte range of a tensor in its file.
 type Stray = (usize, Range<u64>);
 
-/// Schedules the jobs for which `pending` says so.
+/// Orders the downloads for the jobs for which `pending` returns true.
 ///
-/// `room_bytes` is what a file takes of `limit_bytes` while it is there; `is_kept` tells which
-/// ranges an earlier run has kept.
+/// `room_bytes` returns the spool space of a shard, of which `limit_bytes` are available; `is_kept` returns whether an
+/// earlier run has kept a range.
 pub fn schedule(
     blueprint: &Blueprint,
     tensors: &[SourceTensor],
@@ -72,7 +75,7 @@ pub fn schedule(
         }
         schedule.needs.insert(number, (weight.file, needed.into_iter().collect()));
     }
-    // A file that has nothing but scales comes too.
+    // A shard that holds only scales is downloaded too.
     for &file in schedule.keep.keys() {
         wanted.entry(file).or_default();
     }
@@ -85,7 +88,7 @@ pub fn schedule(
     schedule
 }
 
-/// What `job` reads beside its weight's own file: scales, and weights it shares a factor with.
+/// Byte ranges that `job` reads from shards other than its weight's: scales, and weights that share its scale factor.
 fn strays(blueprint: &Blueprint, job: &Job, tensors: &[SourceTensor]) -> Vec<Stray> {
     let output = &blueprint.tensors[job.tensor];
     let piece = &output.pieces[job.piece];
@@ -99,8 +102,8 @@ fn strays(blueprint: &Blueprint, job: &Job, tensors: &[SourceTensor]) -> Vec<Str
     strays.map(|tensor| (tensor.file, tensor.offset_bytes..tensor.offset_bytes + tensor.len_bytes)).collect()
 }
 
-/// Most room that files take at once when they come in ascending order and stay until the scales
-/// they wait for have come.
+/// The most spool space in use at once if shards are downloaded in ascending order and each stays until the scales that
+/// it waits for are there.
 fn most_room(wanted: &BTreeMap<usize, BTreeSet<usize>>, room_bytes: impl Fn(usize) -> u64) -> u64 {
     let mut waiting: Vec<(usize, u64)> = Vec::new();
     let mut most = 0;
@@ -113,7 +116,7 @@ fn most_room(wanted: &BTreeMap<usize, BTreeSet<usize>>, room_bytes: impl Fn(usiz
     most
 }
 
-/// An order in which a file can go as soon as its own jobs are done.
+/// An order in which each shard can be deleted as soon as its own jobs are done.
 fn scales_first(mut wanted: BTreeMap<usize, BTreeSet<usize>>) -> Vec<Step> {
     let mut steps = Vec::new();
     while let Some((&lowest, _)) = wanted.first_key_value() {

@@ -19,6 +19,7 @@
 //! Source: llama.cpp, `ggml-quants.c`, `make_qp_quants` and the functions `quantize_row_*_impl`.
 
 use super::scale_search::EPSILON;
+use crate::dispatch::Lanes;
 use crate::rounding::nearest_int;
 
 /// Times that [`multiples`] goes over its values at most.
@@ -34,6 +35,57 @@ pub(super) fn sum_squares(x: &[f32]) -> f32 {
 #[inline(always)]
 pub(super) fn error_weights<const N: usize>(x: &[f32], importance: &[f32], m: f32) -> [f32; N] {
     std::array::from_fn(|i| importance[i] * (m + x[i] * x[i]).sqrt())
+}
+
+/// Super-blocks of 256 weights in a batch at most, and their weights.
+const MAX_BLOCKS: usize = 8;
+const BLOCK_LEN: usize = 256;
+/// Weights in a batch at most.
+pub(super) const MAX_BATCH: usize = MAX_BLOCKS * BLOCK_LEN;
+
+/// The error weights of a batch of blocks of `LEN` weights, of which the first is number `first` of all rows, with `m` the sum of
+/// squares times `factor`. What is beyond the batch is left alone.
+#[inline(always)]
+pub(super) fn batch_weights<L: Lanes, const LEN: usize>(
+    lanes: L,
+    x: &[f32],
+    first: usize,
+    importance: &[f32],
+    factor: f32,
+    weights: &mut [f32],
+) {
+    let of_row = importance.len() / LEN;
+    let blocks = x.as_chunks::<LEN>().0;
+    for (group, weights) in
+        weights.chunks_mut(MAX_BLOCKS * LEN).enumerate().take(blocks.len().div_ceil(MAX_BLOCKS))
+    {
+        let blocks = &blocks[group * MAX_BLOCKS..blocks.len().min((group + 1) * MAX_BLOCKS)];
+        // Side by side, so that one's sum need not wait for the other's.
+        let mut sums = [0.0f32; MAX_BLOCKS];
+        for at in 0..LEN {
+            for (sum, x) in sums.iter_mut().zip(blocks) {
+                *sum += x[at] * x[at];
+            }
+        }
+        let rows = blocks.iter().zip(weights.as_chunks_mut::<LEN>().0).zip(sums).enumerate();
+        for (block, ((x, weights), sum)) in rows {
+            let column = (first + group * MAX_BLOCKS + block) % of_row * LEN;
+            let importance = &importance[column..][..LEN];
+            let m = lanes.splat(sum * factor);
+            for at in (0..LEN).step_by(L::LEN) {
+                let v = lanes.load(&x[at..]);
+                let weight = lanes.load(&importance[at..]) * lanes.sqrt(m + v * v);
+                lanes.store(weight, &mut weights[at..]);
+            }
+        }
+    }
+}
+
+/// The importance of the columns of block number `block` of all rows.
+#[inline(always)]
+pub(super) fn of_block<const LEN: usize>(importance: &[f32], block: usize) -> &[f32] {
+    let of_row = importance.len() / LEN;
+    &importance[block % of_row * LEN..][..LEN]
 }
 
 /// The sum, from the first to the last.

@@ -83,15 +83,21 @@ fn add<L: Lanes>(sums: &mut [L::F; 2], w: L::F, x: L::F, level: L::F) {
     sums[1] = sums[1] + wl * level;
 }
 
-/// Searches the `LEN` sub-blocks of 32 that stand in `src` one after another.
+/// Searches the `LEN` sub-blocks of 32 that stand in `src` one after another, with the error weights in `given`, or else
+/// with squares.
 #[inline(always)]
-pub(super) fn search<L: Lanes>(lanes: L, src: &[f32]) -> Found<L> {
+pub(super) fn search<L: Lanes>(lanes: L, src: &[f32], given: Option<&[f32]>) -> Found<L> {
     let zero = lanes.splat(0.0);
     let mut x: Columns<L> = [zero; LEN];
     lanes.load_columns(src, LEN, &mut x);
     let mut w = x;
-    for i in 0..LEN {
-        w[i] = x[i] * x[i];
+    match given {
+        Some(given) => lanes.load_columns(given, LEN, &mut w),
+        None => {
+            for i in 0..LEN {
+                w[i] = x[i] * x[i];
+            }
+        }
     }
     let Peak { extreme, valid, .. } = peak(lanes, &x);
 

@@ -13,7 +13,7 @@
 
 use super::block::{self, Block};
 use super::block32::LEN;
-use super::importance::{error_weights, sum_squares};
+use super::importance::{batch_weights, error_weights, of_block, sum_squares};
 use super::iq4::{inverse, load_values, search, search_weighted, store_codes};
 use super::iq4_lanes;
 use crate::dispatch::{self, LaneKernel, Lanes};
@@ -39,7 +39,7 @@ impl LaneKernel for Encode<'_> {
         let mut padded = [0.0f32; iq4_lanes::MAX_LANES * LEN];
         for (x, y) in self.0.chunks(L::LEN * LEN).zip(self.1.chunks_mut(L::LEN * BYTES)) {
             let full = block::pad(x, L::LEN * LEN, &mut padded);
-            let found = iq4_lanes::search(lanes, full);
+            let found = iq4_lanes::search(lanes, full, None);
             let mut scales = [0.0f32; iq4_lanes::MAX_LANES];
             lanes.store(found.scale, &mut scales);
             let valid = lanes.bits(found.valid);
@@ -47,6 +47,38 @@ impl LaneKernel for Encode<'_> {
             for (index, ((x, y), d)) in blocks.zip(scales).enumerate() {
                 if valid >> index & 1 == 0 {
                     Iq4Nl::encode_block_scalar(x, y);
+                    continue;
+                }
+                y[..2].copy_from_slice(&f32_to_f16_bits(d).to_le_bytes());
+                iq4_lanes::store_codes(lanes, x, inverse(d), &mut y[2..]);
+            }
+        }
+    }
+}
+
+/// Encodes whole rows, with errors weighed by the importance of columns.
+struct EncodeWeighted<'a>(&'a [f32], &'a [f32], &'a mut [u8]);
+
+impl LaneKernel for EncodeWeighted<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let Self(importance, src, dst) = self;
+        let mut padded = [0.0f32; iq4_lanes::MAX_LANES * LEN];
+        let mut weights = padded;
+        let batches = src.chunks(L::LEN * LEN).zip(dst.chunks_mut(L::LEN * BYTES));
+        for (batch, (x, y)) in batches.enumerate() {
+            let first = batch * L::LEN;
+            let full = block::pad(x, L::LEN * LEN, &mut padded);
+            batch_weights::<L, LEN>(lanes, x, first, importance, 2.0 / LEN as f32, &mut weights);
+            let found = iq4_lanes::search(lanes, full, Some(&weights));
+            let mut scales = [0.0f32; iq4_lanes::MAX_LANES];
+            lanes.store(found.scale, &mut scales);
+            let valid = lanes.bits(found.valid);
+            let blocks = x.as_chunks::<LEN>().0.iter().zip(y.as_chunks_mut::<BYTES>().0);
+            for (index, ((x, y), d)) in blocks.zip(scales).enumerate() {
+                if valid >> index & 1 == 0 {
+                    Iq4Nl::encode_row_weighted_scalar(of_block::<LEN>(importance, first + index), x, y);
                     continue;
                 }
                 y[..2].copy_from_slice(&f32_to_f16_bits(d).to_le_bytes());
@@ -74,6 +106,10 @@ impl Block for Iq4Nl {
     }
 
     const WEIGHS: bool = true;
+
+    fn encode_weighted(importance: &[f32], src: &[f32], dst: &mut [u8]) {
+        dispatch::run_lanes(EncodeWeighted(importance, src, dst));
+    }
 
     fn encode_row_weighted_scalar(importance: &[f32], x: &[f32], y: &mut [u8]) {
         let blocks = x.chunks_exact(LEN).zip(importance.chunks_exact(LEN));

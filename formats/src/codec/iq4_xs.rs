@@ -17,7 +17,7 @@
 
 use super::block::{self, Block};
 use super::block32::LEN as SUB_LEN;
-use super::importance::{error_weights, sum_squares};
+use super::importance::{batch_weights, error_weights, of_block, sum_squares};
 use super::iq4::{inverse, load_values, search, search_weighted, store_codes};
 use super::iq4_lanes;
 use crate::dispatch::{self, LaneKernel, Lanes};
@@ -75,7 +75,7 @@ impl LaneKernel for Encode<'_> {
         let mut padded = [0.0f32; iq4_lanes::MAX_LANES * SUB_LEN];
         for (x, y) in self.0.chunks(batch * LEN).zip(self.1.chunks_mut(batch * BYTES)) {
             let full = block::pad(x, batch * LEN, &mut padded);
-            let found = iq4_lanes::search(lanes, full);
+            let found = iq4_lanes::search(lanes, full, None);
             let mut scales = [0.0f32; iq4_lanes::MAX_LANES];
             lanes.store(found.scale, &mut scales);
             let valid = lanes.bits(found.valid);
@@ -85,6 +85,38 @@ impl LaneKernel for Encode<'_> {
                     write_block(x, scales, y, |x, inverse, y| iq4_lanes::store_codes(lanes, x, inverse, y));
                 } else {
                     Iq4Xs::encode_block_scalar(x, y);
+                }
+            }
+        }
+    }
+}
+
+/// Encodes whole rows, with errors weighed by the importance of columns.
+struct EncodeWeighted<'a>(&'a [f32], &'a [f32], &'a mut [u8]);
+
+impl LaneKernel for EncodeWeighted<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let Self(importance, src, dst) = self;
+        let batch_blocks = L::LEN / SUBS;
+        let mut padded = [0.0f32; iq4_lanes::MAX_LANES * SUB_LEN];
+        let mut weights = padded;
+        let batches = src.chunks(batch_blocks * LEN).zip(dst.chunks_mut(batch_blocks * BYTES));
+        for (batch, (x, y)) in batches.enumerate() {
+            let first = batch * batch_blocks;
+            let full = block::pad(x, batch_blocks * LEN, &mut padded);
+            batch_weights::<L, LEN>(lanes, x, first, importance, 2.0 / LEN as f32, &mut weights);
+            let found = iq4_lanes::search(lanes, full, Some(&weights));
+            let mut scales = [0.0f32; iq4_lanes::MAX_LANES];
+            lanes.store(found.scale, &mut scales);
+            let valid = lanes.bits(found.valid);
+            let blocks = x.as_chunks::<LEN>().0.iter().zip(y.as_chunks_mut::<BYTES>().0);
+            for (index, ((x, y), scales)) in blocks.zip(scales.as_chunks::<SUBS>().0).enumerate() {
+                if valid >> (index * SUBS) & 0xff == 0xff {
+                    write_block(x, scales, y, |x, inverse, y| iq4_lanes::store_codes(lanes, x, inverse, y));
+                } else {
+                    Iq4Xs::encode_row_weighted_scalar(of_block::<LEN>(importance, first + index), x, y);
                 }
             }
         }
@@ -113,6 +145,10 @@ impl Block for Iq4Xs {
     }
 
     const WEIGHS: bool = true;
+
+    fn encode_weighted(importance: &[f32], src: &[f32], dst: &mut [u8]) {
+        dispatch::run_lanes(EncodeWeighted(importance, src, dst));
+    }
 
     fn encode_row_weighted_scalar(importance: &[f32], x: &[f32], y: &mut [u8]) {
         let blocks = x.chunks_exact(LEN).zip(importance.chunks_exact(LEN));

@@ -18,9 +18,9 @@
 //! Source: llama.cpp, `ggml-quants.c`, `quantize_row_q2_K_ref`.
 
 use super::block::{self, Block};
-use super::importance::{error_weights, multiples, sum, sum_squares};
+use super::importance::{MAX_BATCH, batch_weights, error_weights, multiples, of_block, sum, sum_squares};
 use super::scale_min::weighted_search;
-use super::scale_min_search::{Found, Magnitudes, Search, search_lanes, search_weighted};
+use super::scale_min_search::{Found, Given, Magnitudes, Search, search_lanes, search_weighted};
 use super::two_bits::{self, LEN, SUB_LEN, SUBS};
 use crate::dispatch::{self, LaneKernel, Lanes};
 use crate::rounding::{f16_bits_to_f32, f32_to_f16_bits, nearest_int};
@@ -142,12 +142,12 @@ impl LaneKernel for Encode<'_> {
         for (x, y) in self.0.chunks(batch * LEN).zip(self.1.chunks_mut(batch * BYTES)) {
             let full = block::pad(x, batch * LEN, &mut padded);
             let found: [Found<L, VECTORS>; PACKS] =
-                search_lanes::<L, Magnitudes, VECTORS, SUB_LEN>(lanes, full, &SEARCH);
-            let [mut scales, mut mins, mut magnitudes] = [[0.0f32; MAX_SUBS]; 3];
+                search_lanes::<L, Magnitudes, VECTORS, SUB_LEN>(lanes, full, &[], &SEARCH);
+            let [mut scales, mut mins, mut magnitudes, mut sums] = [[0.0f32; MAX_SUBS]; 4];
             let mut valid = 0u64;
             for (p, found) in found.iter().enumerate() {
                 let at = p * VECTORS * L::LEN;
-                let rows = [&mut scales[at..], &mut mins[at..], &mut magnitudes[at..]];
+                let rows = [&mut scales[at..], &mut mins[at..], &mut magnitudes[at..], &mut sums[at..]];
                 valid |= found.store(lanes, rows) << at;
             }
             let blocks = x.as_chunks::<LEN>().0.iter().zip(y.as_chunks_mut::<BYTES>().0);
@@ -161,6 +161,48 @@ impl LaneKernel for Encode<'_> {
                     store_codes(lanes, x, &scales, &mins, &mut y[SUBS..D_AT]);
                 } else {
                     Q2K::encode_block_scalar(x, y);
+                }
+            }
+        }
+    }
+}
+
+/// Encodes whole rows, with errors weighed by the importance of columns.
+struct EncodeWeighted<'a>(&'a [f32], &'a [f32], &'a mut [u8]);
+
+impl LaneKernel for EncodeWeighted<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let Self(importance, src, dst) = self;
+        let batch_blocks = PACKS * VECTORS * L::LEN / SUBS;
+        let mut padded = [0.0f32; MAX_SUBS * SUB_LEN];
+        let mut weights = [0.0f32; MAX_BATCH];
+        let batches = src.chunks(batch_blocks * LEN).zip(dst.chunks_mut(batch_blocks * BYTES));
+        for (batch, (x, y)) in batches.enumerate() {
+            let first = batch * batch_blocks;
+            let full = block::pad(x, batch_blocks * LEN, &mut padded);
+            batch_weights::<L, LEN>(lanes, x, first, importance, 1.0 / LEN as f32, &mut weights);
+            let found: [Found<L, VECTORS>; PACKS] =
+                search_lanes::<L, Given, VECTORS, SUB_LEN>(lanes, full, &weights, &WEIGHTED_SEARCH);
+            let [mut scales, mut mins, mut magnitudes, mut sums] = [[0.0f32; MAX_SUBS]; 4];
+            let mut valid = 0u64;
+            for (p, found) in found.iter().enumerate() {
+                let at = p * VECTORS * L::LEN;
+                let rows = [&mut scales[at..], &mut mins[at..], &mut magnitudes[at..], &mut sums[at..]];
+                valid |= found.store(lanes, rows) << at;
+            }
+            let blocks = x.as_chunks::<LEN>().0.iter().zip(y.as_chunks_mut::<BYTES>().0);
+            let [scales, mins, magnitudes, sums] =
+                [&scales, &mins, &magnitudes, &sums].map(|values| values.as_chunks::<SUBS>().0);
+            for (index, (x, y)) in blocks.enumerate() {
+                write_scales_weighted(&scales[index], &mins[index], &sums[index], y);
+                let (scales, mins) = scales_and_mins(y);
+                if valid >> (index * SUBS) & 0xffff == 0xffff && codes_fit(&scales, &mins, &magnitudes[index])
+                {
+                    store_codes(lanes, x, &scales, &mins, &mut y[SUBS..D_AT]);
+                } else {
+                    Q2K::encode_row_weighted_scalar(of_block::<LEN>(importance, first + index), x, y);
                 }
             }
         }
@@ -192,6 +234,10 @@ impl Block for Q2K {
     }
 
     const WEIGHS: bool = true;
+
+    fn encode_weighted(importance: &[f32], src: &[f32], dst: &mut [u8]) {
+        dispatch::run_lanes(EncodeWeighted(importance, src, dst));
+    }
 
     /// Squares, not absolute differences, and other candidates.
     fn encode_row_weighted_scalar(importance: &[f32], x: &[f32], y: &mut [u8]) {

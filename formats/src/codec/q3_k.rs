@@ -23,7 +23,7 @@
 
 use super::block::{self, Block};
 use super::importance::{error_weights, sum, sum_squares};
-use super::q3_k_lanes::Encode;
+use super::q3_k_lanes::{Encode, EncodeWeighted};
 use super::scale_search::{EPSILON, search_weighted};
 use super::two_bits::{self, LEN, SUB_LEN, SUBS};
 use crate::dispatch;
@@ -189,6 +189,10 @@ impl Block for Q3K {
     }
 
     const WEIGHS: bool = true;
+
+    fn encode_weighted(importance: &[f32], src: &[f32], dst: &mut [u8]) {
+        dispatch::run_lanes(EncodeWeighted(importance, src, dst));
+    }
 
     /// The search of Q6_K (`scale_search`), with codes from -4 to 3, for the weights and then for the scales.
     fn encode_row_weighted_scalar(importance: &[f32], x: &[f32], y: &mut [u8]) {

@@ -7,8 +7,11 @@
 //! AVX2, 132 of the plain code.
 
 use super::block::{self, Block};
-use super::q3_k::{BYTES, Q3K, ROUNDS, SCALES_AT, TOP_BYTES, scales, write_scales};
-use super::scale_search::{Peak, peak};
+use super::importance::{MAX_BATCH, batch_weights, of_block, sum};
+use super::q3_k::{
+    BYTES, Q3K, REACH, ROUNDS, SCALES_AT, TOP_BYTES, scales, write_scales, write_scales_weighted,
+};
+use super::scale_search::{Found, Peak, peak, search_given_lanes};
 use super::two_bits::{LEN, ROW_LEN, SUB_LEN, SUBS};
 use crate::dispatch::{LaneKernel, Lanes};
 
@@ -175,6 +178,47 @@ impl LaneKernel for Encode<'_> {
                     store_codes(lanes, x, &scales, &mut y[..SCALES_AT]);
                 } else {
                     Q3K::encode_block_scalar(x, y);
+                }
+            }
+        }
+    }
+}
+
+/// Encodes whole rows, with errors weighed by the importance of columns.
+pub(super) struct EncodeWeighted<'a>(pub(super) &'a [f32], pub(super) &'a [f32], pub(super) &'a mut [u8]);
+
+impl LaneKernel for EncodeWeighted<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let Self(importance, src, dst) = self;
+        let batch_blocks = VECTORS * L::LEN / SUBS;
+        let mut padded = [0.0f32; MAX_SUBS * SUB_LEN];
+        let mut weights = [0.0f32; MAX_BATCH];
+        let batches = src.chunks(batch_blocks * LEN).zip(dst.chunks_mut(batch_blocks * BYTES));
+        for (batch, (x, y)) in batches.enumerate() {
+            let first = batch * batch_blocks;
+            let full = block::pad(x, batch_blocks * LEN, &mut padded);
+            batch_weights::<L, LEN>(lanes, x, first, importance, 2.0 / LEN as f32, &mut weights);
+            let found: Found<L, VECTORS> = search_given_lanes(lanes, full, Some(&weights), REACH);
+            let [mut searched, mut magnitudes] = [[0.0f32; MAX_SUBS]; 2];
+            let mut valid = 0u64;
+            for g in 0..VECTORS {
+                lanes.store(found.scale[g], &mut searched[g * L::LEN..]);
+                lanes.store(found.magnitude[g], &mut magnitudes[g * L::LEN..]);
+                valid |= u64::from(lanes.bits(found.valid[g])) << (g * L::LEN);
+            }
+            let blocks = x.as_chunks::<LEN>().0.iter().zip(y.as_chunks_mut::<BYTES>().0);
+            let subs = searched.as_chunks().0.iter().zip(magnitudes.as_chunks().0);
+            for (index, ((x, y), (searched, magnitudes))) in blocks.zip(subs).enumerate() {
+                let weights = weights[index * LEN..][..LEN].as_chunks::<SUB_LEN>().0;
+                let sums = std::array::from_fn(|sub| sum(&weights[sub]));
+                write_scales_weighted(searched, &sums, y);
+                let scales = scales(y);
+                if valid >> (index * SUBS) & 0xffff == 0xffff && codes_fit(&scales, magnitudes) {
+                    store_codes(lanes, x, &scales, &mut y[..SCALES_AT]);
+                } else {
+                    Q3K::encode_row_weighted_scalar(of_block::<LEN>(importance, first + index), x, y);
                 }
             }
         }

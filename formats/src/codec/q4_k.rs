@@ -14,7 +14,7 @@ use super::block::Block;
 use super::scale_min::{
     HEAD_BYTES, Head, LEN, SUB_LEN, SUBS, encode_scalar, encode_weighted_scalar, weighted_search,
 };
-use super::scale_min_encode::{Encode, Layout, quantize};
+use super::scale_min_encode::{Encode, EncodeWeighted, Layout, quantize};
 use super::scale_min_search::Search;
 use crate::dispatch::{self, Kernel, Lanes};
 
@@ -40,6 +40,8 @@ fn write_block((head, codes): &([u8; HEAD_BYTES], [u8; LEN]), y: &mut [u8]) {
 
 impl Layout for Q4K {
     const SEARCH: &'static Search = &SEARCH;
+    const WEIGHTED_SEARCH: &'static Search = &WEIGHTED_SEARCH;
+    const CLAMPS: bool = false;
 
     #[inline(always)]
     fn store_codes<L: Lanes>(lanes: L, x: &[f32; LEN], head: &Head, y: &mut [u8]) {
@@ -96,10 +98,14 @@ impl Block for Q4K {
 
     const WEIGHS: bool = true;
 
+    fn encode_weighted(importance: &[f32], src: &[f32], dst: &mut [u8]) {
+        dispatch::run_lanes(EncodeWeighted::<Self>::new(importance, src, dst));
+    }
+
     fn encode_row_weighted_scalar(importance: &[f32], x: &[f32], y: &mut [u8]) {
         let blocks = x.chunks_exact(LEN).zip(importance.chunks_exact(LEN));
         for ((x, importance), y) in blocks.zip(y.chunks_exact_mut(BYTES)) {
-            write_block(&encode_weighted_scalar(x, importance, &WEIGHTED_SEARCH, false), y);
+            write_block(&encode_weighted_scalar(x, importance, &WEIGHTED_SEARCH, Self::CLAMPS), y);
         }
     }
 

@@ -17,7 +17,10 @@
 //! Source: llama.cpp, `ggml-quants.c`, `quantize_row_q6_K_ref`.
 
 use super::block::{self, Block};
-use super::scale_search::{EPSILON, Found, SUB_LEN, search_lanes, search_scalar, search_weighted};
+use super::importance::of_block;
+use super::scale_search::{
+    EPSILON, Found, SUB_LEN, search_given_lanes, search_lanes, search_scalar, search_weighted,
+};
 use crate::dispatch::{self, Kernel, LaneKernel, Lanes};
 use crate::rounding::{f16_bits_to_f32, f32_to_f16_bits, nearest_int};
 
@@ -139,6 +142,36 @@ fn write_block(x: &[f32], scales: &[f32; SUBS], codes: &mut [u8; LEN], y: &mut [
     y[SCALES_AT..].copy_from_slice(&tail.bytes);
 }
 
+/// Writes the super-blocks of a batch from what was searched, or with `plain`, by number in the batch.
+#[inline(always)]
+fn write_batch<L: Lanes>(
+    lanes: L,
+    x: &[f32],
+    found: &Found<L, VECTORS>,
+    y: &mut [u8],
+    plain: impl Fn(usize, &[f32], &mut [u8]),
+) {
+    let [mut scales, mut magnitudes] = [[0.0f32; MAX_SUBS]; 2];
+    let mut valid = 0u32;
+    for g in 0..VECTORS {
+        lanes.store(found.scale[g], &mut scales[g * L::LEN..]);
+        lanes.store(found.magnitude[g], &mut magnitudes[g * L::LEN..]);
+        valid |= lanes.bits(found.valid[g]) << (g * L::LEN);
+    }
+    let blocks = x.as_chunks::<LEN>().0.iter().zip(y.as_chunks_mut::<BYTES>().0);
+    let subs = scales.as_chunks().0.iter().zip(magnitudes.as_chunks().0);
+    for (index, ((x, y), (scales, magnitudes))) in blocks.zip(subs).enumerate() {
+        let tail = Tail::quantize(scales)
+            .filter(|tail| valid >> (index * SUBS) & 0xffff == 0xffff && tail.codes_fit(magnitudes));
+        let Some(tail) = tail else {
+            plain(index, x, y);
+            continue;
+        };
+        store_codes(lanes, x, &tail, &mut y[..SCALES_AT]);
+        y[SCALES_AT..].copy_from_slice(&tail.bytes);
+    }
+}
+
 struct Encode<'a>(&'a [f32], &'a mut [u8]);
 
 impl LaneKernel for Encode<'_> {
@@ -150,26 +183,33 @@ impl LaneKernel for Encode<'_> {
         let batches = self.0.chunks(batch_blocks * LEN);
         for (x, y) in batches.zip(self.1.chunks_mut(batch_blocks * BYTES)) {
             let full = block::pad(x, batch_blocks * LEN, &mut padded);
-            let found: Found<L, VECTORS> = search_lanes(lanes, full);
-            let [mut scales, mut magnitudes] = [[0.0f32; MAX_SUBS]; 2];
-            let mut valid = 0u32;
-            for g in 0..VECTORS {
-                lanes.store(found.scale[g], &mut scales[g * L::LEN..]);
-                lanes.store(found.magnitude[g], &mut magnitudes[g * L::LEN..]);
-                valid |= lanes.bits(found.valid[g]) << (g * L::LEN);
+            write_batch(lanes, x, &search_lanes(lanes, full), y, |_, x, y| Q6K::encode_block_scalar(x, y));
+        }
+    }
+}
+
+/// Encodes whole rows, with errors weighed by the importance of columns.
+struct EncodeWeighted<'a>(&'a [f32], &'a [f32], &'a mut [u8]);
+
+impl LaneKernel for EncodeWeighted<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let Self(importance, src, dst) = self;
+        let batch_blocks = VECTORS * L::LEN / SUBS;
+        let mut padded = [0.0f32; MAX_SUBS * SUB_LEN];
+        let mut weights = [0.0f32; MAX_SUBS * SUB_LEN];
+        let batches = src.chunks(batch_blocks * LEN).zip(dst.chunks_mut(batch_blocks * BYTES));
+        for (batch, (x, y)) in batches.enumerate() {
+            let first = batch * batch_blocks;
+            let full = block::pad(x, batch_blocks * LEN, &mut padded);
+            for (index, weights) in weights.as_chunks_mut::<LEN>().0.iter_mut().enumerate() {
+                weights.copy_from_slice(of_block::<LEN>(importance, first + index));
             }
-            let blocks = x.as_chunks::<LEN>().0.iter().zip(y.as_chunks_mut::<BYTES>().0);
-            let subs = scales.as_chunks().0.iter().zip(magnitudes.as_chunks().0);
-            for (index, ((x, y), (scales, magnitudes))) in blocks.zip(subs).enumerate() {
-                let tail = Tail::quantize(scales)
-                    .filter(|tail| valid >> (index * SUBS) & 0xffff == 0xffff && tail.codes_fit(magnitudes));
-                let Some(tail) = tail else {
-                    Q6K::encode_block_scalar(x, y);
-                    continue;
-                };
-                store_codes(lanes, x, &tail, &mut y[..SCALES_AT]);
-                y[SCALES_AT..].copy_from_slice(&tail.bytes);
-            }
+            let found = search_given_lanes(lanes, full, Some(&weights), REACH);
+            write_batch(lanes, x, &found, y, |index, x, y| {
+                Q6K::encode_row_weighted_scalar(of_block::<LEN>(importance, first + index), x, y);
+            });
         }
     }
 }
@@ -226,6 +266,10 @@ impl Block for Q6K {
     }
 
     const WEIGHS: bool = true;
+
+    fn encode_weighted(importance: &[f32], src: &[f32], dst: &mut [u8]) {
+        dispatch::run_lanes(EncodeWeighted(importance, src, dst));
+    }
 
     /// The importance itself weighs errors here.
     fn encode_row_weighted_scalar(importance: &[f32], x: &[f32], y: &mut [u8]) {

@@ -126,8 +126,14 @@ pub(super) fn search_weighted(
 
 /// How the vector search weighs errors.
 pub(super) trait Measure {
-    /// What is added to the magnitudes, of their mean square.
-    fn weight_offset<L: Lanes>(lanes: L, mean_square: L::F) -> L::F;
+    /// The weight of an error in each place of the sub-blocks `x`, whose squares have this sum; those that the caller
+    /// gave for them, if it did.
+    fn weights<L: Lanes, const N: usize>(
+        lanes: L,
+        x: &[L::F; N],
+        sum_squares: L::F,
+        given: &[f32],
+    ) -> [L::F; N];
     /// The error of a difference.
     fn cost<L: Lanes>(lanes: L, difference: L::F) -> L::F;
 }
@@ -137,8 +143,13 @@ pub(super) struct Squares;
 
 impl Measure for Squares {
     #[inline(always)]
-    fn weight_offset<L: Lanes>(lanes: L, mean_square: L::F) -> L::F {
-        lanes.sqrt(mean_square)
+    fn weights<L: Lanes, const N: usize>(lanes: L, x: &[L::F; N], sum_squares: L::F, _: &[f32]) -> [L::F; N] {
+        let offset = lanes.sqrt(sum_squares / lanes.splat(N as f32));
+        let mut weights = *x;
+        for i in 0..N {
+            weights[i] = offset + lanes.abs(x[i]);
+        }
+        weights
     }
     #[inline(always)]
     fn cost<L: Lanes>(_: L, difference: L::F) -> L::F {
@@ -151,12 +162,32 @@ pub(super) struct Magnitudes;
 
 impl Measure for Magnitudes {
     #[inline(always)]
-    fn weight_offset<L: Lanes>(lanes: L, _: L::F) -> L::F {
-        lanes.splat(0.0)
+    fn weights<L: Lanes, const N: usize>(lanes: L, x: &[L::F; N], _: L::F, _: &[f32]) -> [L::F; N] {
+        let mut weights = *x;
+        for i in 0..N {
+            weights[i] = lanes.abs(x[i]);
+        }
+        weights
     }
     #[inline(always)]
     fn cost<L: Lanes>(lanes: L, difference: L::F) -> L::F {
         lanes.abs(difference)
+    }
+}
+
+/// Weights of the caller's, and squares of errors: [`search_weighted`].
+pub(super) struct Given;
+
+impl Measure for Given {
+    #[inline(always)]
+    fn weights<L: Lanes, const N: usize>(lanes: L, x: &[L::F; N], _: L::F, given: &[f32]) -> [L::F; N] {
+        let mut weights = *x;
+        lanes.load_columns(given, N, &mut weights);
+        weights
+    }
+    #[inline(always)]
+    fn cost<L: Lanes>(_: L, difference: L::F) -> L::F {
+        difference * difference
     }
 }
 
@@ -169,22 +200,25 @@ pub(super) struct Found<L: Lanes, const G: usize> {
     pub(super) min: [L::F; G],
     /// Largest magnitude in each sub-block.
     pub(super) magnitude: [L::F; G],
+    /// Sum of the error weights of each sub-block.
+    pub(super) weight: [L::F; G],
     /// Sub-blocks to which the vector code applies. The others (all weights equal, numbers
     /// that overflow) need [`search_scalar`].
     pub(super) valid: [L::M; G],
 }
 
 impl<L: Lanes, const G: usize> Found<L, G> {
-    /// Puts scales, minima and magnitudes at the beginning of three rows, sub-block after sub-block; bit `i` of the
+    /// Puts scales, minima, magnitudes and sums of weights at the beginning of four rows, sub-block after sub-block; bit `i` of the
     /// result says whether the vector code applies to number `i`.
     #[inline(always)]
-    pub(super) fn store(&self, lanes: L, [scales, mins, magnitudes]: [&mut [f32]; 3]) -> u64 {
+    pub(super) fn store(&self, lanes: L, [scales, mins, magnitudes, weights]: [&mut [f32]; 4]) -> u64 {
         let mut valid = 0;
         for g in 0..G {
             let at = g * L::LEN;
             lanes.store(self.scale[g], &mut scales[at..]);
             lanes.store(self.min[g], &mut mins[at..]);
             lanes.store(self.magnitude[g], &mut magnitudes[at..]);
+            lanes.store(self.weight[g], &mut weights[at..]);
             valid |= u64::from(lanes.bits(self.valid[g])) << at;
         }
         valid
@@ -223,7 +257,7 @@ type Sums<L, const G: usize> = [[<L as Lanes>::F; 3]; G];
 
 impl<L: Lanes, M: Measure, const G: usize, const N: usize> Pack<L, M, G, N> {
     #[inline(always)]
-    fn new(lanes: L, src: &[f32]) -> (Self, State<L, G>) {
+    fn new(lanes: L, src: &[f32], given: &[f32]) -> (Self, State<L, G>) {
         let zero = lanes.splat(0.0);
         let none = lanes.lt(zero, zero);
         let mut pack = Self {
@@ -244,14 +278,14 @@ impl<L: Lanes, M: Measure, const G: usize, const N: usize> Pack<L, M, G, N> {
             for v in column {
                 sum_squares = sum_squares + v * v;
             }
-            let offset = M::weight_offset(lanes, sum_squares / lanes.splat(N as f32));
+            let weights = M::weights(lanes, &column, sum_squares, given.get(g * L::LEN * N..).unwrap_or(&[]));
             let (mut smallest, mut largest) = (column[0], column[0]);
             // Sums start from zero: the first weight is not negative, so 0 + w is w; and a
             // sum's sign of zero makes no difference later.
             let (mut sum_w, mut sum_x) = (zero, zero);
             for i in 0..N {
                 let v = column[i];
-                let w = offset + lanes.abs(v);
+                let w = weights[i];
                 smallest = lanes.min(v, smallest);
                 largest = lanes.max(v, largest);
                 sum_w = sum_w + w;
@@ -405,12 +439,12 @@ impl<L: Lanes, M: Measure, const G: usize, const N: usize> Pack<L, M, G, N> {
             min[g] = lanes.splat(0.0) - min[g];
             magnitude[g] = lanes.max(lanes.abs(self.smallest[g]), lanes.abs(self.largest[g]));
         }
-        Found { scale, min, magnitude, valid }
+        Found { scale, min, magnitude, weight: self.sum_w, valid }
     }
 }
 
 /// Searches two packs of `G` vectors of sub-blocks; `src` holds `2 * G * LEN` sub-blocks one
-/// after another.
+/// after another, `given` their error weights, where these are [`Given`].
 ///
 /// `G` vectors at a time keep the adders busy while each sum waits for its last term; the two
 /// packs take turns, so that one's divisions run behind the other's sums.
@@ -418,12 +452,14 @@ impl<L: Lanes, M: Measure, const G: usize, const N: usize> Pack<L, M, G, N> {
 pub(super) fn search_lanes<L: Lanes, M: Measure, const G: usize, const N: usize>(
     lanes: L,
     src: &[f32],
+    given: &[f32],
     search: &Search,
 ) -> [Found<L, G>; 2] {
     let top = search.top as f32;
-    let (first, state) = Pack::<L, M, G, N>::new(lanes, src);
+    let (first, state) = Pack::<L, M, G, N>::new(lanes, src, given);
     let mut first_state = first.start(lanes, state, top);
-    let (second, state) = Pack::<L, M, G, N>::new(lanes, &src[G * L::LEN * N..]);
+    let half = G * L::LEN * N;
+    let (second, state) = Pack::<L, M, G, N>::new(lanes, &src[half..], given.get(half..).unwrap_or(&[]));
     let mut second_state = second.start(lanes, state, top);
     let mut first_codes = [[lanes.splat(0.0); G]; N];
     let mut second_codes = first_codes;

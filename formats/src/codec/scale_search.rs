@@ -123,9 +123,9 @@ pub(super) fn peak<L: Lanes, const N: usize>(lanes: L, x: &[L::F; N]) -> Peak<L>
 #[derive(Clone, Copy)]
 struct State<L: Lanes> {
     x: [L::F; SUB_LEN],
-    /// `x^2`.
+    /// Error weights.
     w: [L::F; SUB_LEN],
-    /// `x^2 * x`.
+    /// The same times `x`.
     wx: [L::F; SUB_LEN],
     smallest: L::F,
     largest: L::F,
@@ -136,15 +136,20 @@ struct State<L: Lanes> {
 
 impl<L: Lanes> State<L> {
     #[inline(always)]
-    fn new(lanes: L, src: &[f32]) -> Self {
+    fn new(lanes: L, src: &[f32], given: Option<&[f32]>) -> Self {
         let zero = lanes.splat(0.0);
         let mut x = [zero; SUB_LEN];
         lanes.load_columns(src, SUB_LEN, &mut x);
         let (mut w, mut wx) = (x, x);
+        if let Some(given) = given {
+            lanes.load_columns(given, SUB_LEN, &mut w);
+        }
         let (mut smallest, mut largest) = (x[0], x[0]);
         for i in 0..SUB_LEN {
             let v = x[i];
-            w[i] = v * v;
+            if given.is_none() {
+                w[i] = v * v;
+            }
             wx[i] = w[i] * v;
             smallest = lanes.min(v, smallest);
             largest = lanes.max(v, largest);
@@ -161,9 +166,10 @@ type Sums<L, const G: usize> = [[<L as Lanes>::F; 2]; G];
 fn accumulate<L: Lanes, const G: usize, const K: usize, const LOW: bool, const HIGH: bool>(
     lanes: L,
     states: &[State<L>; G],
+    reach: f32,
     inverse: [[L::F; G]; K],
 ) -> [Sums<L, G>; K] {
-    let (bottom, top) = (lanes.splat(-32.0), lanes.splat(31.0));
+    let (bottom, top) = (lanes.splat(-reach), lanes.splat(reach - 1.0));
     let mut sums = [[[lanes.splat(0.0); 2]; G]; K];
     for i in 0..SUB_LEN {
         for g in 0..G {
@@ -190,6 +196,7 @@ fn accumulate<L: Lanes, const G: usize, const K: usize, const LOW: bool, const H
 fn candidates<L: Lanes, const G: usize, const K: usize>(
     lanes: L,
     states: &[State<L>; G],
+    reach: f32,
     levels: [f32; K],
 ) -> [Sums<L, G>; K] {
     let mut inverse = [[lanes.splat(0.0); G]; K];
@@ -198,30 +205,43 @@ fn candidates<L: Lanes, const G: usize, const K: usize>(
         for k in 0..K {
             inverse[k][g] = lanes.splat(levels[k]) / states[g].peak.extreme;
             // Multiplication and rounding are monotonic: no code lies outside of those of the
-            // extremes. -32.5 rounds to -32, 31.5 to 32.
+            // extremes. The reach is even: for 32, -32.5 rounds to -32 and 31.5 to 32.
             let a = inverse[k][g] * states[g].smallest;
             let b = inverse[k][g] * states[g].largest;
-            low |= lanes.any(lanes.lt(lanes.min(a, b), lanes.splat(-32.5)));
-            high |= !lanes.all(lanes.lt(lanes.max(a, b), lanes.splat(31.5)));
+            low |= lanes.any(lanes.lt(lanes.min(a, b), lanes.splat(-reach - 0.5)));
+            high |= !lanes.all(lanes.lt(lanes.max(a, b), lanes.splat(reach - 0.5)));
         }
     }
     match (low, high) {
-        (false, false) => accumulate::<L, G, K, false, false>(lanes, states, inverse),
-        (true, false) => accumulate::<L, G, K, true, false>(lanes, states, inverse),
-        (false, true) => accumulate::<L, G, K, false, true>(lanes, states, inverse),
-        (true, true) => accumulate::<L, G, K, true, true>(lanes, states, inverse),
+        (false, false) => accumulate::<L, G, K, false, false>(lanes, states, reach, inverse),
+        (true, false) => accumulate::<L, G, K, true, false>(lanes, states, reach, inverse),
+        (false, true) => accumulate::<L, G, K, false, true>(lanes, states, reach, inverse),
+        (true, true) => accumulate::<L, G, K, true, true>(lanes, states, reach, inverse),
     }
 }
 
 /// Searches `G` vectors of sub-blocks; `src` holds `G * LEN` sub-blocks one after another.
 #[inline(always)]
 pub(super) fn search_lanes<L: Lanes, const G: usize>(lanes: L, src: &[f32]) -> Found<L, G> {
+    search_given_lanes(lanes, src, None, 32)
+}
+
+/// The same as [`search_weighted`], with the error weights in `given`, or else as [`search_scalar`].
+#[inline(always)]
+pub(super) fn search_given_lanes<L: Lanes, const G: usize>(
+    lanes: L,
+    src: &[f32],
+    given: Option<&[f32]>,
+    reach: i8,
+) -> Found<L, G> {
     let zero = lanes.splat(0.0);
-    let mut states = [State::new(lanes, src); G];
+    let at = |g: usize| g * L::LEN * SUB_LEN;
+    let mut states = [State::new(lanes, src, given); G];
     for g in 1..G {
-        states[g] = State::new(lanes, &src[g * L::LEN * SUB_LEN..]);
+        states[g] = State::new(lanes, &src[at(g)..], given.map(|given| &given[at(g)..]));
     }
-    let [sums] = candidates(lanes, &states, [-32.0]);
+    let reach_f32 = f32::from(reach);
+    let [sums] = candidates(lanes, &states, reach_f32, [-reach_f32]);
     for g in 0..G {
         let [sum_xl, sum_l2] = sums[g];
         let state = &mut states[g];
@@ -231,7 +251,7 @@ pub(super) fn search_lanes<L: Lanes, const G: usize>(lanes: L, src: &[f32]) -> F
     // Two candidates at a time: the weights are read once for both, and the adders have
     // more sums to turn to.
     for offsets in OFFSETS.as_chunks::<2>().0 {
-        for sums in candidates(lanes, &states, offsets.map(|offset| levels(32, offset))) {
+        for sums in candidates(lanes, &states, reach_f32, offsets.map(|offset| levels(reach, offset))) {
             for g in 0..G {
                 let [sum_xl, sum_l2] = sums[g];
                 let state = &mut states[g];

@@ -288,6 +288,22 @@ mod tests {
     }
 
     #[test]
+    fn an_importance_matrix_changes_the_first_eighth_of_down_projections() {
+        let ne: &[u64] = &[256, 256];
+        let tensors = [("blk.6.ffn_down.weight", ne), ("blk.7.ffn_down.weight", ne)];
+        for (file, with, without) in [
+            ("q4_0", ["Q4_1", "Q4_0"], ["Q4_0", "Q4_0"]),
+            ("q5_0", ["Q5_1", "Q5_0"], ["Q5_0", "Q5_0"]),
+            ("iq4_xs", ["IQ4_XS", "IQ4_XS"], ["Q5_K", "IQ4_XS"]),
+            ("iq4_nl", ["IQ4_NL", "IQ4_NL"], ["Q5_K", "IQ4_NL"]),
+            ("q4_k_m", ["Q6_K", "Q4_K"], ["Q6_K", "Q4_K"]),
+        ] {
+            assert_eq!(typed(file, Model { has_imatrix: true, ..MODEL }, &tensors), with, "{file}");
+            assert_eq!(typed(file, MODEL, &tensors), without, "{file}");
+        }
+    }
+
+    #[test]
     fn rows_that_do_not_fit_fall_back() {
         for (file, row, expected) in [
             ("q4_k_m", 256, "Q4_K"),
