@@ -137,17 +137,21 @@ pub(super) fn search<L: Lanes>(lanes: L, src: &[f32], given: Option<&[f32]>) -> 
 #[inline(always)]
 pub(super) fn store_codes<L: Lanes>(lanes: L, x: &[f32; LEN], inverse: f32, y: &mut [u8]) {
     let inverse = lanes.splat(inverse);
-    let code = |at: usize| {
-        let t = inverse * lanes.load(&x[at..]);
-        let mut code = lanes.splat(0.0);
-        for k in 0..MIDDLES.len() {
-            code = lanes.select(lanes.lt(t, lanes.splat(MIDDLES[k])), code, lanes.splat((k + 1) as f32));
-        }
-        code
-    };
     for at in (0..LEN / 2).step_by(L::LEN) {
-        lanes.store_bytes(code(at) + code(LEN / 2 + at) * lanes.splat(16.0), &mut y[at..]);
+        let low = codes(lanes, inverse * lanes.load(&x[at..]));
+        let high = codes(lanes, inverse * lanes.load(&x[LEN / 2 + at..]));
+        lanes.store_bytes(low + high * lanes.splat(16.0), &mut y[at..]);
     }
+}
+
+/// The codes of the levels nearest to `t`. No closure: it would have to be inlined to have the instruction set.
+#[inline(always)]
+fn codes<L: Lanes>(lanes: L, t: L::F) -> L::F {
+    let mut code = lanes.splat(0.0);
+    for k in 0..MIDDLES.len() {
+        code = lanes.select(lanes.lt(t, lanes.splat(MIDDLES[k])), code, lanes.splat((k + 1) as f32));
+    }
+    code
 }
 
 #[cfg(test)]
