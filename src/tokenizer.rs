@@ -115,7 +115,7 @@ impl Tokenizer {
     /// What short texts become when they are encoded, without special tokens, and decoded again.
     ///
     /// # Errors
-    /// As [`Tokenizer::encode_short`] and [`Tokenizer::decode`].
+    /// When the text cannot be tokenized, or as [`Tokenizer::decode`].
     pub(crate) fn round_trips(&self, texts: Vec<String>) -> Result<Vec<String>> {
         let (inner, growth) = (Arc::clone(&self.inner), self.growth.clone());
         guarded::within(TOKENIZER_FILE, PATIENCE, move || {

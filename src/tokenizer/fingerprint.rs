@@ -38,7 +38,7 @@ impl Fingerprint {
     /// Takes the fingerprint of a tokenizer.
     ///
     /// # Errors
-    /// As [`Tokenizer::encode_short`].
+    /// When the probe cannot be tokenized.
     pub fn of(tokenizer: &Tokenizer) -> Result<Self> {
         let plain = look_up(&tokenizer.encode_short(PROBE, true)?);
         let Some((bos, eos)) = forced_ends(tokenizer) else { return Ok(plain) };
