@@ -94,6 +94,8 @@ mod families;
 #[cfg(test)]
 mod family_goldens;
 #[cfg(test)]
+mod family_refusals;
+#[cfg(test)]
 mod faults;
 #[cfg(test)]
 mod fetch;
