@@ -317,6 +317,34 @@ fn straight_from_a_hub_and_into_the_cache() {
     }
 }
 
+/// What finished jobs have read is not read again, and is still to be in the cache.
+#[test]
+fn a_run_that_keeps_its_source_keeps_what_an_earlier_run_has_read() {
+    let (hub, _model) = hub();
+    let run = |root: &Path, disk: &Disk, keep_source: bool| {
+        let (source, pinned) = streamed(&hub, root, disk, keep_source)?;
+        let settings = Settings { pinned: Some(pinned), ..recording("q4_0", disk, false) };
+        convert(Opened::from_source(Box::new(source))?, &settings, &Options::default(), &root.join("m.gguf"))
+    };
+    let straight = scratch();
+    run(straight.path(), &Disk::default(), true).unwrap();
+    let expected = lasting(tree(straight.path()));
+    let whole = scratch();
+    let recorder = Recorder::new(whole.path(), None);
+    run(whole.path(), &recorder.disk(), false).unwrap();
+    assert!(!whole.path().join("cache").exists());
+    // The whole run has taken a few steps more or less than this one would.
+    for before_the_end in [8, 16, 60, 120] {
+        let root = scratch();
+        let stopped = Recorder::new(root.path(), Some(recorder.steps() - before_the_end));
+        run(root.path(), &stopped.disk(), false).unwrap_err();
+        run(root.path(), &Disk::default(), true).unwrap();
+        let found = lasting(tree(root.path()));
+        assert_eq!(names(&found), names(&expected), "{before_the_end}");
+        assert!(found == expected, "{before_the_end}");
+    }
+}
+
 #[test]
 fn a_spool_smaller_than_a_shard_is_an_error_and_what_is_done_stays() {
     let (hub, _model) = hub();

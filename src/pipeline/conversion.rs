@@ -149,15 +149,21 @@ impl<'a> Conversion<'a> {
 
     /// When the files of a streamed source come.
     fn schedule(&self, supply: &dyn Supply, is_to_do: impl Fn(usize) -> bool) -> plan::Schedule {
-        plan::schedule(
+        let tensors = self.source.tensors();
+        let mut schedule = plan::schedule(
             self.blueprint,
-            self.source.tensors(),
+            tensors,
             self.jobs,
             is_to_do,
             |file| supply.room_bytes(file),
             supply.limit_bytes(),
             |file, range| supply.is_kept(file, range),
-        )
+        );
+        let own = self.jobs.iter().zip(self.is_own).filter(|(_, is_own)| **is_own);
+        let read: BTreeSet<usize> =
+            own.flat_map(|(job, _)| plan::files_of(self.blueprint, tensors, job)).collect();
+        schedule.bring_too(read.into_iter().filter(|&file| supply.is_owed(file)));
+        schedule
     }
 }
 

@@ -177,6 +177,10 @@ mod tests {
             FILE_BYTES
         }
 
+        fn is_owed(&self, _: usize) -> bool {
+            false
+        }
+
         fn bring(&self, _: usize, _: &AtomicBool, _: &(dyn Fn(u64) + Sync)) -> Result<()> {
             Ok(())
         }

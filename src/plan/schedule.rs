@@ -36,6 +36,15 @@ pub struct Schedule {
     pub needs: BTreeMap<usize, (usize, Vec<usize>)>,
 }
 
+impl Schedule {
+    /// Downloads those of `files` as well that would not be; they come last, since no job waits for them.
+    pub fn bring_too(&mut self, files: impl IntoIterator<Item = usize>) {
+        let coming: BTreeSet<usize> = self.steps.iter().map(|step| step.file).collect();
+        let more = files.into_iter().filter(|file| !coming.contains(file));
+        self.steps.extend(more.map(|file| Step { file, scales_only: false }));
+    }
+}
+
 /// How many of the ranges added last are searched for a duplicate. A job needs at most its own scale, and weight and scale
 /// of a few tensors that share its factor, and jobs of one weight follow each other.
 const STRAYS_LOOKED_AT: usize = 16;

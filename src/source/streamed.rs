@@ -323,6 +323,10 @@ impl Supply for Streamed {
         if self.is_cached(file) { 0 } else { self.files[file].len_bytes }
     }
 
+    fn is_owed(&self, file: usize) -> bool {
+        self.deposit.is_some() && !self.is_cached(file)
+    }
+
     fn bring(&self, file: usize, stop: &AtomicBool, on_bytes: &(dyn Fn(u64) + Sync)) -> Result<()> {
         let spool = self.spool()?;
         let path = if let Some(path) = self.verified_cached(file, stop)? {

@@ -15,6 +15,10 @@ pub trait Supply: Sync {
     /// Bytes of the limit that a file takes while it is present; 0 for one that needs no room of ours.
     fn room_bytes(&self, file: usize) -> u64;
 
+    /// Whether the file is to be brought once though no job needs it any more: it is to stay on this machine, and an
+    /// earlier run whose jobs have read it has lost it or was not asked to keep it.
+    fn is_owed(&self, file: usize) -> bool;
+
     /// Brings a file whole and verified; from then on it can be read. `on_bytes` is told what came.
     ///
     /// # Errors
