@@ -64,6 +64,15 @@ pub struct Part {
     pub bytes_per_group: usize,
 }
 
+/// The codes that a weight can have under the scales of its group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ladder {
+    /// How many there are.
+    pub codes: usize,
+    /// Whether what they stand for rises or falls by one step from each to the next.
+    pub even: bool,
+}
+
 /// Encoder and decoder of one block format.
 ///
 /// `encode` and `decode` are the fast versions; `encode_scalar` and `decode_scalar` are
@@ -126,6 +135,14 @@ pub trait Codec: Sync {
     fn encode_grid(&self, grid: Grid<'_>, dst: &mut [&mut [u8]]) -> bool {
         let _ = (grid, dst);
         false
+    }
+    /// The codes of a weight, for formats in which they can be set one by one while the scales of their group stay.
+    fn ladder(&self) -> Option<Ladder> {
+        None
+    }
+    /// Replaces all codes of one encoded group, each below [`Ladder::codes`]; `dst` is the group's.
+    fn put_codes(&self, codes: &[u8], dst: &mut [&mut [u8]]) {
+        let _ = (codes, dst);
     }
     /// The naive encoder: same bytes as `encode`, written to be read.
     fn encode_scalar(&self, src: &[f32], dst: &mut [&mut [u8]]);

@@ -7,6 +7,7 @@
 //! - [`dispatch`]: the one place that selects a CPU feature set at run time.
 //! - [`sha256`]: digests of one message or two at once.
 //! - [`codec`]: one file per block format, and [`codec::CODECS`], the registry.
+//! - [`feedback`]: rounding that makes up for what earlier columns have lost, inside any format.
 //! - [`layout`]: how a codec's byte streams become the tensors of a container.
 //! - [`container`]: file formats: headers, metadata, tensor tables.
 //!
@@ -31,11 +32,12 @@ pub mod container;
 pub mod dispatch;
 pub mod dtype;
 pub mod error;
+pub mod feedback;
 pub mod layout;
 pub mod rounding;
 pub mod sha256;
 
-pub use codec::{CODECS, Codec, Part};
+pub use codec::{CODECS, Codec, Ladder, Part};
 pub use dtype::Dtype;
 pub use error::{FormatError, Result};
 pub use sha256::Sha256;

@@ -28,7 +28,7 @@
 //! infinities and NaNs.
 
 use super::grid::{exact_bf16, exact_f16};
-use super::{Codec, Grid, Part};
+use super::{Codec, Grid, Ladder, Part};
 use crate::dtype::Dtype;
 
 mod kernel;
@@ -149,6 +149,15 @@ impl<const BITS: usize, const GROUP: usize> Codec for Affine<BITS, GROUP> {
         scalar::store(self.scale, grid.step, scales);
         scalar::store(self.scale, bias, biases);
         true
+    }
+
+    fn ladder(&self) -> Option<Ladder> {
+        // Products and sums that are rounded to 16 bits make steps of uneven length.
+        (BITS < 8).then_some(Ladder { codes: 1 << BITS, even: self.scale == Scale::F32 })
+    }
+
+    fn put_codes(&self, codes: &[u8], dst: &mut [&mut [u8]]) {
+        pack::pack::<BITS>(codes, dst[0]);
     }
 
     fn encode_scalar(&self, src: &[f32], dst: &mut [&mut [u8]]) {

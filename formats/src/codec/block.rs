@@ -5,7 +5,7 @@
 
 use std::marker::PhantomData;
 
-use super::{Codec, Grid, Part};
+use super::{Codec, Grid, Ladder, Part};
 use crate::dispatch::{self, Kernel};
 use crate::dtype::Dtype;
 
@@ -46,6 +46,10 @@ pub(crate) trait Block: Sync {
             Self::encode_block_scalar(x, y);
         }
     }
+    /// See [`Codec::ladder`].
+    const LADDER: Option<Ladder> = None;
+    /// See [`Codec::put_codes`].
+    fn put_block_codes(_codes: &[u8], _y: &mut [u8]) {}
     /// See [`Codec::encode_grid`].
     fn encode_block_grid(_: Grid<'_>, _: &mut [u8]) -> bool {
         false
@@ -122,6 +126,15 @@ impl<B: Block> Codec for B {
 
     fn weighs(&self) -> bool {
         B::WEIGHS
+    }
+
+    fn ladder(&self) -> Option<Ladder> {
+        B::LADDER
+    }
+
+    fn put_codes(&self, codes: &[u8], dst: &mut [&mut [u8]]) {
+        check_lengths::<B>(codes.len(), dst[0].len());
+        B::put_block_codes(codes, dst[0]);
     }
 
     fn encode_weighted(&self, importance: &[f32], src: &[f32], dst: &mut [&mut [u8]]) {

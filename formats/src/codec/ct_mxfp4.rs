@@ -17,7 +17,7 @@
 //! Source: compressed-tensors 0.20.0, `quantization/utils/mxfp_utils.py` (`generate_mx_scales`, `round_to_power_2`),
 //! `compressors/mx_utils.py`, `compressors/mxfp4`, for BF16 weights.
 
-use super::{Codec, Part, e2m1};
+use super::{Codec, Ladder, Part, e2m1};
 use crate::dispatch::{self, Kernel};
 use crate::dtype::Dtype;
 
@@ -79,6 +79,14 @@ impl Codec for CtMxfp4 {
         let &[codes, scales] = src else { panic!("ct_mxfp4: two parts") };
         check(dst.len(), codes.len(), scales.len());
         dispatch::run(Decode { codes, scales, dst });
+    }
+
+    fn ladder(&self) -> Option<Ladder> {
+        Some(Ladder { codes: 16, even: false })
+    }
+
+    fn put_codes(&self, codes: &[u8], dst: &mut [&mut [u8]]) {
+        e2m1::pack(codes, dst[0]);
     }
 
     fn encode_scalar(&self, src: &[f32], dst: &mut [&mut [u8]]) {

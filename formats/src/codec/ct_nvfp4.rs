@@ -20,7 +20,7 @@
 //! The fast encoder does 1.9 G weights/s and the decoder 4.1 G on one AVX-512 core of an AMD EPYC, the plain ones 0.10 and 0.23.
 
 use super::fp8::{F8E4M3, Fp8};
-use super::{Codec, Part, e2m1};
+use super::{Codec, Ladder, Part, e2m1};
 use crate::dispatch::{self, Kernel};
 use crate::dtype::Dtype;
 use crate::rounding::{bf16_bits_to_f32, f32_to_bf16_bits};
@@ -96,6 +96,14 @@ impl Codec for CtNvfp4 {
         let &[codes, scales] = src else { panic!("ct_nvfp4: two parts") };
         check(dst.len(), codes.len(), scales.len());
         dispatch::run(Decode { global: tensor_scale, codes, scales, dst });
+    }
+
+    fn ladder(&self) -> Option<Ladder> {
+        Some(Ladder { codes: 16, even: false })
+    }
+
+    fn put_codes(&self, codes: &[u8], dst: &mut [&mut [u8]]) {
+        e2m1::pack(codes, dst[0]);
     }
 
     fn encode_scalar(&self, src: &[f32], dst: &mut [&mut [u8]]) {

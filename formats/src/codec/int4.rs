@@ -16,7 +16,7 @@
 //!
 //! NaNs are passed over in the search for extremes and get the lowest code: sources are checked before.
 
-use super::{Codec, Grid, Part};
+use super::{Codec, Grid, Ladder, Part};
 use crate::dtype::Dtype;
 
 mod awq;
@@ -138,16 +138,24 @@ impl<S: Scheme> Codec for Int4<S> {
         if !is_held || !grid.shifted(zero, 15, &mut codes) {
             return false;
         }
-        let [words, scale, zeros @ ..] = dst else { panic!("{}: two or three parts", self.name) };
-        words.fill(0);
-        for (i, code) in codes.into_iter().enumerate() {
-            words[i / 2] |= code << (4 * (i % 2));
-        }
+        self.put_codes(&codes, dst);
+        let [_, scale, zeros @ ..] = dst else { panic!("{}: two or three parts", self.name) };
         S::Scale::store(grid.step, scale);
         if let Some(zeros) = zeros.first_mut() {
             zeros[0] = zero;
         }
         true
+    }
+
+    fn ladder(&self) -> Option<Ladder> {
+        Some(Ladder { codes: 16, even: true })
+    }
+
+    fn put_codes(&self, codes: &[u8], dst: &mut [&mut [u8]]) {
+        dst[0].fill(0);
+        for (i, code) in codes.iter().enumerate() {
+            dst[0][i / 2] |= code << (4 * (i % 2));
+        }
     }
 
     fn encode_scalar(&self, src: &[f32], dst: &mut [&mut [u8]]) {

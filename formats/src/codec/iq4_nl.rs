@@ -11,8 +11,9 @@
 //! Source: llama.cpp, `ggml-quants.c`, `quantize_iq4_nl` (which searches, unlike
 //! `quantize_row_iq4_nl_ref`; files are made with the former).
 
+use super::Ladder;
 use super::block::{self, Block};
-use super::block32::LEN;
+use super::block32::{LEN, pack_4_bits};
 use super::importance::{batch_weights, error_weights, of_block, sum_squares};
 use super::iq4::{inverse, load_values, search, search_weighted, store_codes};
 use super::iq4_lanes;
@@ -117,6 +118,13 @@ impl Block for Iq4Nl {
             let m = sum_squares(x) * (2.0 / LEN as f32);
             write_block(x, search_weighted(x, &error_weights(x, importance, m)), y);
         }
+    }
+
+    const LADDER: Option<Ladder> = Some(Ladder { codes: 16, even: false });
+
+    fn put_block_codes(codes: &[u8], y: &mut [u8]) {
+        let Some(codes) = codes.first_chunk() else { return };
+        pack_4_bits(codes, &mut y[2..]);
     }
 
     #[inline(always)]

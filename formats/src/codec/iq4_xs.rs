@@ -15,8 +15,9 @@
 //! sub-block as in IQ4_NL. The vector encoder (`iq4_lanes`) works on as many sub-blocks as there are lanes.
 //! Source: llama.cpp, `ggml-quants.c`, `quantize_iq4_xs`.
 
+use super::Ladder;
 use super::block::{self, Block};
-use super::block32::LEN as SUB_LEN;
+use super::block32::{LEN as SUB_LEN, pack_4_bits};
 use super::importance::{batch_weights, error_weights, of_block, sum_squares};
 use super::iq4::{inverse, load_values, search, search_weighted, store_codes};
 use super::iq4_lanes;
@@ -160,6 +161,16 @@ impl Block for Iq4Xs {
                 *scale = search_weighted(x, &error_weights(x, importance, m));
             }
             write_block(x, &scales, y, |x, inverse, y| store_codes(x, inverse, y));
+        }
+    }
+
+    const LADDER: Option<Ladder> = Some(Ladder { codes: 16, even: false });
+
+    fn put_block_codes(codes: &[u8], y: &mut [u8]) {
+        for (codes, y) in
+            codes.as_chunks::<SUB_LEN>().0.iter().zip(y[CODES_AT..].chunks_exact_mut(SUB_LEN / 2))
+        {
+            pack_4_bits(codes, y);
         }
     }
 

@@ -33,7 +33,7 @@
 use std::marker::PhantomData;
 
 use super::fp8::{F8E4M3, Fp8};
-use super::{Codec, Part, e2m1};
+use super::{Codec, Ladder, Part, e2m1};
 use crate::dispatch::{self, Kernel};
 use crate::rounding::{bf16_bits_to_f32, f16_bits_to_f32, f32_to_bf16_bits, f32_to_f16_bits, truncate};
 
@@ -282,6 +282,15 @@ impl<M: Mode, E: Element> Codec for MlxFp<M, E> {
         let &[codes, scales] = src else { panic!("{}: two parts", self.name()) };
         self.check(dst.len(), [codes.len(), scales.len()]);
         dispatch::run(Decode::<M, E>(codes, scales, dst, PhantomData));
+    }
+
+    fn ladder(&self) -> Option<Ladder> {
+        let is_fp4 = M::PARTS[0].bytes_per_group * 2 == M::GROUP;
+        is_fp4.then_some(Ladder { codes: 16, even: false })
+    }
+
+    fn put_codes(&self, codes: &[u8], dst: &mut [&mut [u8]]) {
+        e2m1::pack(codes, dst[0]);
     }
 
     fn encode_scalar(&self, src: &[f32], dst: &mut [&mut [u8]]) {

@@ -12,6 +12,7 @@
 //! one core of an AMD EPYC (AVX-512, CPU time), 1.1 with AVX2, where the plain code makes 0.25.
 //! Source: llama.cpp, `ggml-quants.c`, `quantize_row_mxfp4_ref`; OCP Microscaling Formats 1.0.
 
+use super::Ladder;
 use super::block::{self, Block};
 use super::block32::LEN;
 use super::e2m1;
@@ -107,6 +108,12 @@ impl Block for Mxfp4 {
         for i in 0..LEN / 2 {
             y[1 + i] = nearest(&values, x[i]) | nearest(&values, x[LEN / 2 + i]) << 4;
         }
+    }
+
+    const LADDER: Option<Ladder> = Some(Ladder { codes: 16, even: false });
+
+    fn put_block_codes(codes: &[u8], y: &mut [u8]) {
+        e2m1::pack_halves(codes, &mut y[1..]);
     }
 
     #[inline(always)]

@@ -15,6 +15,7 @@
 //! Source: llama.cpp, `ggml-quants.c`, `quantize_row_nvfp4_ref`; `ggml-impl.h`, `ggml_fp32_to_ue4m3`,
 //! `ggml_ue4m3_to_fp32`.
 
+use super::Ladder;
 use super::block::{self, Block};
 use super::e2m1;
 use super::mxfp4::{DOUBLED, nearest};
@@ -114,6 +115,14 @@ impl Block for Nvfp4 {
         let subs = x.chunks_exact(SUB_LEN).zip(codes.chunks_exact_mut(SUB_LEN / 2));
         for (scale, (x, codes)) in scales.iter_mut().zip(subs) {
             *scale = encode_sub_scalar(x, codes);
+        }
+    }
+
+    const LADDER: Option<Ladder> = Some(Ladder { codes: 16, even: false });
+
+    fn put_block_codes(codes: &[u8], y: &mut [u8]) {
+        for (codes, y) in codes.chunks_exact(SUB_LEN).zip(y[SUBS..].chunks_exact_mut(SUB_LEN / 2)) {
+            e2m1::pack_halves(codes, y);
         }
     }
 

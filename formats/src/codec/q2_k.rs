@@ -17,6 +17,7 @@
 //! with AVX-512 and 247 with AVX2, the plain code 14.
 //! Source: llama.cpp, `ggml-quants.c`, `quantize_row_q2_K_ref`.
 
+use super::Ladder;
 use super::block::{self, Block};
 use super::importance::{MAX_BATCH, batch_weights, error_weights, multiples, of_block, sum, sum_squares};
 use super::scale_min::weighted_search;
@@ -261,6 +262,13 @@ impl Block for Q2K {
             write_scales_weighted(&scales, &mins, &sums, y);
             write_codes(x, &mut codes, y);
         }
+    }
+
+    const LADDER: Option<Ladder> = Some(Ladder { codes: 4, even: true });
+
+    fn put_block_codes(codes: &[u8], y: &mut [u8]) {
+        let Some(codes) = codes.first_chunk() else { return };
+        two_bits::pack(codes, &mut y[SUBS..D_AT]);
     }
 
     #[inline(always)]

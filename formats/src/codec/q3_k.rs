@@ -21,6 +21,7 @@
 //! top two of sc_(4 k + i). The vector encoder is `q3_k_lanes`.
 //! Source: llama.cpp, `ggml-quants.c`, `quantize_row_q3_K_ref`, `make_q3_quants`.
 
+use super::Ladder;
 use super::block::{self, Block};
 use super::importance::{error_weights, sum, sum_squares};
 use super::q3_k_lanes::{Encode, EncodeWeighted};
@@ -155,13 +156,18 @@ fn write_codes(x: &[f32], codes: &mut [u8; LEN], y: &mut [u8]) {
             *code = (nearest_int(v / scale).clamp(-4, 3) + 4) as u8;
         }
     }
+    pack_codes(*codes, y);
+}
+
+/// Stores codes where the top bits are zeros.
+fn pack_codes(mut codes: [u8; LEN], y: &mut [u8]) {
     for (bit, codes) in codes.as_chunks_mut::<TOP_BYTES>().0.iter_mut().enumerate() {
         for (y, code) in y.iter_mut().zip(codes) {
             *y |= *code >> 2 << bit;
             *code &= 3;
         }
     }
-    two_bits::pack(codes, &mut y[TOP_BYTES..SCALES_AT]);
+    two_bits::pack(&codes, &mut y[TOP_BYTES..SCALES_AT]);
 }
 
 impl Block for Q3K {
@@ -210,6 +216,14 @@ impl Block for Q3K {
             write_scales_weighted(&searched, &sums, y);
             write_codes(x, &mut codes, y);
         }
+    }
+
+    const LADDER: Option<Ladder> = Some(Ladder { codes: 8, even: true });
+
+    fn put_block_codes(codes: &[u8], y: &mut [u8]) {
+        let Some(codes) = codes.first_chunk() else { return };
+        y[..TOP_BYTES].fill(0);
+        pack_codes(*codes, y);
     }
 
     #[inline(always)]

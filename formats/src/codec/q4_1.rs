@@ -10,6 +10,7 @@
 //! `i + 16` in its high nibble.
 //! Source: llama.cpp, `ggml-quants.c`, `quantize_row_q4_1_ref`.
 
+use super::Ladder;
 use super::block::Block;
 use super::block32::{LEN, pack_4_bits, range};
 use super::grid::{Grid, exact_f16};
@@ -142,6 +143,13 @@ impl Block for Q4_1 {
             y[4 + i] = grid.codes[i] | grid.codes[LEN / 2 + i] << 4;
         }
         true
+    }
+
+    const LADDER: Option<Ladder> = Some(Ladder { codes: 16, even: true });
+
+    fn put_block_codes(codes: &[u8], y: &mut [u8]) {
+        let Some(codes) = codes.first_chunk() else { return };
+        pack_4_bits(codes, &mut y[4..]);
     }
 
     fn decode_block_scalar(y: &[u8], x: &mut [f32]) {

@@ -10,6 +10,7 @@
 //! pair of sub-blocks 32 bytes, the first one's codes in the low nibbles.
 //! Source: llama.cpp, `ggml-quants.c`, `quantize_row_q4_K_ref`.
 
+use super::Ladder;
 use super::block::Block;
 use super::scale_min::{
     HEAD_BYTES, Head, LEN, SUB_LEN, SUBS, encode_scalar, encode_weighted_scalar, weighted_search,
@@ -30,7 +31,12 @@ pub(super) struct Q4K;
 /// Writes opening bytes and codes.
 fn write_block((head, codes): &([u8; HEAD_BYTES], [u8; LEN]), y: &mut [u8]) {
     y[..HEAD_BYTES].copy_from_slice(head);
-    for (pair, y) in y[HEAD_BYTES..].chunks_exact_mut(SUB_LEN).enumerate() {
+    pack_codes(codes, &mut y[HEAD_BYTES..]);
+}
+
+/// Stores the codes of a super-block.
+fn pack_codes(codes: &[u8], y: &mut [u8]) {
+    for (pair, y) in y.chunks_exact_mut(SUB_LEN).enumerate() {
         let (low, high) = codes[2 * pair * SUB_LEN..].split_at(SUB_LEN);
         for ((y, low), high) in y.iter_mut().zip(low).zip(high) {
             *y = low | high << 4;
@@ -107,6 +113,12 @@ impl Block for Q4K {
         for ((x, importance), y) in blocks.zip(y.chunks_exact_mut(BYTES)) {
             write_block(&encode_weighted_scalar(x, importance, &WEIGHTED_SEARCH, Self::CLAMPS), y);
         }
+    }
+
+    const LADDER: Option<Ladder> = Some(Ladder { codes: 16, even: true });
+
+    fn put_block_codes(codes: &[u8], y: &mut [u8]) {
+        pack_codes(codes, &mut y[HEAD_BYTES..]);
     }
 
     fn decode_block_scalar(y: &[u8], x: &mut [f32]) {

@@ -10,6 +10,7 @@
 //! in its low and weight `i + 16` in its high nibble.
 //! Source: llama.cpp, `ggml-quants.c`, `quantize_row_q5_0_ref`.
 
+use super::Ladder;
 use super::block::Block;
 use super::block32::{LEN, pack_5_bits, signed_extreme, store_5_bits, unpack_5_bits};
 use super::grid::{Grid, exact_f16};
@@ -117,6 +118,13 @@ impl Block for Q5_0 {
         y[..2].copy_from_slice(&d.to_le_bytes());
         pack_5_bits(&codes, &mut y[2..]);
         true
+    }
+
+    const LADDER: Option<Ladder> = Some(Ladder { codes: 32, even: true });
+
+    fn put_block_codes(codes: &[u8], y: &mut [u8]) {
+        let Some(codes) = codes.first_chunk() else { return };
+        pack_5_bits(codes, &mut y[2..]);
     }
 
     fn decode_block_scalar(y: &[u8], x: &mut [f32]) {

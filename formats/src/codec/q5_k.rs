@@ -11,6 +11,7 @@
 //! of sub-blocks 32 bytes, the first one's lower bits in the low nibbles.
 //! Source: llama.cpp, `ggml-quants.c`, `quantize_row_q5_K_ref`.
 
+use super::Ladder;
 use super::block::Block;
 use super::scale_min::{
     HEAD_BYTES, Head, LEN, SUB_LEN, SUBS, encode_scalar, encode_weighted_scalar, weighted_search,
@@ -31,7 +32,12 @@ pub(super) struct Q5K;
 /// Writes opening bytes and codes.
 fn write_block((head, codes): &([u8; HEAD_BYTES], [u8; LEN]), y: &mut [u8]) {
     y[..HEAD_BYTES].copy_from_slice(head);
-    let (top_bits, low_bits) = y[HEAD_BYTES..].split_at_mut(SUB_LEN);
+    pack_codes(codes, &mut y[HEAD_BYTES..]);
+}
+
+/// Stores the codes of a super-block.
+fn pack_codes(codes: &[u8], y: &mut [u8]) {
+    let (top_bits, low_bits) = y.split_at_mut(SUB_LEN);
     top_bits.fill(0);
     low_bits.fill(0);
     for (i, code) in codes.iter().enumerate() {
@@ -124,6 +130,12 @@ impl Block for Q5K {
         for ((x, importance), y) in blocks.zip(y.chunks_exact_mut(BYTES)) {
             write_block(&encode_weighted_scalar(x, importance, &WEIGHTED_SEARCH, Self::CLAMPS), y);
         }
+    }
+
+    const LADDER: Option<Ladder> = Some(Ladder { codes: 32, even: true });
+
+    fn put_block_codes(codes: &[u8], y: &mut [u8]) {
+        pack_codes(codes, &mut y[HEAD_BYTES..]);
     }
 
     fn decode_block_scalar(y: &[u8], x: &mut [f32]) {

@@ -16,6 +16,7 @@
 //! `q1` and `q3`, and byte `i` of the pairs those of `q0..q3` from the lowest bits up.
 //! Source: llama.cpp, `ggml-quants.c`, `quantize_row_q6_K_ref`.
 
+use super::Ladder;
 use super::block::{self, Block};
 use super::importance::of_block;
 use super::scale_search::{
@@ -134,12 +135,17 @@ fn write_block(x: &[f32], scales: &[f32; SUBS], codes: &mut [u8; LEN], y: &mut [
             *code = (nearest_int(v / scale).clamp(-32, 31) + 32) as u8;
         }
     }
+    pack_codes(codes, y);
+    y[SCALES_AT..].copy_from_slice(&tail.bytes);
+}
+
+/// Stores the codes of a super-block where there are zeros.
+fn pack_codes(codes: &[u8], y: &mut [u8]) {
     for (i, code) in codes.iter().enumerate() {
         let (half, row, i) = (i / HALF_LEN, i % HALF_LEN / ROW_LEN, i % ROW_LEN);
         y[half * 2 * ROW_LEN + row % 2 * ROW_LEN + i] |= (code & 15) << (row / 2 * 4);
         y[LEN / 2 + half * ROW_LEN + i] |= code >> 4 << (2 * row);
     }
-    y[SCALES_AT..].copy_from_slice(&tail.bytes);
 }
 
 /// Writes the super-blocks of a batch from what was searched, or with `plain`, by number in the batch.
@@ -284,6 +290,13 @@ impl Block for Q6K {
             }
             write_block(x, &scales, &mut codes, y);
         }
+    }
+
+    const LADDER: Option<Ladder> = Some(Ladder { codes: 64, even: true });
+
+    fn put_block_codes(codes: &[u8], y: &mut [u8]) {
+        y[..SCALES_AT].fill(0);
+        pack_codes(codes, y);
     }
 
     fn decode_block_scalar(y: &[u8], x: &mut [f32]) {
