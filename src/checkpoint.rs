@@ -36,7 +36,7 @@ pub use gguf::GgufModel;
 pub(crate) use read::check_finite;
 
 pub use read::TileReader;
-pub use store::{Watched, Watcher, Weight, WeightStore};
+pub use store::{Matrix, Watched, Watcher, Weight, WeightStore};
 pub use witness::{Extent, Unit};
 
 /// One tensor of the catalogue.

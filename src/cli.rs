@@ -18,6 +18,7 @@ mod console;
 mod convert;
 mod destination;
 mod errors;
+mod feedback;
 mod fetch;
 mod imatrix;
 mod inspect;

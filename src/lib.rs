@@ -10,12 +10,13 @@
 //! | S3 | [`opened`] |
 //! | S4 | [`plan`] |
 //! | S5 | `pipeline`, [`model`] |
-//! | S6 | [`evaluate`], [`fetch`], [`checksums`] |
+//! | S6 | [`calibration`], [`evaluate`], [`fetch`], [`checksums`] |
 //! | S7 | `cli` |
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod artifact;
+pub mod calibration;
 pub mod checkpoint;
 pub mod checksums;
 

@@ -111,9 +111,38 @@ impl<'a> Walk<'a> {
         let picks: Option<Vec<(usize, f32)>> =
             wanted.map(|wanted| wanted.iter().map(|&token| (token, 1.0)).collect());
         let wanted = Rows::of(picks.as_deref());
-        let choices = layer(self.store, self.layer, self.context, &self.ropes, wanted, &mut self.states)?;
+        attention(self.store, self.layer, self.context, &self.ropes, wanted, &mut self.states)?;
+        let choices = feed_forward(self.store, self.layer, None, wanted, &mut self.states)?;
         self.layer += 1;
         Ok(choices)
+    }
+
+    /// Runs the first half of the next layer.
+    ///
+    /// # Errors
+    /// As [`Walk::step`].
+    pub fn attend(&mut self) -> Result<()> {
+        attention(self.store, self.layer, self.context, &self.ropes, Rows::All, &mut self.states)
+    }
+
+    /// Between the halves of a layer that is a mixture of experts: what its router chooses for every token.
+    ///
+    /// # Errors
+    /// As [`Walk::step`].
+    pub fn choices(&self) -> Result<Option<Vec<Vec<Choice>>>> {
+        let Some(moe) = self.store.spec().moe(self.layer) else { return Ok(None) };
+        let x = normed(self.store, self.layer, LayerRole::FfnNorm, &self.states)?;
+        moe::route(self.store, self.layer, moe, &x).map(Some)
+    }
+
+    /// Runs the second half of the next layer, in a mixture of experts with `choices`.
+    ///
+    /// # Errors
+    /// As [`Walk::step`].
+    pub fn feed(&mut self, choices: Option<&[Vec<Choice>]>) -> Result<()> {
+        feed_forward(self.store, self.layer, choices, Rows::All, &mut self.states)?;
+        self.layer += 1;
+        Ok(())
     }
 
     /// Hidden states as they are now, `[T, D]`.
@@ -164,15 +193,15 @@ pub fn forward_for(
     Ok(walk.finish())
 }
 
-/// One layer: attention, then a dense block or a mixture of experts. What only rows that are not wanted need is left out.
-fn layer(
+/// The first half of a layer. What only rows that are not wanted need is left out.
+fn attention(
     store: &dyn WeightStore,
     layer: usize,
     context: usize,
     ropes: &rope::Ropes,
     wanted: Rows,
     hidden: &mut States,
-) -> Result<Option<Vec<Vec<Choice>>>> {
+) -> Result<()> {
     let spec = store.spec();
     let x = normed(store, layer, LayerRole::AttentionNorm, hidden)?;
     let heads = match &spec.attention {
@@ -190,12 +219,28 @@ fn layer(
         let (input, output) = (wanted.of_input(&heads), wanted.of_output(sum));
         linear::linear(store, role(LayerRole::AttentionOutput), input, output)?;
         linear::add_bias(store, role(LayerRole::AttentionOutputBias), sum)
-    })?;
-    drop(heads);
+    })
+}
+
+/// The second half of a layer: a dense block, or a mixture of experts with `choices`, its own if there are none.
+fn feed_forward(
+    store: &dyn WeightStore,
+    layer: usize,
+    choices: Option<&[Vec<Choice>]>,
+    wanted: Rows,
+    hidden: &mut States,
+) -> Result<Option<Vec<Vec<Choice>>>> {
+    let spec = store.spec();
     let x = normed(store, layer, LayerRole::FfnNorm, hidden)?;
     add(store, layer, LayerRole::FfnPostNorm, hidden, |sum| {
         if let Some(moe) = spec.moe(layer) {
-            return moe::mixture(store, layer, moe, &x, wanted, sum).map(Some);
+            if let Some(choices_T) = choices {
+                moe::mixture(store, layer, moe, choices_T, &x, wanted, sum)?;
+                return Ok(None);
+            }
+            let choices_T = moe::route(store, layer, moe, &x)?;
+            moe::mixture(store, layer, moe, &choices_T, &x, wanted, sum)?;
+            return Ok(Some(choices_T));
         }
         let role = |ffn| Role::Layer(layer, LayerRole::Dense(ffn));
         ffn::feed_forward(store, role, wanted.of_input(&x), wanted.of_output(sum))?;

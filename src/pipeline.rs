@@ -32,6 +32,7 @@ pub mod output;
 mod placing;
 mod provenance;
 mod queue;
+mod refining;
 mod shares;
 mod slab;
 mod space;
@@ -46,10 +47,11 @@ use conversion::Conversion;
 pub use errors::{ErrorReport, TensorError};
 pub use execute::peak_ram_bytes;
 pub(crate) use journal::resumed_jobs;
-pub use journal::{Pinned, RequestRecord};
+pub use journal::{CalibrationRecord, CalibrationText, Pinned, RequestRecord};
 pub use manifest::{FileRecord, Manifest, SourceRecord, TensorRecord};
 pub(crate) use names::INSIDE as MANIFEST_NAME;
 pub use names::manifest_path;
+pub use refining::{Calibration, Desk, Refinement};
 pub use shares::{
     Agreed, ArraySpan, Asked, Joined, Joining, Share, ShareOutcome, ShareState, Standing, StandingOfShare,
     agreed, convert_share, files_of_share, join, standing,
@@ -103,6 +105,8 @@ pub struct Settings {
     pub format: String,
     /// The rules of the plan as a recipe, for the manifest.
     pub recipe: Option<String>,
+    /// How it is calibrated, if it is, for the manifest and the journal.
+    pub calibration: Option<CalibrationRecord>,
     /// Measure how far what is written is from the source.
     pub error_report: bool,
     /// How often finished jobs are synced and recorded: what a kill can cost.
@@ -149,7 +153,16 @@ pub fn unfinished(output: &Path) -> Option<RequestRecord> {
     journal::Journal::peek(&names::journal(output))
 }
 
-/// As [`convert_and_judge`] without a judge.
+/// What takes part in a conversion beside the plan.
+#[derive(Clone, Copy, Default)]
+pub struct Helpers<'a> {
+    /// Measures the complete result.
+    pub judge: Option<&'a dyn Judge>,
+    /// Encodes some of the jobs.
+    pub calibration: Option<&'a dyn Calibration>,
+}
+
+/// As [`convert_with`] without help.
 ///
 /// # Errors
 /// As there.
@@ -161,7 +174,7 @@ pub fn convert(
     progress: &dyn Progress,
     stop: &AtomicBool,
 ) -> Result<Outcome> {
-    convert_and_judge(source, blueprint, output, settings, None, progress, stop)
+    convert_with(source, blueprint, output, settings, Helpers::default(), progress, stop)
 }
 
 /// Writes the result that `blueprint` describes at `output`, or goes on with an unfinished one.
@@ -171,21 +184,24 @@ pub fn convert(
 /// run of another request is there, when a file cannot be read or written, or
 /// [`Error::Interrupted`] once `stop` is set. Whatever the error, there is nothing new under the
 /// final name; what is done is kept for the same request, unless it came from a broken source.
-pub fn convert_and_judge(
+pub fn convert_with(
     source: &Catalogue,
     blueprint: &Blueprint,
     output: &Path,
     settings: &Settings,
-    judge: Option<&dyn Judge>,
+    helpers: Helpers<'_>,
     progress: &dyn Progress,
     stop: &AtomicBool,
 ) -> Result<Outcome> {
+    let Helpers { judge, calibration } = helpers;
     let jobs = plan::jobs(blueprint, source.tensors());
     let all = vec![true; jobs.len()];
-    let conversion = Conversion::whole(source, blueprint, settings, progress, stop, (&jobs, &all));
+    let conversion =
+        Conversion::whole(source, blueprint, settings, progress, stop, (&jobs, &all)).calibrated(calibration);
     let pinned = settings.pinned.clone();
     let request =
-        RequestRecord::new(source, blueprint, &settings.format, pinned, jobs.len(), settings.error_report);
+        RequestRecord::new(source, blueprint, &settings.format, pinned, jobs.len(), settings.error_report)
+            .calibrated(settings.calibration.clone());
     let Settings { force, restart, .. } = *settings;
     let asked =
         staging::Request { disk: &settings.disk, blueprint, output, record: &request, force, restart };

@@ -42,6 +42,7 @@ pub(crate) fn settings(format: &str, threads: usize) -> Settings {
         command: vec!["test".into()],
         format: format.into(),
         recipe: None,
+        calibration: None,
         error_report: false,
         sync_interval: Settings::SYNC_INTERVAL,
         disk: Disk::default(),

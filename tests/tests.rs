@@ -98,6 +98,8 @@ mod family_refusals;
 #[cfg(test)]
 mod faults;
 #[cfg(test)]
+mod feedback;
+#[cfg(test)]
 mod fetch;
 #[cfg(test)]
 mod gguf;

@@ -4,6 +4,7 @@
 //! container that arranges weights otherwise (stacked experts, a split or transposed `kv_b_proj`)
 //! puts its rows back into this order.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use super::{Checkpoint, Encoding, SourceTensor, TileReader, packed_rows};
@@ -40,10 +41,47 @@ pub enum Watched {
     ValueHead(usize, usize),
 }
 
+/// Rows of numbers, wherever they are kept.
+pub trait Matrix: Sync {
+    /// Number of rows.
+    fn rows(&self) -> usize;
+
+    /// Number of columns.
+    fn cols(&self) -> usize;
+
+    /// Some rows, one after the other.
+    ///
+    /// # Errors
+    /// When they are kept in a file that cannot be read.
+    fn read(&self, rows: Range<usize>) -> Result<Cow<'_, [f32]>>;
+
+    /// Of rows that are picked out of those of all tokens: their tokens, ascending, and the factor on what becomes of each.
+    fn picks(&self) -> Option<&[(usize, f32)]> {
+        None
+    }
+}
+
 /// Learns what weights are multiplied with.
 pub trait Watcher: Sync {
+    /// Whether it is to be told of [`Watcher::saw`].
+    fn wants_sums(&self) -> bool {
+        true
+    }
+
     /// Sums of the squares of each column of an input of so many rows. Called once for each weight that is used.
-    fn saw(&self, watched: Watched, sums: &[f64], rows: usize);
+    fn saw(&self, watched: Watched, sums: &[f64], rows: usize) {
+        let _ = (watched, sums, rows);
+    }
+
+    /// The weight with this role is about to be multiplied with `input`: none of its rows has been read for that. Where the
+    /// product is added to the hidden states of all tokens, `hidden` are these as they are before.
+    ///
+    /// # Errors
+    /// Of the watcher's own; they end the run.
+    fn meets(&self, role: Role, input: &dyn Matrix, hidden: Option<&dyn Matrix>) -> Result<()> {
+        let _ = (role, input, hidden);
+        Ok(())
+    }
 }
 
 /// A model's weights as f32.
@@ -63,6 +101,13 @@ pub trait WeightStore: Sync {
     /// # Errors
     /// When they cannot be read, or hold NaN or infinity; names the tensor and the file.
     fn read_rows(&self, weight: &Weight, rows: Range<usize>, tile: &mut [f32]) -> Result<()>;
+
+    /// The tensor that has the rows of this weight one after the other, and the number of the first; `None` where they
+    /// lie otherwise.
+    fn stored(&self, role: Role) -> Option<(String, usize)> {
+        let _ = role;
+        None
+    }
 
     /// Who is to learn what the weights are multiplied with.
     fn watcher(&self) -> Option<&dyn Watcher> {
@@ -109,6 +154,10 @@ impl WeightStore for Checkpoint {
     fn read_rows(&self, weight: &Weight, rows: Range<usize>, tile: &mut [f32]) -> Result<()> {
         TileReader::default().read_into(self, self.serving(weight.role)?, rows, tile)?;
         Ok(())
+    }
+
+    fn stored(&self, role: Role) -> Option<(String, usize)> {
+        Some((self.tensors()[self.serving(role).ok()?].name.clone(), 0))
     }
 
     fn extents(&self, role: Role) -> Result<Vec<Extent>> {

@@ -14,10 +14,10 @@ use super::job::{self, Job};
 use super::measured::Measured;
 use super::size::human;
 use super::validation::{self, Original, Validation};
-use super::{MODEL_HELP, Subcommand, applies, errors, model, plan, report};
+use super::{MODEL_HELP, Subcommand, applies, errors, feedback, model, plan, report};
 use crate::disk::{Disk, with_suffix};
 use crate::error::{Error, Result};
-use crate::pipeline::{self, Judge, Need, Progress, Settings};
+use crate::pipeline::{self, Helpers, Judge, Need, Progress, Settings};
 use crate::plan::{Summary, summary};
 
 mod share;
@@ -61,6 +61,7 @@ impl Subcommand for Convert {
                     "Decode what is written and list how far each tensor is from its source, worst first",
                 ),
             )
+            .args(feedback::arguments())
             .args(job::arguments())
             .args(validation::arguments())
             .arg(super::threads_argument())
@@ -70,6 +71,7 @@ impl Subcommand for Convert {
     fn run(&self, matches: &ArgMatches) -> Result<()> {
         let started = Instant::now();
         plan::check(matches)?;
+        feedback::check(matches)?;
         let output = destination::path(matches);
         // A value that is no text is no number either, and no absent one.
         let variable = |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
@@ -116,7 +118,10 @@ impl Convert {
             pipeline::check_space(&needs(&request, output), pipeline::OR_IGNORE_SPACE)?;
         }
         let validation = Validation::prepare(matches, &request.source)?;
-        let settings = settings(matches, &request);
+        let mut prepared = feedback::prepare(matches, &request)?;
+        let mut settings = settings(matches, &request);
+        settings.calibration = prepared.as_ref().map(|prepared| prepared.record.clone());
+        let calibration = prepared.as_mut().map(|prepared| prepared.calibration(&request)).transpose()?;
         let quiet = matches.get_flag("quiet");
         let original = || original(matches, &request, stop);
         let judge = validation.as_ref().map(|validation| validation.judge(&original, request.threads, quiet));
@@ -124,9 +129,12 @@ impl Convert {
         let progress = report::progress(matches.get_flag("quiet"));
         let (source, blueprint) = (request.source.catalogue(), &request.blueprint);
         verify_read(&request, &*progress, stop)?;
+        let calibrated = calibration.as_ref().map(|calibration| calibration as &dyn pipeline::Calibration);
+        let helpers = Helpers { judge, calibration: calibrated };
         let outcome =
-            pipeline::convert_and_judge(source, blueprint, output, &settings, judge, &*progress, stop)?;
+            pipeline::convert_with(source, blueprint, output, &settings, helpers, &*progress, stop)?;
         drop(progress);
+        calibration.iter().for_each(feedback::note);
         let found =
             validation.as_ref().map(|validation| validation.found(&outcome.manifest, output)).transpose()?;
 
@@ -175,6 +183,7 @@ fn settings(matches: &ArgMatches, request: &plan::Request) -> Settings {
         command: job::without_job(words),
         format: request.format.clone(),
         recipe: request.recipe(),
+        calibration: None,
         error_report: matches.get_flag("error-report"),
         sync_interval: Settings::SYNC_INTERVAL,
         disk: Disk::default(),
@@ -199,6 +208,8 @@ fn check_share(matches: &ArgMatches, job: &Job) -> Result<()> {
         with_suffix(&destination::path(matches), ".shares").display()
     );
     applies::refuse(matches, &["restart"], why)?;
+    let why = format!("needs all layers, one after the other, and this is a share of them{of}");
+    applies::refuse(matches, &["calibrate"], why)?;
     let why = format!(
         "is written once, by requant plan with the same options{of}; give every share the file with --recipe"
     );

@@ -93,6 +93,17 @@ impl Turn {
         }
     }
 
+    /// The rows that are written, by the number that they had, where rows stay rows: `rows` are turned together.
+    pub fn order(self, rows: Range<usize>) -> Vec<usize> {
+        let half = rows.len() / 2;
+        match self {
+            Self::None | Self::Transposed => rows.collect(),
+            Self::Interleaved => {
+                (0..half).flat_map(|row| [rows.start + row, rows.start + half + row]).collect()
+            }
+        }
+    }
+
     /// Does it to `block`, whose rows have length `cols`.
     pub fn apply(self, block: &[f32], cols: usize, turned: &mut Vec<f32>) {
         turned.clear();

@@ -82,7 +82,7 @@ pub(super) fn attention(
     let [query, key, value] = projections(store, layer)?;
     let weights = [LayerRole::Q, LayerRole::K, LayerRole::V];
     let weights = weights.into_iter().map(|own| store.weight(role(own))).collect::<Result<Vec<_>>>()?;
-    weights.iter().try_for_each(|weight| watch::input(store, weight.role, &Input::All(x)))?;
+    weights.iter().try_for_each(|weight| watch::input(store, weight.role, &Input::All(x), None))?;
     let passes: Vec<Vec<Slice>> = (0..heads.key_value.div_ceil(of_pass.key_value))
         .map(|pass| {
             let of = |count: usize, all: usize, width: usize| {

@@ -85,9 +85,9 @@ pub(super) fn attention(
             ]
         })
         .collect();
-    watch::input(store, query_weight.role, &Input::All(query_TL))?;
-    watch::input(store, key_value_weight.role, &Input::All(&latents.value_TL))?;
-    let is_watched = store.watcher().is_some();
+    watch::input(store, query_weight.role, &Input::All(query_TL), None)?;
+    watch::input(store, key_value_weight.role, &Input::All(&latents.value_TL), None)?;
+    let is_watched = watch::wants_sums(store);
     let mut out = x.sibling(x.rows(), latent.heads * latent.v_dim)?;
     for_each_panel(&groups, |slices, tiles| {
         let [query_slice, key_value_slice] = slices else { return Ok(()) };

@@ -27,8 +27,8 @@ pub(super) fn feed_forward(
     y: Output,
 ) -> Result<()> {
     let (gate, up) = (store.weight(role(Ffn::Gate))?, store.weight(role(Ffn::Up))?);
-    watch::input(store, gate.role, &x)?;
-    watch::input(store, up.role, &x)?;
+    watch::input(store, gate.role, &x, None)?;
+    watch::input(store, up.role, &x, None)?;
     let (gate_bias, up_bias) = (bias(store, gate.role)?, bias(store, up.role)?);
     let activation = store.spec().ffn.activation;
     let mut inner_TI = x.states().sibling(x.rows(), gate.rows)?;

@@ -67,7 +67,7 @@ impl<'a> Head<'a> {
 pub fn watch_output(store: &dyn WeightStore, hidden: &Hidden) -> Result<()> {
     let tokens: Vec<usize> = (0..hidden.states.rows()).collect();
     let head = Head::new(store, hidden, &tokens)?;
-    watch::input(store, hidden.head, &Input::All(&head.x_SD))
+    watch::input(store, hidden.head, &Input::All(&head.x_SD), None)
 }
 
 /// All logits of `tokens`, `[S, vocab]`.

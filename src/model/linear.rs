@@ -112,7 +112,11 @@ impl<'a> Rows<'a> {
 /// # Errors
 /// When a weight cannot be read; when the product is not finite.
 pub(super) fn linear(store: &dyn WeightStore, role: Role, x: Input, mut y: Output) -> Result<()> {
-    watch::input(store, role, &x)?;
+    let hidden = match &y {
+        Output::Add(hidden) => Some(&**hidden),
+        Output::Replace(_) | Output::AddPicked(..) => None,
+    };
+    watch::input(store, role, &x, hidden)?;
     let weight = store.weight(role)?;
     let tiles: Vec<Slice> = tiles(store, &weight).collect();
     let panels: Vec<Vec<Slice>> =

@@ -14,7 +14,7 @@ use crate::checkpoint::WeightStore;
 use crate::error::Result;
 use crate::family::{LayerRole, Moe, Role, Shared};
 
-/// Adds the experts of layer `layer` on `x` to the rows of `hidden` that are wanted; returns what the router chose for all.
+/// Adds the experts of layer `layer` that were chosen for `x` to the rows of `hidden` that are wanted.
 ///
 /// # Errors
 /// When a weight cannot be read or a product is not finite.
@@ -22,11 +22,11 @@ pub(super) fn mixture(
     store: &dyn WeightStore,
     layer: usize,
     moe: &Moe,
+    choices_T: &[Vec<Choice>],
     x: &States,
     wanted: Rows,
     hidden: &mut States,
-) -> Result<Vec<Vec<Choice>>> {
-    let choices_T = route(store, layer, moe, x)?;
+) -> Result<()> {
     for expert in 0..moe.experts {
         let picks: Vec<(usize, f32)> = choices_T
             .iter()
@@ -45,7 +45,7 @@ pub(super) fn mixture(
     if let Some(Shared { gate, .. }) = moe.shared {
         shared(store, layer, gate, x, wanted, hidden)?;
     }
-    Ok(choices_T)
+    Ok(())
 }
 
 /// Adds the shared experts, weighed by a sigmoid of their own where the model has one.
@@ -70,7 +70,15 @@ fn shared(
 }
 
 /// The router's choices for every token.
-fn route(store: &dyn WeightStore, layer: usize, moe: &Moe, x: &States) -> Result<Vec<Vec<Choice>>> {
+///
+/// # Errors
+/// As [`mixture`].
+pub(super) fn route(
+    store: &dyn WeightStore,
+    layer: usize,
+    moe: &Moe,
+    x: &States,
+) -> Result<Vec<Vec<Choice>>> {
     let logits_TE = linear_states(store, Role::Layer(layer, LayerRole::Router), x)?;
     let bias_E = optional_vector(store, Role::Layer(layer, LayerRole::RouterBias))?;
     let mut choices_T = Vec::with_capacity(x.rows());

@@ -10,7 +10,7 @@ use super::linear::{Rows, has, linear_states, vector};
 use super::matmul::Into;
 use super::norm::norm_row;
 use super::states::BLOCK_ROWS;
-use super::{Hidden, embed_row, embedding, layer, rope};
+use super::{Hidden, attention, embed_row, embedding, feed_forward, rope};
 use crate::checkpoint::WeightStore;
 use crate::error::Result;
 use crate::family::{LayerRole, Role};
@@ -60,7 +60,8 @@ pub fn second_next(store: &dyn WeightStore, main: &Hidden, tokens: &[u32], conte
     let mut states = linear_states(store, role(LayerRole::MtpProjection), &joined)?;
     drop(joined);
     let ropes = rope::Ropes::new(store, context, context)?;
-    layer(store, number, context - 1, &ropes, Rows::All, &mut states)?;
+    attention(store, number, context - 1, &ropes, Rows::All, &mut states)?;
+    feed_forward(store, number, None, Rows::All, &mut states)?;
     let head = own_or(store, LayerRole::MtpHead, Role::Output);
     let norm = own_or(store, LayerRole::MtpHeadNorm, Role::OutputNorm);
     Ok(Hidden { states, norm, head })

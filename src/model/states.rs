@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use rayon::prelude::*;
 
 use super::matmul::Into;
+use crate::checkpoint::Matrix;
 use crate::error::{Error, Result};
 
 /// Rows of a block: the fewer, the more often a tile of weights is packed anew. With 512 a product of 7168 columns
@@ -68,6 +69,19 @@ impl States {
             }
         };
         Ok(Self { rows, cols, place })
+    }
+
+    /// What another has, kept in `storage`.
+    ///
+    /// # Errors
+    /// When it cannot be read, or a scratch file cannot be made or written.
+    pub fn copy_of(other: &dyn Matrix, storage: &Storage) -> Result<Self> {
+        let mut states = Self::new(storage, other.rows(), other.cols())?;
+        states.for_each_block(BLOCK_ROWS, 0..other.cols(), Into::Replace, |rows, part| {
+            part.data.copy_from_slice(&other.read(rows)?);
+            Ok(())
+        })?;
+        Ok(states)
     }
 
     /// A matrix of another size, kept in the same way.

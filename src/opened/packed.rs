@@ -267,6 +267,13 @@ impl WeightStore for PackedStore {
         }
     }
 
+    fn stored(&self, role: Role) -> Option<(String, usize)> {
+        match self.rows_of(role).ok()? {
+            Rows::From { tensor, first, .. } => Some((self.tensors[tensor].name.clone(), first)),
+            Rows::Section { .. } | Rows::Split(_) => None,
+        }
+    }
+
     fn extents(&self, role: Role) -> Result<Vec<Extent>> {
         let of = |tensor: usize, rows: Range<usize>| {
             let Stored { shape, streams, .. } = &self.tensors[tensor];

@@ -8,6 +8,7 @@ use super::errors::Sums;
 use super::execute::{self, Written, written};
 use super::journal::{Done, Journal};
 use super::provenance::{self, Provenance};
+use super::refining::Calibration;
 use super::{Progress, Settings, bytes_read, intake, kept, queue};
 use crate::checkpoint::Catalogue;
 use crate::disk::DiskFile;
@@ -32,6 +33,8 @@ pub(super) struct Conversion<'a> {
     files: BTreeSet<usize>,
     /// What to do about a source that has changed.
     way_out: &'a str,
+    /// Encodes some of the jobs.
+    calibration: Option<&'a dyn Calibration>,
 }
 
 /// What came of it.
@@ -67,7 +70,26 @@ impl<'a> Conversion<'a> {
     ) -> Self {
         let files = provenance::files(source).unwrap_or_default();
         let (is_share, way_out) = (false, provenance::WAY_OUT);
-        Self { source, blueprint, settings, progress, stop, jobs, is_own, is_share, files, way_out }
+        let calibration = None;
+        Self {
+            source,
+            blueprint,
+            settings,
+            progress,
+            stop,
+            jobs,
+            is_own,
+            is_share,
+            files,
+            way_out,
+            calibration,
+        }
+    }
+
+    /// With `calibration`, which encodes some of the jobs.
+    pub(super) fn calibrated(mut self, calibration: Option<&'a dyn Calibration>) -> Self {
+        self.calibration = calibration;
+        self
     }
 
     /// Only those that `is_own`, with `files` to be proven beside those that they read.
@@ -100,19 +122,22 @@ impl<'a> Conversion<'a> {
         journal: &mut Journal,
         mut done: Vec<Option<Done>>,
     ) -> Result<Executed<'a>> {
-        let Self { source, blueprint, jobs, progress, stop, is_own, settings, .. } = *self;
+        let Self { source, blueprint, jobs, progress, stop, is_own, settings, calibration, .. } = *self;
         let written = self.written();
         let kept = kept::Kept { blueprint, written: &written, files, progress, stop };
         let redone = kept.check(&mut done, settings.threads, &|_| {})?;
         if redone > 0 {
             progress.damaged(redone);
         }
+        let is_refined = |job: usize| calibration.is_some_and(|calibration| calibration.takes(job));
+        // What a calibrated matrix is depends on those before it: the walk begins anew, and so do they.
+        (0..jobs.len()).filter(|&job| is_refined(job)).for_each(|job| done[job] = None);
         if self.is_share {
             // What was read for this may be older than what other machines have written beside it, and would be
             // written back with what is written next to it.
             files.iter().for_each(DiskFile::forget_cached);
         }
-        let is_to_do = |job: usize| is_own[job] && done[job].is_none();
+        let is_to_do = |job: usize| is_own[job] && done[job].is_none() && !is_refined(job);
         let supply = source.source().supply();
         let schedule = supply.map_or_else(plan::Schedule::default, |supply| self.schedule(supply, is_to_do));
         if let Some(supply) = supply {
@@ -121,6 +146,7 @@ impl<'a> Conversion<'a> {
         let intake = supply.map(|supply| intake::Intake::new(source.source(), supply, &schedule));
         let at_once = (0..jobs.len()).filter(|&job| supply.is_none() && is_to_do(job)).collect();
         let queue = queue::Queue::new(at_once, &schedule.needs);
+        queue.promise((0..jobs.len()).filter(|&job| is_refined(job)).count());
         progress.stage("convert", self.bytes_in());
         let provenance = Provenance::new(source, blueprint, (jobs, is_own), &self.files, &done, self.way_out);
         let run = execute::Run {
@@ -131,6 +157,7 @@ impl<'a> Conversion<'a> {
             error_report: settings.error_report,
             follows: !self.is_share,
             intake: intake.as_ref(),
+            calibration,
             provenance: provenance.as_ref(),
             files,
             sync_interval: settings.sync_interval,

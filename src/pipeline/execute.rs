@@ -26,6 +26,7 @@ use super::journal::{Done, Journal};
 use super::maxima::Maxima;
 use super::provenance::{self, Provenance};
 use super::queue::Queue;
+use super::refining::{Calibration, Counter, Handed};
 use super::slab::{self, Slab, Tile, Worker};
 use super::writeback::{self, Dirty};
 use crate::checkpoint::{Catalogue, Unit};
@@ -69,6 +70,8 @@ pub(super) struct Run<'a> {
     pub(super) follows: bool,
     /// Brings the source's files, if they have to be brought.
     pub(super) intake: Option<&'a Intake<'a>>,
+    /// Encodes some of the jobs.
+    pub(super) calibration: Option<&'a dyn Calibration>,
     /// Compares what jobs read with the source's files, if these may change.
     pub(super) provenance: Option<&'a Provenance<'a>>,
     pub(super) files: &'a [DiskFile],
@@ -85,6 +88,8 @@ struct Shared {
     sums: Vec<OnceLock<Sums>>,
     frontiers: Vec<Frontier>,
     dirty: Dirty,
+    /// Jobs of the calibration that are at work.
+    handed: Handed,
     /// Largest magnitudes, for codecs with a factor on a whole tensor.
     maxima: Maxima,
     /// The first error; set once.
@@ -146,6 +151,16 @@ impl Run<'_> {
                     }
                 });
             }
+            if let Some(calibration) = self.calibration {
+                let Shared { handed, queue, failed, maxima, .. } = shared_ref;
+                scope.spawn(move || {
+                    let (source, stop) = (self.source, self.stop);
+                    let desk = Counter { source, maxima, handed, queue, failed, stop };
+                    if let Err(error) = calibration.run(&desk) {
+                        shared_ref.fail(error);
+                    }
+                });
+            }
             if let Some(provenance) = self.provenance {
                 for _ in 0..provenance::readers(threads) {
                     scope.spawn(move || {
@@ -199,6 +214,7 @@ impl Run<'_> {
             },
             frontiers: self.blueprint.files.iter().map(|_| Frontier::new()).collect(),
             dirty: Dirty::new(self.blueprint.files.len()),
+            handed: Handed::default(),
             maxima: Maxima::new(self.source.tensors().len()),
             failure: Mutex::new(None),
             failed: AtomicBool::new(false),
@@ -253,6 +269,7 @@ impl Run<'_> {
             {
                 return shared.fail(error);
             }
+            shared.handed.finished(number);
             // Only closed when recording has failed, which ends the run anyway.
             let _ = finished.send(done);
         }
@@ -274,7 +291,8 @@ impl Run<'_> {
             shared.maxima.tensor_scale(self.source, output, &mut worker.reader)?;
         worker.reader.begin(self.source, &unit(self.source, output, job))?;
         let copies = output.copies(piece, &self.source.tensors()[piece.source]);
-        let mut slab = Slab::new(output, job.first_row, tensor_scale);
+        let refinement = shared.handed.of(number);
+        let mut slab = Slab::new(output, job.first_row, tensor_scale, refinement);
         let mut sums = Sums::default();
         let mut start = job.source_rows.start;
         while start < job.source_rows.end {

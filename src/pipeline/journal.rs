@@ -58,6 +58,48 @@ pub struct RequestRecord {
     /// `--error-report`.
     #[serde(default)]
     pub error_report: bool,
+    /// `--calibrate`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<CalibrationRecord>,
+}
+
+/// What a result is calibrated with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CalibrationRecord {
+    /// `sequential` or `parallel`.
+    pub mode: String,
+    /// The texts, in their order: names and digests.
+    pub texts: Vec<CalibrationText>,
+    /// Tokens that are used.
+    pub tokens: usize,
+    /// Tokens of a window.
+    pub context: usize,
+}
+
+/// A text.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CalibrationText {
+    /// Where it was.
+    pub file: String,
+    /// Digest of the file.
+    pub sha256: String,
+}
+
+impl CalibrationRecord {
+    /// Whether both give the same result: where the texts were does not count.
+    fn is_same(&self, other: &Self) -> bool {
+        let digests =
+            |of: &Self| -> Vec<String> { of.texts.iter().map(|text| text.sha256.clone()).collect() };
+        (&self.mode, self.tokens, self.context) == (&other.mode, other.tokens, other.context)
+            && digests(self) == digests(other)
+    }
+
+    /// For people.
+    fn said(&self) -> String {
+        let texts: Vec<&str> = self.texts.iter().map(|text| text.file.as_str()).collect();
+        let Self { mode, tokens, context, .. } = self;
+        format!("{mode}, {tokens} tokens in windows of {context} from {}", texts.join(", "))
+    }
 }
 
 /// A hub revision pinned to its commit.
@@ -117,7 +159,14 @@ impl RequestRecord {
             blueprint_sha256: super::digest::hex(&result.finalize()),
             jobs,
             error_report,
+            calibration: None,
         }
+    }
+
+    /// Calibrated in this way.
+    #[must_use]
+    pub(super) fn calibrated(self, calibration: Option<CalibrationRecord>) -> Self {
+        Self { calibration, ..self }
     }
 
     /// What `self`, asked for now, has other than the unfinished `earlier`.
@@ -142,10 +191,22 @@ impl RequestRecord {
         } else if self.error_report != earlier.error_report {
             let said = |is_there: bool| if is_there { "given" } else { "not given" };
             changed("--error-report", said(earlier.error_report), said(self.error_report))
-        } else if self != earlier {
+        } else if !self.is_calibrated_as(earlier) {
+            let said =
+                |of: &Self| of.calibration.as_ref().map_or("not given".into(), CalibrationRecord::said);
+            changed("--calibrate", &said(earlier), &said(self))
+        } else if *self != (Self { calibration: self.calibration.clone(), ..earlier.clone() }) {
             Some("its options were other ones".to_owned())
         } else {
             None
+        }
+    }
+
+    fn is_calibrated_as(&self, earlier: &Self) -> bool {
+        match (&self.calibration, &earlier.calibration) {
+            (None, None) => true,
+            (Some(own), Some(earlier)) => own.is_same(earlier),
+            _ => false,
         }
     }
 

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::Settings;
 use super::digest::Digests;
 use super::errors::ErrorReport;
+use super::journal::CalibrationRecord;
 use crate::checkpoint::Catalogue;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
@@ -37,6 +38,9 @@ pub struct Manifest {
     /// The importance matrix that weighed errors.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub imatrix: Option<ImatrixRecord>,
+    /// What it was calibrated with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<CalibrationRecord>,
     /// Where the source was.
     pub source: String,
     /// Source files that were read.
@@ -139,6 +143,7 @@ pub(super) struct About {
     /// The importance matrix.
     #[serde(default)]
     pub(super) imatrix: Option<ImatrixRecord>,
+    pub(super) calibration: Option<CalibrationRecord>,
     /// Where the source was.
     pub(super) source: String,
     /// Source files that count.
@@ -168,6 +173,7 @@ impl About {
             format: settings.format.clone(),
             recipe: settings.recipe.clone(),
             imatrix: ImatrixRecord::of(blueprint),
+            calibration: settings.calibration.clone(),
             source: source.source().location(),
             source_files: source_files.collect(),
         }
@@ -221,6 +227,7 @@ impl Manifest {
             format: about.format,
             recipe: about.recipe,
             imatrix: about.imatrix,
+            calibration: about.calibration,
             source: about.source,
             source_files: about.source_files,
             is_directory: blueprint.is_directory,
@@ -234,9 +241,9 @@ impl Manifest {
     /// Whether it is that of a result of the same request, whatever the digests are.
     pub(super) fn is_of(&self, wanted: &Self, error_report: bool) -> bool {
         let about = |manifest: &Self| {
-            let Self { requant_version, format, recipe, imatrix, source, is_directory, .. } =
+            let Self { requant_version, format, recipe, imatrix, calibration, source, is_directory, .. } =
                 manifest.clone();
-            (requant_version, format.to_ascii_lowercase(), recipe, imatrix, source, is_directory)
+            (requant_version, format.to_ascii_lowercase(), recipe, imatrix, calibration, source, is_directory)
         };
         let files = |manifest: &Self| -> Vec<(String, u64)> {
             manifest.files.iter().map(|file| (file.name.clone(), file.bytes)).collect()

@@ -46,6 +46,19 @@ impl Queue {
         Self { state: Mutex::new(state), changed: Condvar::new() }
     }
 
+    /// So many jobs more will be handed out.
+    pub(super) fn promise(&self, jobs: usize) {
+        self.lock().to_come += jobs;
+    }
+
+    /// These jobs, which were promised, can run now.
+    pub(super) fn hand_out(&self, jobs: &[usize]) {
+        let mut state = self.lock();
+        state.to_come -= jobs.len();
+        state.ready.extend(jobs.iter().map(|&job| Reverse(job)));
+        self.changed.notify_all();
+    }
+
     /// The scales of `file` are there.
     pub(super) fn scales_arrived(&self, file: usize, is_its_own: impl Fn(usize) -> bool) {
         self.arrived_for(file, |job| !is_its_own(job));

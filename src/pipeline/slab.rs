@@ -2,10 +2,12 @@
 //! worth a write.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use requant_formats::codec;
 
 use super::errors::Sums;
+use super::refining::Refinement;
 use super::writeback::Dirty;
 use crate::checkpoint::{Catalogue, TileReader};
 use crate::disk::DiskFile;
@@ -94,13 +96,20 @@ impl Worker {
         if sums.is_some() && rounding != Rounding::Exact {
             self.source.clone_from(&self.tile);
         }
-        self.round(rounding);
-        slab.encode(&self.tile, &mut self.parts)?;
-        slab.keep_grids(tile, &self.reader, &mut self.parts);
+        if slab.refinement.is_none() {
+            self.round(rounding);
+        }
+        slab.encode(tile, &self.tile, &mut self.parts)?;
+        if slab.refinement.is_none() {
+            slab.keep_grids(tile, &self.reader, &mut self.parts);
+        }
         let Some(sums) = sums else { return Ok(()) };
         self.decoded.resize(self.tile.len(), 0.0);
         slab.decode_last(&self.parts, &mut self.decoded);
-        sums.add(if rounding == Rounding::Exact { &self.tile } else { &self.source }, &self.decoded);
+        sums.add(
+            if rounding == Rounding::Exact || slab.refinement.is_some() { &self.tile } else { &self.source },
+            &self.decoded,
+        );
         Ok(())
     }
 }
@@ -154,12 +163,19 @@ pub(super) struct Slab<'a> {
     /// Of all bytes that were written.
     wrote: Fingerprint,
     weighing: Option<Weighing<'a>>,
+    refinement: Option<Arc<dyn Refinement>>,
 }
 
 impl<'a> Slab<'a> {
-    pub(super) fn new(output: &'a OutputTensor, first_row: usize, tensor_scale: f32) -> Self {
+    /// `refinement` encodes, if there is one.
+    pub(super) fn new(
+        output: &'a OutputTensor,
+        first_row: usize,
+        tensor_scale: f32,
+        refinement: Option<Arc<dyn Refinement>>,
+    ) -> Self {
         let weighing = output.importance.as_ref().map(Weighing::new);
-        Self { output, tensor_scale, first_row, rows: 0, wrote: Fingerprint::new(), weighing }
+        Self { output, tensor_scale, first_row, rows: 0, wrote: Fingerprint::new(), weighing, refinement }
     }
 
     pub(super) fn is_full(&self) -> bool {
@@ -174,8 +190,8 @@ impl<'a> Slab<'a> {
         }
     }
 
-    /// Encodes whole rows at the end of the slab.
-    fn encode(&mut self, tile: &[f32], parts: &mut Vec<Vec<u8>>) -> Result<()> {
+    /// Encodes whole rows at the end of the slab: `tile`, made of rows of `piece`.
+    fn encode(&mut self, from: &Tile<'_>, tile: &[f32], parts: &mut Vec<Vec<u8>>) -> Result<()> {
         let codec = self.output.codec;
         self.begin(parts);
         let mut ends = Vec::with_capacity(codec.parts().len());
@@ -183,6 +199,12 @@ impl<'a> Slab<'a> {
             let start = part.len();
             part.resize(start + codec::part_len_bytes(codec, number, tile.len() as u64) as usize, 0);
             ends.push(&mut part[start..]);
+        }
+        if let Some(refinement) = &self.refinement {
+            let rows = from.piece.turn.order(from.rows.clone());
+            refinement.encode(self.output, self.tensor_scale, &rows, tile, &mut ends);
+            self.rows += rows.len();
+            return Ok(());
         }
         match &mut self.weighing {
             None => codec.encode_under(self.tensor_scale, tile, &mut ends),

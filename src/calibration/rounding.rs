@@ -1,0 +1,246 @@
+//! Rounds one matrix with error feedback: its rows are independent, so they go in tiles, side by side.
+//!
+//! Legend: N rows of a tile, K columns.
+
+use std::ops::Range;
+
+use faer::linalg::matmul::matmul;
+use faer::{Accum, MatMut, MatRef, Par};
+use rayon::prelude::*;
+use requant_formats::codec::{self, Codec};
+use requant_formats::feedback::{Panel, Rounder};
+
+use super::gram::{Factor, Square, in_tiles};
+use crate::error::Result;
+use crate::plan::OutputTensor;
+
+/// Rows of a tile.
+const ROWS: usize = 64;
+/// Columns of a panel, at least: errors go to the columns behind it in one product.
+const PANEL: usize = 128;
+/// What is added to the diagonal of `H`, of its mean.
+const DAMPING: f64 = 0.01;
+
+/// The order in which columns are rounded: whole groups, and the columns of each.
+#[derive(Debug, Clone)]
+pub(super) struct Order {
+    /// Numbers of the groups.
+    groups: Vec<usize>,
+    /// Places of columns in their groups.
+    places: Vec<u16>,
+    /// Columns.
+    columns: Vec<usize>,
+}
+
+impl Order {
+    /// What carries most comes first, so that all others can make up for it.
+    fn new(h: &Square, group_len: usize) -> Self {
+        let weight = |column: usize| h.data[column * h.cols + column];
+        let falling = |a: f32, b: f32| b.total_cmp(&a);
+        let mut groups: Vec<(usize, f32)> = (0..h.cols / group_len)
+            .map(|group| (group, (0..group_len).map(|place| weight(group * group_len + place)).sum()))
+            .collect();
+        groups.sort_by(|a, b| falling(a.1, b.1).then(a.0.cmp(&b.0)));
+        let groups: Vec<usize> = groups.into_iter().map(|(group, _)| group).collect();
+        let mut places: Vec<u16> = Vec::with_capacity(h.cols);
+        let mut columns = Vec::with_capacity(h.cols);
+        for group in &groups {
+            let first = group * group_len;
+            let mut own: Vec<usize> = (0..group_len).collect();
+            own.sort_by(|&a, &b| falling(weight(first + a), weight(first + b)).then(a.cmp(&b)));
+            places.extend(own.iter().map(|&place| place as u16));
+            columns.extend(own.iter().map(|&place| first + place));
+        }
+        Self { groups, places, columns }
+    }
+}
+
+/// How the columns of matrices with one input hang together.
+#[derive(Debug)]
+pub(super) struct Feedback {
+    order: Order,
+    factor: Factor,
+    /// Damping that was needed, of the mean of the diagonal.
+    pub(super) damping: f64,
+}
+
+impl Feedback {
+    /// From the sum of outer products of inputs, which are not all zero, for formats with groups of `group_len`.
+    pub(super) fn new(h: &Square, group_len: usize) -> Self {
+        let mean = h.mean_diagonal();
+        let order = Order::new(h, group_len);
+        let n = h.cols;
+        let mut damping = DAMPING;
+        loop {
+            let mut permuted = Square::new(n, n);
+            permuted.data.par_chunks_mut(n).zip(&order.columns).for_each(|(row, &of)| {
+                let of = &h.data[of * n..][..n];
+                row.iter_mut()
+                    .zip(&order.columns)
+                    .for_each(|(value, &column)| *value = of[column] / mean as f32);
+            });
+            (0..n).for_each(|k| permuted.data[k * n + k] += damping as f32);
+            if let Some(factor) = Factor::new(permuted) {
+                return Self { order, factor, damping };
+            }
+            damping *= 10.0;
+        }
+    }
+
+    /// Whether it needed more damping than others.
+    pub(super) fn is_damped(&self) -> bool {
+        self.damping > DAMPING
+    }
+}
+
+/// What a matrix should be instead of itself.
+pub(super) enum Correction<'a> {
+    /// Itself.
+    None,
+    /// What answers other inputs as it would the right ones: the sum of products of differences and inputs, `[K, K]`.
+    Target(&'a Square),
+    /// What brings the hidden states behind it to the right ones: the sum of products of what is missing there without
+    /// it and its inputs, `[rows, K]`; and that of its inputs.
+    Residual(&'a Square, &'a Square),
+}
+
+/// One matrix and how it is to be rounded.
+pub(super) struct Task<'a> {
+    pub(super) output: &'a OutputTensor,
+    pub(super) tensor_scale: f32,
+    pub(super) feedback: &'a Feedback,
+    pub(super) correction: Correction<'a>,
+    /// Mean of the diagonal that `feedback` was divided by.
+    pub(super) mean: f32,
+}
+
+/// Encoded rows.
+pub(super) struct Encoded {
+    pub(super) rows: Range<usize>,
+    /// Bytes by part, row after row.
+    pub(super) parts: Vec<Vec<u8>>,
+}
+
+impl Task<'_> {
+    /// Encodes `rows`; `read` gives the weights of some of them, and `decoded` gets what is stored, `[rows, K]`.
+    pub(super) fn encode(
+        &self,
+        rows: Range<usize>,
+        read: &(dyn Fn(Range<usize>, &mut [f32]) -> Result<()> + Sync),
+        decoded: &mut [f32],
+    ) -> Result<Encoded> {
+        let cols = self.output.row_len_elems();
+        let codec = self.output.codec;
+        let row_bytes: Vec<usize> = (0..codec.parts().len())
+            .map(|part| codec::part_len_bytes(codec, part, cols as u64) as usize)
+            .collect();
+        let tiles: Vec<Result<Vec<Vec<u8>>>> = decoded
+            .par_chunks_mut(ROWS * cols)
+            .enumerate()
+            .map(|(tile, decoded)| {
+                let first = rows.start + tile * ROWS;
+                let count = decoded.len() / cols;
+                read(first..first + count, decoded)?;
+                let mut parts: Vec<Vec<u8>> = row_bytes.iter().map(|bytes| vec![0; count * bytes]).collect();
+                self.tile(first, decoded, &mut parts, &row_bytes);
+                let parts_of: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
+                codec.decode_under(self.tensor_scale, &parts_of, decoded);
+                Ok(parts)
+            })
+            .collect();
+        let mut parts: Vec<Vec<u8>> = vec![Vec::new(); row_bytes.len()];
+        for tile in tiles {
+            parts.iter_mut().zip(tile?).for_each(|(part, more)| part.extend(more));
+        }
+        Ok(Encoded { rows, parts })
+    }
+
+    /// Encodes a tile whose first row is row `first` of the matrix.
+    fn tile(&self, first: usize, weights: &mut [f32], parts: &mut [Vec<u8>], row_bytes: &[usize]) {
+        let cols = self.output.row_len_elems();
+        let rows = weights.len() / cols;
+        let Feedback { order, factor, .. } = self.feedback;
+        let permuted = |data: &[f32]| -> Vec<f32> {
+            data.chunks_exact(cols).flat_map(|row| order.columns.iter().map(|&column| row[column])).collect()
+        };
+        let mut wanted = permuted(weights);
+        if let Some(mut missing) = self.missing(first, weights) {
+            missing.iter_mut().for_each(|value| *value /= self.mean);
+            let mut missing = permuted(&missing);
+            factor.solve(&mut missing);
+            wanted.iter_mut().zip(&missing).for_each(|(value, more)| *value += more);
+        }
+        let rounding = self.output.rounding;
+        let prepare = move |values: &mut Vec<f32>| rounding.apply(values);
+        let Some(mut rounder) = Rounder::new(self.output.codec, self.tensor_scale, &prepare) else { return };
+        let group_len = self.output.codec.group_len_elems();
+        let panel_len = group_len * PANEL.div_ceil(group_len);
+        let mut current = wanted.clone();
+        let mut start = 0;
+        while start < cols {
+            let end = cols.min(start + panel_len);
+            let width = end - start;
+            let shares: Vec<f32> = (start..end)
+                .flat_map(|row| factor.shares.data[row * cols + start..row * cols + end].iter().copied())
+                .collect();
+            let panel = Panel {
+                shares: &shares,
+                costs: &factor.costs[start..end],
+                places: &order.places[start..end],
+                groups: &order.groups[start / group_len..end / group_len],
+            };
+            let mut errors = vec![0.0; rows * width];
+            for row in 0..rows {
+                let mut bytes: Vec<&mut [u8]> = parts
+                    .iter_mut()
+                    .zip(row_bytes)
+                    .map(|(part, bytes)| &mut part[row * bytes..(row + 1) * bytes])
+                    .collect();
+                let at = row * cols + start..row * cols + end;
+                rounder.panel(
+                    panel,
+                    &wanted[at.clone()],
+                    &mut current[at],
+                    &mut bytes,
+                    &mut errors[row * width..(row + 1) * width],
+                );
+            }
+            let errors = MatRef::from_row_major_slice(&errors, rows, width);
+            let shares = MatRef::from_row_major_slice(&factor.shares.data, cols, cols);
+            let later =
+                MatMut::from_row_major_slice_mut(&mut current, rows, cols).subcols_mut(end, cols - end);
+            in_tiles(later, end, &|y, first, count| {
+                matmul(y, Accum::Add, errors, shares.submatrix(start, first, width, count), 1.0, Par::Seq);
+            });
+            start = end;
+        }
+    }
+
+    /// What the correction adds, before it is divided by `H`.
+    fn missing(&self, first: usize, weights: &[f32]) -> Option<Vec<f32>> {
+        let cols = self.output.row_len_elems();
+        let rows = weights.len() / cols;
+        let product = |with: &Square, start: Vec<f32>, factor: f32| -> Vec<f32> {
+            let mut y = start;
+            let w = MatRef::from_row_major_slice(weights, rows, cols);
+            let with = MatRef::from_row_major_slice(&with.data, cols, cols);
+            in_tiles(MatMut::from_row_major_slice_mut(&mut y, rows, cols), 0, &|y, first, count| {
+                matmul(y, Accum::Add, w, with.subcols(first, count), factor, Par::Seq);
+            });
+            y
+        };
+        match &self.correction {
+            Correction::None => None,
+            Correction::Target(differences) => Some(product(differences, vec![0.0; weights.len()], 1.0)),
+            Correction::Residual(wanted, h) => {
+                Some(product(h, wanted.data[first * cols..][..weights.len()].to_vec(), -1.0))
+            }
+        }
+    }
+}
+
+/// Whether a format can be rounded in this way.
+pub(super) fn can(codec: &dyn Codec) -> bool {
+    const LONGEST: usize = 256;
+    codec.ladder().is_some() && codec.group_len_elems() <= LONGEST
+}

@@ -1,0 +1,160 @@
+//! `--calibrate` and what goes with it.
+
+use std::path::PathBuf;
+
+use clap::builder::PossibleValuesParser;
+use clap::{Arg, ArgAction, ArgMatches};
+use sha2::{Digest, Sha256};
+
+use super::perplexity::Layers;
+use super::plan::Request;
+use super::{applies, console};
+use crate::calibration::{self, Calibration, Mode};
+use crate::error::{Error, Result};
+use crate::evaluate::{self, Bos, Tokens, Windows};
+use crate::model::Storage;
+use crate::pipeline::{self, CalibrationRecord, CalibrationText, OR_IGNORE_SPACE};
+use crate::small;
+
+/// Options that mean nothing without a text.
+const OF_TEXTS: [&str; 3] = ["calibrate-tokens", "calibrate-mode", "calibrate-context"];
+
+/// The arguments.
+pub(super) fn arguments() -> [Arg; 4] {
+    let number = |name: &'static str, default: &'static str, help: &'static str| {
+        Arg::new(name)
+            .long(name)
+            .value_name("N")
+            .default_value(default)
+            .value_parser(clap::value_parser!(u32).range(4..=1 << 24))
+            .help(help)
+    };
+    [
+        Arg::new("calibrate")
+            .long("calibrate")
+            .value_name("TEXT")
+            .action(ArgAction::Append)
+            .value_parser(clap::value_parser!(PathBuf))
+            .conflicts_with("imatrix")
+            .help("Round with error feedback, for what the model computes on this text; may be given several times"),
+        number("calibrate-tokens", "131072", "Tokens of the texts to use at most, in equal parts"),
+        number("calibrate-context", "512", "Tokens of a window"),
+        Arg::new("calibrate-mode")
+            .long("calibrate-mode")
+            .value_name("MODE")
+            .default_value("sequential")
+            .value_parser(PossibleValuesParser::new(["sequential", "parallel"]))
+            .help(
+                "sequential: matrices make good what those before them lost; parallel: each is rounded for the inputs of \
+                 the original",
+            ),
+    ]
+}
+
+/// What was asked for, ready to be used.
+pub(super) struct Prepared {
+    windows: Windows,
+    mode: Mode,
+    storage: Storage,
+    /// For journal and manifest.
+    pub(super) record: CalibrationRecord,
+    layers: Layers,
+}
+
+/// Refuses what cannot be, before anything is opened.
+///
+/// # Errors
+/// Names the option.
+pub(super) fn check(matches: &ArgMatches) -> Result<()> {
+    if matches.contains_id("calibrate") {
+        return Ok(());
+    }
+    applies::refuse(matches, &OF_TEXTS, "is for --calibrate TEXT, and there is none")
+}
+
+/// The calibration that was asked for, if one was.
+///
+/// # Errors
+/// When a text cannot be read or is shorter than a window, the model cannot be evaluated, or there is no room for scratch
+/// files.
+pub(super) fn prepare(matches: &ArgMatches, request: &Request) -> Result<Option<Prepared>> {
+    let paths: Vec<&PathBuf> = matches.get_many("calibrate").into_iter().flatten().collect();
+    if paths.is_empty() {
+        return Ok(None);
+    }
+    if request.streaming.is_some() {
+        let message = "--calibrate reads the weights in the order of the layers, twice: fetch the model first (requant fetch)";
+        return Err(Error::Request(message.into()));
+    }
+    let number = |name: &str| matches.get_one::<u32>(name).map_or(0, |&number| number as usize);
+    let (context, most) = (number("calibrate-context"), number("calibrate-tokens"));
+    let mode = match matches.get_one::<String>("calibrate-mode").map(String::as_str) {
+        Some("parallel") => Mode::Parallel,
+        _ => Mode::Sequential,
+    };
+    let tokenizer = request.source.tokenizer()?;
+    let mut texts = Vec::with_capacity(paths.len());
+    let mut all: Option<Windows> = None;
+    for path in &paths {
+        let bytes = small::read_given(path, small::TEXT)?;
+        let sha256 = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        texts.push(CalibrationText { file: path.display().to_string(), sha256 });
+        let tokens = Tokens::encode(&tokenizer, &small::text(path, bytes)?, Bos::default())?;
+        let mut windows = Windows::cut(&tokens, context, None)
+            .map_err(|error| Error::Request(format!("{}: {error}", path.display())))?;
+        windows.truncate((most / context / paths.len()).max(1));
+        match &mut all {
+            None => all = Some(windows),
+            Some(all) => all.append(windows),
+        }
+    }
+    let windows = all.unwrap_or_else(|| Windows::from_tokens(Vec::new(), context));
+    let store = request.source.store()?;
+    let measured = evaluate::Request {
+        model: store,
+        original: Some(store),
+        windows: &windows,
+        memory_bytes: None,
+        scratch: None,
+    };
+    let storage = match evaluate::scratch_need(&measured)? {
+        None => Storage::Memory,
+        Some(need) => {
+            let directory = need.directory.clone();
+            if !matches.get_flag("ignore-space") {
+                pipeline::check_space(&[need], OR_IGNORE_SPACE)?;
+            }
+            Storage::Scratch(directory)
+        }
+    };
+    let record = CalibrationRecord { mode: mode.name().into(), texts, tokens: windows.tokens.len(), context };
+    let layers = Layers::new(matches.get_flag("quiet"));
+    Ok(Some(Prepared { windows, mode, storage, record, layers }))
+}
+
+impl Prepared {
+    /// The calibration of `request`.
+    ///
+    /// # Errors
+    /// When nothing of the result can be calibrated.
+    pub(super) fn calibration<'a>(&'a mut self, request: &'a Request) -> Result<Calibration<'a>> {
+        let settings = calibration::Settings {
+            tokens: &self.windows.tokens,
+            context: self.windows.context,
+            mode: self.mode,
+            storage: self.storage.clone(),
+            threads: request.threads,
+            observer: &mut self.layers,
+        };
+        Calibration::new(&request.source, &request.blueprint, settings)
+    }
+}
+
+/// Says where more damping than usual was needed.
+pub(super) fn note(calibration: &Calibration<'_>) {
+    for (role, damping) in calibration.damped() {
+        console::note(format_args!(
+            "{role:?}: its inputs leave directions open; {damping} of their mean square was added to each column"
+        ));
+    }
+}

@@ -1,0 +1,188 @@
+//! `convert --calibrate`: results that are better than rounded ones, the same whatever happens on the way.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+use crate::conversion::{fixtures, model, sha256};
+
+/// Tokens to calibrate with: a few windows.
+const TOKENS: &str = "2048";
+
+fn requant(words: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_requant")).args(words).output().unwrap()
+}
+
+fn succeed(words: &[&str]) -> Value {
+    let output = requant(&[words, &["--json", "-q"]].concat());
+    assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+fn fail(words: &[&str]) -> String {
+    let output = requant(words);
+    assert!(!output.status.success(), "{words:?}");
+    String::from_utf8(output.stderr).unwrap()
+}
+
+/// A folder with a text to calibrate on and another to measure on.
+struct Place {
+    folder: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        let place = Self { folder: tempfile::tempdir().unwrap() };
+        let whole = std::fs::read(fixtures().join("text/heldout.txt")).unwrap();
+        // Both halves begin with whole characters.
+        std::fs::write(place.path("known.txt"), &whole[..40_000]).unwrap();
+        std::fs::write(place.path("unseen.txt"), &whole[60_000..66_000]).unwrap();
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn word(&self, name: &str) -> String {
+        self.path(name).to_str().unwrap().to_owned()
+    }
+
+    /// Converts the fixture; `more` are options.
+    fn convert(&self, format: &str, output: &str, more: &[&str]) -> Value {
+        let (model, output) = (model(), self.word(output));
+        succeed(&[&["convert", model.to_str().unwrap(), "--to", format, "-o", &output], more].concat())
+    }
+
+    fn calibrated(&self, format: &str, output: &str, more: &[&str]) -> Value {
+        let text = self.word("known.txt");
+        self.convert(format, output, &[&["--calibrate", &text, "--calibrate-tokens", TOKENS], more].concat())
+    }
+
+    /// Mean KL divergence of a result from the fixture, on the text that it has not seen.
+    fn divergence(&self, output: &str) -> f64 {
+        let (model, output, text) = (model(), self.word(output), self.word("unseen.txt"));
+        let model = model.to_str().unwrap();
+        let found = succeed(&["perplexity", &output, "--text", &text, "--against", model, "-c", "128"]);
+        found["against"]["mean_kld"].as_f64().unwrap()
+    }
+}
+
+fn digest(path: &Path) -> String {
+    sha256(&std::fs::read(path).unwrap())
+}
+
+/// Less than so much of what rounding loses is left, in formats of every kind.
+#[test]
+fn results_are_nearer_to_their_source_than_rounded_ones() {
+    let place = Place::new();
+    for (format, most) in [
+        ("q4_k_s", 0.6),
+        ("q2_k", 0.6),
+        ("q4_0", 0.6),
+        ("iq4_xs", 0.6),
+        ("mlx-4bit", 0.65),
+        ("mlx-mxfp4", 0.65),
+        ("compressed-tensors-w4a16-g64", 0.65),
+        ("compressed-tensors-nvfp4", 0.65),
+        ("gptq-4bit-64g", 0.65),
+        ("awq-4bit-64g", 0.65),
+    ] {
+        let [rounded, calibrated] =
+            ["rounded", "calibrated"].map(|name| format!("{format}.{name}{}", suffix(format)));
+        let plain = place.convert(format, &rounded, &[]);
+        let found = place.calibrated(format, &calibrated, &[]);
+        assert_eq!(found["bytes_out"], plain["bytes_out"], "{format}");
+        let [plain, found] = [&rounded, &calibrated].map(|name| place.divergence(name));
+        println!("{format}: {found:.6} of {plain:.6}: {:.3}", found / plain);
+        assert!(found < most * plain, "{format}: {found} of {plain}");
+    }
+}
+
+fn suffix(format: &str) -> &'static str {
+    let is_directory = ["mlx", "compressed", "gptq", "awq"].iter().any(|target| format.starts_with(target));
+    if is_directory { "" } else { ".gguf" }
+}
+
+/// Each for itself, matrices are better than rounded as well; making good what was lost before them is better still.
+#[test]
+fn matrices_that_make_good_what_was_lost_are_better_than_each_for_itself() {
+    let place = Place::new();
+    place.convert("q4_k_s", "r.gguf", &[]);
+    let parallel = place.calibrated("q4_k_s", "p.gguf", &["--calibrate-mode", "parallel"]);
+    let sequential = place.calibrated("q4_k_s", "s.gguf", &[]);
+    let [rounded, alone, together] = ["r.gguf", "p.gguf", "s.gguf"].map(|name| place.divergence(name));
+    assert!(together < alone && alone < rounded, "{together} {alone} {rounded}");
+    for (value, mode) in [(parallel, "parallel"), (sequential, "sequential")] {
+        let manifest = std::fs::read(value["manifest"].as_str().unwrap()).unwrap();
+        let manifest: Value = serde_json::from_slice(&manifest).unwrap();
+        let record = &manifest["calibration"];
+        assert_eq!(record["mode"], mode);
+        assert_eq!((&record["tokens"], &record["context"]), (&2048.into(), &512.into()));
+        assert_eq!(record["texts"][0]["sha256"], digest(&place.path("known.txt")));
+    }
+}
+
+#[test]
+fn bytes_do_not_depend_on_the_number_of_threads() {
+    let place = Place::new();
+    for (threads, output) in [("1", "one.gguf"), ("3", "three.gguf")] {
+        place.calibrated("q3_k_m", output, &["--threads", threads]);
+    }
+    assert_eq!(digest(&place.path("one.gguf")), digest(&place.path("three.gguf")));
+}
+
+/// Killed a few times on the way, the same command comes to the same bytes; with another text it says so.
+#[test]
+fn a_killed_run_is_gone_on_with() {
+    let place = Place::new();
+    place.calibrated("q4_0", "straight.gguf", &[]);
+    let (model, text, output) = (model(), place.word("known.txt"), place.word("killed.gguf"));
+    let words = ["convert", model.to_str().unwrap(), "--to", "q4_0", "-o", &output, "-q", "--calibrate"];
+    for milliseconds in [300, 900, 1800] {
+        let more = [text.as_str(), "--calibrate-tokens", TOKENS];
+        let mut child = Command::new(env!("CARGO_BIN_EXE_requant")).args(words).args(more).spawn().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(milliseconds));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    if place.path("killed.gguf.partial").exists() {
+        let other = place.word("unseen.txt");
+        let error = fail(&[&words[..], &[&other, "--calibrate-tokens", TOKENS]].concat());
+        assert!(error.contains("--calibrate") && error.contains("--restart"), "{error}");
+        let error = fail(&words[..7]);
+        assert!(error.contains("--calibrate") && error.contains("--restart"), "{error}");
+        place.calibrated("q4_0", "killed.gguf", &[]);
+    }
+    assert_eq!(digest(&place.path("killed.gguf")), digest(&place.path("straight.gguf")));
+    let verified = succeed(&["verify", &output]);
+    assert!(verified.to_string().contains("killed.gguf"));
+}
+
+#[test]
+fn what_cannot_be_calibrated_is_refused_at_once() {
+    let place = Place::new();
+    let (model, text) = (model(), place.word("known.txt"));
+    let model = model.to_str().unwrap();
+    let convert = |more: &[&str]| {
+        let output = place.word("none.gguf");
+        let error = fail(&[&["convert", model, "-o", &output], more].concat());
+        assert!(!place.path("none.gguf.partial").exists(), "{more:?}");
+        error
+    };
+    let short = place.word("short.txt");
+    std::fs::write(&short, "Too short a text.").unwrap();
+    let error = convert(&["--to", "q4_0", "--calibrate", &short]);
+    assert!(error.contains("short.txt"), "{error}");
+    let error = convert(&["--to", "q4_0", "--calibrate", &place.word("missing.txt")]);
+    assert!(error.contains("missing.txt"), "{error}");
+    let error = convert(&["--to", "q4_0", "--calibrate-tokens", "4096"]);
+    assert!(error.contains("--calibrate"), "{error}");
+    let error = convert(&["--to", "f16", "--calibrate", &text]);
+    assert!(error.contains("--calibrate") && error.contains("without it"), "{error}");
+    let error = convert(&["--to", "q4_0", "--calibrate", &text, "--job", "1/2"]);
+    assert!(error.contains("--calibrate") && error.contains("share"), "{error}");
+    let error = convert(&["--to", "q4_0", "--calibrate", &text, "--imatrix", "i.gguf"]);
+    assert!(error.contains("--imatrix"), "{error}");
+}
