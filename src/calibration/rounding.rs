@@ -114,6 +114,9 @@ pub(super) struct Task<'a> {
     pub(super) mean: f32,
 }
 
+/// Reads some rows of a matrix.
+type Read<'a> = &'a (dyn Fn(Range<usize>, &mut [f32]) -> Result<()> + Sync);
+
 /// Encoded rows.
 pub(super) struct Encoded {
     pub(super) rows: Range<usize>,
@@ -123,12 +126,7 @@ pub(super) struct Encoded {
 
 impl Task<'_> {
     /// Encodes `rows`; `read` gives the weights of some of them, and `decoded` gets what is stored, `[rows, K]`.
-    pub(super) fn encode(
-        &self,
-        rows: Range<usize>,
-        read: &(dyn Fn(Range<usize>, &mut [f32]) -> Result<()> + Sync),
-        decoded: &mut [f32],
-    ) -> Result<Encoded> {
+    pub(super) fn encode(&self, rows: Range<usize>, read: Read<'_>, decoded: &mut [f32]) -> Result<Encoded> {
         let cols = self.output.row_len_elems();
         let codec = self.output.codec;
         let row_bytes: Vec<usize> = (0..codec.parts().len())

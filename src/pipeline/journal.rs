@@ -420,6 +420,7 @@ mod tests {
             blueprint_sha256: "b".into(),
             jobs: 10,
             error_report: false,
+            calibration: None,
         }
     }
 
