@@ -33,6 +33,7 @@ mod witness;
 pub(crate) use catalogue::Headers;
 pub use encoding::{BlockScale, Encoding, Packed, ScaleFormat};
 pub use gguf::GgufModel;
+pub use quantization::quantization_methods;
 pub(crate) use read::check_finite;
 
 pub use read::TileReader;

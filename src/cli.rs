@@ -2,37 +2,46 @@
 //!
 //! Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 usage.
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::error::ErrorKind;
-use clap::{Arg, ArgAction, ArgMatches, Command};
+use clap::{Arg, ArgAction, ArgMatches, ColorChoice, Command};
 
 use crate::error::{Error, Result};
 use crate::source::hub::XET_THREAD;
 
 mod applies;
 mod calibrate;
+mod completions;
 mod console;
 mod convert;
 mod destination;
+mod diff;
 mod errors;
+mod families;
 mod feedback;
 mod fetch;
+mod formats;
+mod headings;
 mod imatrix;
 mod inspect;
 mod job;
 mod join;
+mod man;
 mod measured;
 mod model;
 mod named;
 mod perplexity;
 mod plan;
+mod reference;
 mod report;
 mod rules;
 mod size;
 mod status;
+mod texts;
 mod validation;
 mod verify;
 
@@ -44,6 +53,9 @@ trait Subcommand: Sync {
     fn run(&self, matches: &ArgMatches) -> Result<()>;
 }
 
+/// What the program is called.
+const NAME: &str = "requant";
+
 /// Every subcommand.
 const SUBCOMMANDS: &[&dyn Subcommand] = &[
     &convert::Convert,
@@ -54,7 +66,13 @@ const SUBCOMMANDS: &[&dyn Subcommand] = &[
     &inspect::Inspect,
     &verify::Verify,
     &perplexity::Perplexity,
+    &diff::Diff,
     &calibrate::Calibrate,
+    &formats::Formats,
+    &families::Families,
+    &completions::Completions,
+    &man::Man,
+    &reference::Reference,
 ];
 
 /// Parses the process arguments and runs what they ask for.
@@ -66,15 +84,9 @@ pub fn main() -> ExitCode {
             show(info);
         }
     }));
-    let mut command = Command::new("requant")
-        .version(env!("CARGO_PKG_VERSION"))
-        .about(env!("CARGO_PKG_DESCRIPTION"))
-        .subcommand_required(true)
-        .arg_required_else_help(true);
-    for subcommand in SUBCOMMANDS {
-        command = command.subcommand(subcommand.command());
-    }
-    let matches = match command.try_get_matches() {
+    let color = color_choice(std::env::args_os().skip(1));
+    console::set_color(color);
+    let matches = match command().color(color).try_get_matches() {
         Ok(matches) => matches,
         Err(error) => {
             let is_help = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
@@ -91,6 +103,42 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failed(&error),
     }
+}
+
+/// Everything that can be on a command line.
+fn command() -> Command {
+    Command::new(NAME)
+        .version(env!("CARGO_PKG_VERSION"))
+        .about(env!("CARGO_PKG_DESCRIPTION"))
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .arg(color_argument().hide(true))
+        .subcommands(SUBCOMMANDS.iter().map(|subcommand| subcommand.command().arg(color_argument())))
+}
+
+/// `--color`.
+fn color_argument() -> Arg {
+    Arg::new("color")
+        .long("color")
+        .value_name("WHEN")
+        .value_parser(clap::value_parser!(ColorChoice))
+        .hide_possible_values(true)
+        .help("Colour messages: auto, always or never [default: auto, and NO_COLOR counts]")
+}
+
+/// The value of `--color` among `words`: what is wrong with the others is said in colours, or not.
+fn color_choice(words: impl Iterator<Item = OsString>) -> ColorChoice {
+    let mut words = words.take_while(|word| word != "--");
+    let mut choice = ColorChoice::Auto;
+    while let Some(word) = words.next() {
+        let value = match word.to_str() {
+            Some("--color") => words.next().and_then(|value| value.into_string().ok()),
+            Some(text) => text.strip_prefix("--color=").map(str::to_owned),
+            None => None,
+        };
+        choice = value.and_then(|value| value.parse().ok()).unwrap_or(choice);
+    }
+    choice
 }
 
 /// Says what went wrong, and gives the exit code for it.
@@ -135,10 +183,15 @@ fn path_argument(name: &'static str, help: &'static str) -> Arg {
         .value_parser(clap::value_parser!(std::path::PathBuf))
 }
 
+/// `--json`.
+fn json_argument() -> Arg {
+    Arg::new("json").long("json").action(ArgAction::SetTrue).help("Print one JSON object on stdout")
+}
+
 /// `--json` and `--quiet`.
 fn output_arguments() -> [Arg; 2] {
     [
-        Arg::new("json").long("json").action(ArgAction::SetTrue).help("Print one JSON object on stdout"),
+        json_argument(),
         Arg::new("quiet").long("quiet").short('q').action(ArgAction::SetTrue).help("No progress on stderr"),
     ]
 }
@@ -149,6 +202,7 @@ fn threads_argument() -> Arg {
         .long("threads")
         .value_name("N")
         .value_parser(clap::value_parser!(u16).range(1..))
+        .help_heading(headings::RESOURCES)
         .help("Worker threads, at most one per core [default: one per core]")
 }
 
@@ -179,6 +233,7 @@ fn ignore_space_argument() -> Arg {
     Arg::new("ignore-space")
         .long("ignore-space")
         .action(ArgAction::SetTrue)
+        .help_heading(headings::RESOURCES)
         .help("Go ahead on a disk that seems to have too little room")
 }
 

@@ -9,17 +9,21 @@ use crate::model::{self, Hidden, Observer, Storage, Walk};
 mod divergence;
 mod importance;
 mod layers;
+mod pairs;
 mod perplexity;
 mod prediction;
 mod room;
+mod statistics;
 mod windows;
 
 pub use divergence::{Divergence, Estimate};
 pub use importance::importance;
 pub use layers::{ExpertReport, LayerReport};
+pub use pairs::{Pair, Pairs, Side, Stored as StoredModel, pairs};
 pub use perplexity::{Perplexity, perplexity};
 pub use prediction::{AgainstPrediction, Prediction};
 pub use room::{default_scratch_directory, scratch_need};
+pub use statistics::{Statistics, statistics};
 pub use windows::{Bos, Tokens, Windows};
 
 use perplexity::Scores;

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::checkpoint::{Catalogue, Checkpoint, GgufModel, Headers, WeightStore};
 use crate::error::{Error, Result};
-use crate::family::{self, Family, Spec};
+use crate::family::{self, Ecosystem, Family, Spec};
 use crate::source::{self, Source};
 use crate::tokenizer::{SPECIAL_TOKENS_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, Tokenizer};
 
@@ -116,6 +116,15 @@ impl Opened {
         match &self.container {
             Container::Gguf(model) => Some(model),
             Container::Checkpoint(_) | Container::Mlx(_) => None,
+        }
+    }
+
+    /// Whose names and arrangement its tensors have.
+    pub fn ecosystem(&self) -> Ecosystem {
+        match &self.container {
+            Container::Checkpoint(_) => Ecosystem::Hf,
+            Container::Gguf(_) => Ecosystem::Gguf,
+            Container::Mlx(_) => Ecosystem::Mlx,
         }
     }
 

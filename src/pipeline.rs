@@ -44,6 +44,7 @@ mod writeback;
 
 use conversion::Conversion;
 
+pub(crate) use errors::Sums;
 pub use errors::{ErrorReport, TensorError};
 pub use execute::peak_ram_bytes;
 pub(crate) use journal::resumed_jobs;

@@ -21,6 +21,7 @@ mod awq;
 pub mod budget;
 mod carried;
 mod compressed_tensors;
+mod format;
 mod gguf;
 mod gptq;
 mod hf;
@@ -34,6 +35,7 @@ mod shares;
 mod summary;
 
 pub use budget::{Budget, Choices};
+pub use format::{Format, ImportanceUse, find as find_format, nearest as nearest_formats};
 pub(crate) use gguf::general_metadata;
 pub use jobs::{Job, jobs, output_rows, whole_bands};
 pub use rules::{Choice, Pattern, Rule, Rules, numbered};
@@ -264,15 +266,6 @@ impl Blueprint {
     }
 }
 
-/// A value of `--to`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Format {
-    /// What the user types, lower case.
-    pub name: &'static str,
-    /// One line for `--help`.
-    pub about: &'static str,
-}
-
 /// Choices beside the format.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Options {
@@ -301,9 +294,28 @@ pub trait Target: Sync {
     /// Its formats.
     fn formats(&self) -> &'static [Format];
 
+    /// Those of them that people use most, the first of them most of all.
+    fn usual(&self) -> &'static [&'static str];
+
+    /// Bits per weight of the type that most matrices get, scales included; of floats those of one.
+    fn bits_per_weight(&self, format: &Format) -> f64;
+
+    /// Programs that read the result.
+    fn readers(&self, format: &Format) -> &'static [&'static str];
+
+    /// What an importance matrix does for it.
+    fn importance(&self, _: &Format) -> ImportanceUse {
+        ImportanceUse::Unused
+    }
+
     /// Whether a result is a directory; else it is a file, or a few.
     fn is_directory(&self) -> bool {
         true
+    }
+
+    /// Whether it can be made of a GGUF file; of a checkpoint every result can.
+    fn takes_gguf(&self) -> bool {
+        false
     }
 
     /// Whether errors can be weighed with an importance matrix.
@@ -339,13 +351,12 @@ pub const TARGETS: &[&dyn Target] = &[
 /// Works out the result of converting `source` to `format`.
 ///
 /// # Errors
-/// [`Error::Unsupported`] with the known names when `format` is not one of them; else as
-/// [`Target::blueprint`].
+/// [`Error::Usage`] with the nearest names when `format` is not one of them; else as [`Target::blueprint`].
 pub fn blueprint(source: &Opened, format: &str, options: &Options) -> Result<Blueprint> {
     if let Some(checkpoint) = source.checkpoint() {
         checkpoint.family().check_convertible(checkpoint.spec())?;
     }
-    let (target, format) = target_of(format)?;
+    let (target, format) = find_format(format)?;
     options.rules.check_format(format.name)?;
     if let Some(imatrix) = options.imatrix.as_ref().filter(|_| !target.weighs_errors()) {
         return Err(Error::Unsupported {
@@ -381,26 +392,9 @@ fn checkpoint_of<'a>(source: &'a Opened, format: &Format) -> Result<&'a Checkpoi
 /// Whether a result of `format` is a directory.
 ///
 /// # Errors
-/// [`Error::Unsupported`] with the known names when `format` is not one of them.
+/// [`Error::Usage`] with the nearest names when `format` is not one of them.
 pub fn is_directory(format: &str) -> Result<bool> {
-    Ok(target_of(format)?.0.is_directory())
-}
-
-/// The family of a value of `--to`, and what it knows it as.
-fn target_of(format: &str) -> Result<(&'static dyn Target, &'static Format)> {
-    for target in TARGETS {
-        for known in target.formats() {
-            if known.name.eq_ignore_ascii_case(format) {
-                return Ok((*target, known));
-            }
-        }
-    }
-    let names: Vec<&str> =
-        TARGETS.iter().flat_map(|target| target.formats()).map(|format| format.name).collect();
-    Err(Error::Unsupported {
-        what: format!("format {format:?}"),
-        hint: format!("known: {}", names.join(", ")),
-    })
+    Ok(find_format(format)?.0.is_directory())
 }
 
 /// Holds a blueprint against the checkpoint: every weight is used or dropped with a reason, and

@@ -108,7 +108,7 @@ fn exit_codes_and_streams() {
     assert_eq!(requant(&["plan", path(&model), "--to", "q4_0", "--memory", "lots"]).status.code(), Some(2));
 
     let unknown = requant(&["convert", path(&model), "--to", "q9_9", "-o", output]);
-    assert_eq!(unknown.status.code(), Some(1));
+    assert_eq!(unknown.status.code(), Some(2));
     let message = text(&unknown.stderr);
     assert!(
         message.contains("q9_9") && message.contains("q4_k_m") && message.contains("mlx-4bit"),
@@ -129,12 +129,6 @@ fn exit_codes_and_streams() {
     assert_eq!(tight.status.code(), Some(1));
     assert!(text(&tight.stderr).contains("--memory"));
 
-    let help = requant(&["convert", "--help"]);
-    assert!(help.status.success());
-    let help = text(&help.stdout);
-    for format in requant::plan::TARGETS.iter().flat_map(|target| target.formats()) {
-        assert!(help.contains(format.name), "{} is not in --help", format.name);
-    }
     assert_eq!(names(directory.path()), Vec::<String>::new());
 }
 

@@ -295,3 +295,39 @@ fn arguments_need_not_be_text() {
         assert!(message.contains(words), "{arguments:?}: {message}");
     }
 }
+
+/// `--color`, before or after the command; what is no terminal gets colours only when it is told so.
+#[test]
+fn colours_are_for_those_who_want_them() {
+    let run = |arguments: &[&str], variables: &[(&str, &str)]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_requant"));
+        let output = command.args(arguments).envs(variables.iter().copied()).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{}", String::from_utf8_lossy(&output.stderr));
+        output.stderr
+    };
+    let red = |stderr: &[u8]| stderr.starts_with(b"\x1b[1;31merror:\x1b[0m ");
+    let wrong = ["plan", ".", "--to", "q4km"];
+    assert!(!run(&wrong, &[]).contains(&0x1b));
+    for arguments in [
+        &["plan", ".", "--to", "q4km", "--color", "always"][..],
+        &["plan", "--color=always", ".", "--to", "q4km"],
+        &["--color", "always", "plan", ".", "--to", "q4km"],
+        &["plan", "--color=never", "--color=always"],
+        &["plan", "--color", "always"],
+    ] {
+        // One that is given twice is an error too.
+        assert!(red(&run(arguments, &[("NO_COLOR", "1")])), "{arguments:?}");
+    }
+    for arguments in
+        [&["plan", ".", "--to", "q4km", "--color", "never"][..], &["plan", "--color", "sometimes", "."]]
+    {
+        assert!(!run(arguments, &[("CLICOLOR_FORCE", "1")]).contains(&0x1b), "{arguments:?}");
+    }
+    // A name with colours of its own stays without.
+    let odd = run(&["plan", ".", "--to", "\x1b[32mgreen", "--color=always"], &[]);
+    assert!(
+        red(&odd) && odd.iter().filter(|byte| **byte == 0x1b).count() == 2,
+        "{}",
+        String::from_utf8_lossy(&odd)
+    );
+}

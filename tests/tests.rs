@@ -41,6 +41,7 @@
 //! - `economy`: what a measurement reads and how much memory it takes.
 //! - `results`: finished GGUF and MLX results, read back and measured.
 //! - `comparison`: two models side by side.
+//! - `diff`: two models tensor by tensor.
 //! - `destinations`: where results go: what may be replaced, and what they stay away from.
 //! - `arguments`: options, MODEL and numbers that make no sense are errors before any work.
 //! - `console`: what leaves to terminals and pipes: nothing unsafe, nothing endless, and no panic.
@@ -53,6 +54,10 @@
 //! - `stores`: models in object stores.
 //! - `cluster`: variables of schedulers, and the files in `examples/cluster`.
 //! - `xet`: Xet storage instead of plain ranges, with faults.
+//! - `formats`: values of `--to`: their list, the help that sums it up, what a typo is told.
+//! - `unnamed`: conversions without `-o`, and those that are only shown.
+//! - `texts`: several texts, standard input, parts of texts.
+//! - `reference`: what the program says of itself: docs, completions, manual pages, families.
 //! - `command`: the command line as scripts see it: exit codes, streams, JSON keys.
 
 #[cfg(test)]
@@ -86,6 +91,8 @@ mod deepseek_v2;
 #[cfg(test)]
 mod destinations;
 #[cfg(test)]
+mod diff;
+#[cfg(test)]
 mod economy;
 #[cfg(test)]
 mod error_report;
@@ -101,6 +108,8 @@ mod faults;
 mod feedback;
 #[cfg(test)]
 mod fetch;
+#[cfg(test)]
+mod formats;
 #[cfg(test)]
 mod gguf;
 #[cfg(test)]
@@ -134,6 +143,8 @@ mod predictor;
 #[cfg(test)]
 mod recorder;
 #[cfg(test)]
+mod reference;
+#[cfg(test)]
 mod refits;
 #[cfg(test)]
 mod requantize;
@@ -161,6 +172,10 @@ mod sources;
 mod stores;
 #[cfg(test)]
 mod streaming;
+#[cfg(test)]
+mod texts;
+#[cfg(test)]
+mod unnamed;
 #[cfg(test)]
 mod variants;
 #[cfg(test)]

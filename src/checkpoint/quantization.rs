@@ -20,6 +20,11 @@ mod gptq;
 /// Every value of `quant_method` that is read.
 const METHODS: &[&dyn Method] = &[&fp8::Fp8, &compressed_tensors::CompressedTensors, &gptq::Gptq, &awq::Awq];
 
+/// The values of `quant_method` that are read.
+pub fn quantization_methods() -> impl Iterator<Item = &'static str> {
+    METHODS.iter().map(|method| method.name())
+}
+
 /// A value of `quant_method`.
 trait Method: Sync {
     /// The value.

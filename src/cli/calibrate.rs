@@ -10,13 +10,12 @@ use serde_json::json;
 use super::console::{self, Page};
 use super::measured::{Measured, Which};
 use super::perplexity::{self, Room};
-use super::{Subcommand, applies, destination, model, named};
+use super::{Subcommand, applies, destination, model, named, texts};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
-use crate::evaluate::{self, Bos, Tokens, Windows};
+use crate::evaluate::{self, Tokens, Windows};
 use crate::imatrix::{Collected, Format, Imatrix};
 use crate::pipeline::output::{self, Kept};
-use crate::small;
 
 /// Names of experts that are listed.
 const LISTED: usize = 20;
@@ -27,12 +26,12 @@ pub(super) struct Calibrate;
 impl Subcommand for Calibrate {
     fn command(&self) -> Command {
         Command::new("calibrate")
-            .about("Make an importance matrix of a model and a text, as llama-imatrix does")
+            .about("Make an importance matrix, as llama-imatrix does")
+            .long_about("Make an importance matrix of a model and a text, as llama-imatrix does")
             .arg(super::path_argument("MODEL", perplexity::MODEL_HELP))
             .arg(
-                paths("text")
-                    .required_unless_present("in-file")
-                    .help("A text, UTF-8; may be given several times"),
+                texts::text_argument("A text, UTF-8, or - for standard input; may be given several times")
+                    .required_unless_present("in-file"),
             )
             .arg(
                 Arg::new("output")
@@ -55,15 +54,8 @@ impl Subcommand for Calibrate {
                 paths("in-file")
                     .help("Add what this importance matrix has collected; may be given several times"),
             )
-            .arg(
-                Arg::new("context")
-                    .long("context")
-                    .short('c')
-                    .value_name("N")
-                    .default_value("512")
-                    .value_parser(clap::value_parser!(u32).range(4..=1 << 20))
-                    .help("Tokens of a window"),
-            )
+            .arg(texts::context_argument("Tokens of a window"))
+            .arg(texts::chunks_argument().conflicts_with("max-tokens"))
             .arg(
                 Arg::new("max-tokens")
                     .long("max-tokens")
@@ -77,14 +69,7 @@ impl Subcommand for Calibrate {
                     .action(ArgAction::SetTrue)
                     .help("Collect for the output head too"),
             )
-            .arg(
-                Arg::new("bos")
-                    .long("bos")
-                    .value_name("WHEN")
-                    .default_value("auto")
-                    .value_parser(|text: &str| text.parse::<Bos>())
-                    .help("Begin windows with BOS: always, never, or auto, as the tokenizer does"),
-            )
+            .arg(texts::bos_argument())
             .arg(
                 Arg::new("force").long("force").action(ArgAction::SetTrue).help("Replace an existing output"),
             )
@@ -100,7 +85,7 @@ impl Subcommand for Calibrate {
         let started = Instant::now();
         let output = super::path(matches, "output");
         check(matches, output)?;
-        let context = matches.get_one::<u32>("context").map_or(512, |&context| context as usize);
+        let context = texts::context(matches);
         let earlier = of(matches, "in-file").map(|path| Imatrix::open(path)).collect::<Result<Vec<_>>>()?;
         let collected = matches.contains_id("text").then(|| collect(matches, context)).transpose()?;
         let tokens = collected.as_ref().map_or(0, |(_, tokens)| *tokens);
@@ -167,12 +152,17 @@ fn check(matches: &ArgMatches, output: &Path) -> Result<()> {
     applies::check_local(matches, &[model], &applies::OF_THE_HUB)?;
     if !matches.contains_id("text") {
         let why = "is for texts, and there is none";
-        applies::refuse(matches, &["max-tokens", "process-output", "bos", "memory", "scratch"], why)?;
+        applies::refuse(
+            matches,
+            &["max-tokens", "chunks", "process-output", "bos", "memory", "scratch"],
+            why,
+        )?;
     }
+    texts::check(matches)?;
     super::note_threads(matches);
     output::check_path(output, false, "importance matrix")?;
     let mut kept = destination::of_model(model);
-    kept.extend(of(matches, "text").map(|path| Kept { what: "a text", path: path.clone() }));
+    kept.extend(texts::kept(matches, "a text"));
     kept.extend(of(matches, "in-file").map(|path| Kept { what: "an importance matrix", path: path.clone() }));
     output::check_apart(output, &[], &kept)?;
     output::check_replace(output, &[output.to_owned()], false, matches.get_flag("force"))
@@ -203,33 +193,26 @@ fn collect(matches: &ArgMatches, context: usize) -> Result<(Collected, usize)> {
         perplexity::pool(room.threads)?
             .install(|| evaluate::importance(&request, family, output, &mut progress))
     })?;
-    collected.datasets = of(matches, "text").map(|path| path.display().to_string()).collect();
+    collected.datasets = texts::given(matches).into_iter().map(|path| path.display().to_string()).collect();
     Ok((collected, windows.tokens.len()))
 }
 
 /// The windows of all texts.
 fn windows(matches: &ArgMatches, measured: &Measured, context: usize) -> Result<Windows> {
     let tokenizer = measured.model.tokenizer()?;
-    let bos = matches.get_one::<Bos>("bos").copied().unwrap_or_default();
-    let texts = of(matches, "text").count();
-    let most = matches.get_one::<u64>("max-tokens").map(|&tokens| {
-        let windows = usize::try_from(tokens).unwrap_or(usize::MAX) / context / texts.max(1);
+    let (bos, given) = (texts::bos(matches), texts::given(matches));
+    let of_tokens = matches.get_one::<u64>("max-tokens").map(|&tokens| {
+        let windows = usize::try_from(tokens).unwrap_or(usize::MAX) / context / given.len().max(1);
         windows.max(1)
     });
-    let mut all: Option<Windows> = None;
-    for path in of(matches, "text") {
-        let text = small::text(path, small::read_given(path, small::TEXT)?)?;
-        let tokens = Tokens::encode(&tokenizer, &text, bos)?;
+    let most = of_tokens.or(texts::most_windows(matches, given.len()));
+    let all = texts::windows(&given, |path| {
+        let tokens = Tokens::encode(&tokenizer, &texts::read(path)?, bos)?;
         let mut windows = Windows::cut(&tokens, context, None)
             .map_err(|error| Error::Request(format!("{}: {error}", path.display())))?;
-        if let Some(most) = most {
-            windows.truncate(most);
-        }
-        match &mut all {
-            None => all = Some(windows),
-            Some(all) => all.append(windows),
-        }
-    }
+        most.into_iter().for_each(|most| windows.truncate(most));
+        Ok(windows)
+    })?;
     all.ok_or_else(|| Error::Request("nothing to calibrate on: give --text".into()))
 }
 

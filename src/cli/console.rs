@@ -6,8 +6,11 @@
 
 use std::borrow::Cow;
 use std::fmt::Display;
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::path::Path;
+use std::sync::OnceLock;
+
+use clap::ColorChoice;
 
 use crate::error::{Error, Result};
 
@@ -15,6 +18,10 @@ use crate::error::{Error, Result};
 const STDOUT: &str = "standard output";
 /// Longest message, in bytes. What is longer loses its middle: the end says what to do.
 const MESSAGE_BYTES: usize = 4000;
+/// What a message about an error begins with.
+const ERROR: &str = "error:";
+/// Whether messages on stderr are coloured.
+static IS_COLOURED: OnceLock<bool> = OnceLock::new();
 /// What is left of the end of such a message.
 const END_BYTES: usize = 1000;
 
@@ -56,6 +63,15 @@ pub(super) fn print_json(value: &serde_json::Value) -> Result<()> {
     write(&format!("{}\n", safe_json(&format!("{value:#}"))))
 }
 
+/// Prints what this program has made of nothing but itself, as it is.
+///
+/// # Errors
+/// As [`Page::print`].
+pub(super) fn print_own(text: &[u8]) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(text).and_then(|()| stdout.flush()).map_err(Error::io(STDOUT, "write"))
+}
+
 /// A line on stderr. That nobody can read it is no reason to stop.
 pub(super) fn note(line: impl Display) {
     let line = line.to_string();
@@ -72,7 +88,27 @@ pub(super) fn note_whole(line: impl Display) {
 pub(super) fn message(text: impl Display) {
     let text = text.to_string();
     let lines: Vec<Cow<'_, str>> = text.trim_end().lines().map(escaped).collect();
-    let _ = writeln!(std::io::stderr(), "{}", shortened(&lines.join("\n  ")));
+    let text = lines.join("\n  ");
+    let text = shortened(&text);
+    let _ = match text.strip_prefix(ERROR) {
+        Some(rest) if IS_COLOURED.get() == Some(&true) => {
+            writeln!(std::io::stderr(), "\u{1b}[1;31m{ERROR}\u{1b}[0m{rest}")
+        }
+        _ => writeln!(std::io::stderr(), "{text}"),
+    };
+}
+
+/// Decides whether messages on stderr are coloured: on a terminal, unless NO_COLOR is set or the terminal has no colours.
+pub(super) fn set_color(choice: ColorChoice) {
+    let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let is_dumb = std::env::var_os("TERM").is_some_and(|value| value == "dumb");
+    let is_coloured = match choice {
+        ColorChoice::Always => true,
+        ColorChoice::Never => false,
+        ColorChoice::Auto => std::io::stderr().is_terminal() && !is_set("NO_COLOR") && !is_dumb,
+    };
+    // Decided once.
+    let _ = IS_COLOURED.set(is_coloured);
 }
 
 /// What clap has to say: help on stdout, what is wrong with the arguments on stderr.
@@ -96,8 +132,7 @@ pub(super) fn of_stdout(error: &Error) -> Option<ErrorKind> {
 }
 
 fn write(text: &str) -> Result<()> {
-    let mut stdout = std::io::stdout().lock();
-    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(Error::io(STDOUT, "write"))
+    print_own(text.as_bytes())
 }
 
 /// Whether a character may change what is around it: control characters (C0, DEL, C1), those that change the direction

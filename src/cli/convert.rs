@@ -14,7 +14,7 @@ use super::job::{self, Job};
 use super::measured::Measured;
 use super::size::human;
 use super::validation::{self, Original, Validation};
-use super::{MODEL_HELP, Subcommand, applies, errors, feedback, model, plan, report};
+use super::{MODEL_HELP, Subcommand, applies, errors, feedback, headings, model, plan, report};
 use crate::disk::{Disk, with_suffix};
 use crate::error::{Error, Result};
 use crate::pipeline::{self, Helpers, Judge, Need, Progress, Settings};
@@ -25,54 +25,65 @@ mod share;
 /// How often a plan is made when headers are damaged on their way.
 const MAX_PLANS: usize = 3;
 
+const EXAMPLES: &str = "\
+Examples:
+  requant convert deepseek-ai/DeepSeek-V3-0324 --to q4_k_m
+  requant convert ./V3-0324 --to mlx-4bit -o V3-0324-mlx-4bit --validate text.txt";
+
 /// The subcommand.
 pub(super) struct Convert;
 
 impl Subcommand for Convert {
     fn command(&self) -> Command {
+        let force = "Replace an existing file, or directory that is a result of requant, once the new one is complete";
         Command::new("convert")
             .about("Convert a checkpoint in one pass")
             .arg(super::path_argument("MODEL", MODEL_HELP))
-            .args(plan::request_arguments())
-            .arg(model::xet_argument())
             .arg(
                 Arg::new("output")
                     .short('o')
                     .long("output")
+                    .alias("outfile")
                     .value_name("PATH")
-                    .required(true)
                     .value_parser(clap::value_parser!(std::path::PathBuf))
-                    .help("File (GGUF) or directory (MLX) to write"),
+                    .help("File (GGUF) or directory (all others) to write [default: NAME-FORMAT here]")
+                    .long_help(
+                        "File (GGUF) or directory (all other formats) to write. Without it the result lies in the current directory and \
+                         is called after MODEL and the format: V3-0324-Q4_K_M.gguf, V3-0324-mlx-4bit",
+                    ),
             )
-            .arg(
-                Arg::new("force").long("force").action(ArgAction::SetTrue).help(
-                    "Replace an existing file, or directory that is a result of requant, once the new one is complete",
-                ),
-            )
+            .args(plan::request_arguments())
+            .arg(model::xet_argument())
+            .arg(flag("dry-run", "Show what would be written, as requant plan does, and write nothing").conflicts_with("job"))
+            .arg(flag("force", force).long_help(
+                "Replace an existing output once the new one is complete: a file, or a directory that a manifest shows to be a result and \
+                 that holds nothing else; never a link, and never anything the command reads",
+            ))
+            .arg(flag("restart", "Throw away what an unfinished run has left instead of going on with it"))
             .arg(super::ignore_space_argument())
             .arg(
-                Arg::new("restart")
-                    .long("restart")
-                    .action(ArgAction::SetTrue)
-                    .help("Throw away what an unfinished run has left instead of going on with it"),
-            )
-            .arg(
-                Arg::new("error-report").long("error-report").action(ArgAction::SetTrue).help(
+                flag(
+                    "error-report",
                     "Decode what is written and list how far each tensor is from its source, worst first",
-                ),
+                )
+                .help_heading(headings::CHECKS),
             )
-            .args(feedback::arguments())
+            .args(headings::under(headings::CALIBRATION, feedback::arguments()))
+            .args(headings::under(headings::CHECKS, validation::arguments()))
             .args(job::arguments())
-            .args(validation::arguments())
             .arg(super::threads_argument())
             .args(super::output_arguments())
+            .after_help(EXAMPLES)
     }
 
     fn run(&self, matches: &ArgMatches) -> Result<()> {
         let started = Instant::now();
+        if matches.get_flag("dry-run") {
+            return plan::Plan.run(matches);
+        }
         plan::check(matches)?;
         feedback::check(matches)?;
-        let output = destination::path(matches);
+        let output = destination::path(matches)?;
         // A value that is no text is no number either, and no absent one.
         let variable = |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
         let job = job::resolve(matches, &output, &variable)?;
@@ -87,6 +98,9 @@ impl Subcommand for Convert {
         let job = job.filter(|job| job.share.jobs > 1);
         job.iter().try_for_each(|job| check_share(matches, job))?;
         let destination = Destination::new(matches, job.is_some())?;
+        if !matches.contains_id("output") && !matches.get_flag("quiet") {
+            console::note(format_args!("writing {}", output.display()));
+        }
         let stop = super::stop_on_signal();
         let mut plans = 1;
         loop {
@@ -172,6 +186,10 @@ impl Convert {
     }
 }
 
+fn flag(name: &'static str, help: &'static str) -> Arg {
+    Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
+}
+
 /// How `request` is to be converted.
 fn settings(matches: &ArgMatches, request: &plan::Request) -> Settings {
     let words = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
@@ -205,7 +223,7 @@ fn check_share(matches: &ArgMatches, job: &Job) -> Result<()> {
     applies::refuse(matches, &["validate", "validate-context", "max-kld"], why)?;
     let why = format!(
         "would throw away what other shares have done{of}; to begin all of them anew, remove {}",
-        with_suffix(&destination::path(matches), ".shares").display()
+        with_suffix(&destination::path(matches)?, ".shares").display()
     );
     applies::refuse(matches, &["restart"], why)?;
     let why = format!("needs all layers, one after the other, and this is a share of them{of}");

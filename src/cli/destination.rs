@@ -12,6 +12,8 @@ use crate::pipeline;
 use crate::pipeline::output::{self, Kept};
 use crate::plan::{self, Blueprint};
 
+mod unnamed;
+
 /// A place that a result can have.
 pub(super) struct Destination {
     /// The path, without a slash at its end.
@@ -30,15 +32,15 @@ impl Destination {
     pub(super) fn new(matches: &ArgMatches, is_share: bool) -> Result<Self> {
         let format = matches.get_one::<String>("to").map_or("", String::as_str);
         let is_directory = plan::is_directory(format)?;
-        let given = super::path(matches, "output");
-        named::not_in_store(given)?;
-        output::check_path(given, is_directory, &format.to_lowercase())?;
+        let given = given(matches)?;
+        named::not_in_store(&given)?;
+        output::check_path(&given, is_directory, &format.to_lowercase())?;
         if !is_directory && given.file_name().is_some_and(|name| name.to_str().is_none()) {
             let message =
                 "the name is not UTF-8, and GGUF files are found by their names as text; name another";
             return Err(Error::Request(format!("-o {}: {message}", given.display())));
         }
-        let path = path(matches);
+        let path = path(matches)?;
         let kept = kept(matches)?;
         output::check_apart(&path, &[], &kept)?;
         // Whether a share may go on is for the shares to know.
@@ -68,9 +70,19 @@ impl Destination {
     }
 }
 
-/// The path of `-o` as its components give it: no slash at the end, no dots between.
-pub(super) fn path(matches: &ArgMatches) -> PathBuf {
-    super::path(matches, "output").components().collect()
+/// The path of `-o` as its components give it, or the name that a result has without it: no slash at the end, no dots between.
+///
+/// # Errors
+/// When none is given and MODEL gives none.
+pub(super) fn path(matches: &ArgMatches) -> Result<PathBuf> {
+    Ok(given(matches)?.components().collect())
+}
+
+/// The path of `-o` as it is written.
+fn given(matches: &ArgMatches) -> Result<PathBuf> {
+    let format = matches.get_one::<String>("to").map_or("", String::as_str);
+    let given = matches.get_one::<PathBuf>("output").cloned();
+    given.map_or_else(|| unnamed::path(super::path(matches, "MODEL"), format), Ok)
 }
 
 /// What the command reads, and where it keeps what it reads.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use clap::{ArgMatches, Command};
+use clap::{Arg, ArgMatches, Command};
 use serde_json::json;
 
 use super::console::{self, Page};
@@ -13,6 +13,8 @@ use super::{Subcommand, applies, named};
 use crate::artifact::Artifact;
 use crate::error::Result;
 use crate::plan::TypeTotals;
+
+mod tensor;
 
 /// Longest metadata value printed whole.
 const MAX_VALUE_CHARS: usize = 100;
@@ -28,12 +30,17 @@ impl Subcommand for Inspect {
                 "PATH",
                 "Checkpoint directory, GGUF file, MLX directory, .safetensors file, hub id org/name[@revision]",
             ))
+            .arg(Arg::new("TENSOR").help("Name of a tensor: show what its weights are like, and a histogram"))
             .args(model::arguments())
             .args(super::output_arguments())
     }
 
     fn run(&self, matches: &ArgMatches) -> Result<()> {
-        let artifact = open(super::path(matches, "PATH"), matches)?;
+        let path = super::path(matches, "PATH");
+        let artifact = open(path, matches)?;
+        if let Some(name) = matches.get_one::<String>("TENSOR") {
+            return tensor::show(path, &artifact, name, matches.get_flag("json"));
+        }
         let mut types: BTreeMap<&str, TypeTotals> = BTreeMap::new();
         for tensor in &artifact.tensors {
             let totals = types.entry(&tensor.type_name).or_default();

@@ -16,6 +16,7 @@ use std::path::Path;
 
 use clap::{Arg, ArgMatches};
 
+use super::headings;
 use crate::error::{Error, Result};
 use crate::pipeline::{self, Agreed, ArraySpan, Share};
 use crate::plan::MAX_SHARES;
@@ -101,6 +102,7 @@ pub(super) fn arguments() -> [Arg; 2] {
     [
         Arg::new("job")
             .long("job")
+            .help_heading(headings::SHARES)
             .value_name("I/N")
             .value_parser(parse)
             // -1/4 is a share that makes no sense, and no option.
@@ -119,6 +121,7 @@ pub(super) fn arguments() -> [Arg; 2] {
 pub(super) fn jobs_argument(help: &'static str) -> Arg {
     Arg::new("jobs")
         .long("jobs")
+        .help_heading(headings::SHARES)
         .value_name("N")
         .value_parser(clap::value_parser!(u32).range(1..=i64::from(MAX_SHARES)))
         .help(help)

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 use clap::{Arg, ArgAction, ArgMatches};
 
 use super::size::{self, human};
-use super::{named, report};
+use super::{headings, named, report};
 use crate::disk::{Disk, with_suffix};
 use crate::error::{Error, Result};
 use crate::pipeline::{Pinned, Share};
@@ -61,15 +61,18 @@ pub(super) fn arguments() -> Vec<Arg> {
     vec![
         Arg::new("revision")
             .long("revision")
+            .help_heading(headings::REMOTE)
             .value_name("REV")
             .help("Hub: branch, tag or commit [default: main, or what follows @ in MODEL]"),
         Arg::new("cache-dir")
             .long("cache-dir")
+            .help_heading(headings::REMOTE)
             .value_name("DIR")
             .value_parser(clap::value_parser!(PathBuf))
             .help("Hub: the Hugging Face cache [default: HF_HUB_CACHE, or hub in HF_HOME]"),
         Arg::new("connections")
             .long("connections")
+            .help_heading(headings::REMOTE)
             .value_name("N")
             .value_parser(clap::value_parser!(u16).range(1..=64))
             .help("Hub: requests under way at once [default: 8]"),
@@ -80,6 +83,7 @@ pub(super) fn arguments() -> Vec<Arg> {
 pub(super) fn xet_argument() -> Arg {
     Arg::new("xet")
         .long("xet")
+        .help_heading(headings::REMOTE)
         .action(ArgAction::SetTrue)
         .help("Hub: read weights from Xet storage, where they are there, instead of by plain ranges")
 }
@@ -89,16 +93,19 @@ pub(super) fn spool_arguments() -> Vec<Arg> {
     vec![
         Arg::new("spool")
             .long("spool")
+            .help_heading(headings::REMOTE)
             .value_name("DIR")
             .value_parser(clap::value_parser!(PathBuf))
             .help("Hub: where shards lie while they are read [default: OUTPUT.spool, or NAME.spool here]"),
         Arg::new("spool-limit")
             .long("spool-limit")
+            .help_heading(headings::REMOTE)
             .value_name("SIZE")
             .value_parser(size::parse)
             .help("Hub: most bytes of shards on the disk at once [default: three shards]"),
         Arg::new("keep-source")
             .long("keep-source")
+            .help_heading(headings::REMOTE)
             .action(ArgAction::SetTrue)
             .help("Hub: move shards into the Hugging Face cache instead of deleting them"),
     ]

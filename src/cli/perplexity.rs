@@ -9,9 +9,9 @@ use serde_json::json;
 
 use super::console::{self, Page};
 use super::measured::{Measured, Which};
-use super::{Subcommand, applies, destination, model, named, size};
+use super::{Subcommand, applies, destination, headings, model, named, size, texts};
 use crate::error::{Error, Result};
-use crate::evaluate::{self, Bos, Report, Windows};
+use crate::evaluate::{self, Report};
 use crate::model::{Choice, Observer, has_second_next};
 use crate::opened::Opened;
 use crate::pipeline::output::{Kept, is_one_of};
@@ -31,7 +31,10 @@ impl Subcommand for Perplexity {
         Command::new("perplexity")
             .about("Measure perplexity on a text, as llama-perplexity defines it")
             .arg(super::path_argument("MODEL", MODEL_HELP))
-            .arg(path("text").help("The text, UTF-8").required_unless_present("tokens"))
+            .arg(
+                texts::text_argument("The text, UTF-8, or - for standard input; may be given several times")
+                    .required_unless_present("tokens"),
+            )
             .arg(
                 path("tokens")
                     .help("Token ids: read instead of a text, or written when --text is given too")
@@ -43,15 +46,8 @@ impl Subcommand for Perplexity {
             .arg(path("against").value_name("ORIGINAL").help(
                 "Model that MODEL was made from: adds KL divergence, top-1 agreement, and errors by layer",
             ))
-            .arg(
-                Arg::new("context")
-                    .long("context")
-                    .short('c')
-                    .value_name("N")
-                    .default_value("512")
-                    .value_parser(clap::value_parser!(u32).range(4..=1 << 20))
-                    .help("Tokens of a window; the second half of each is scored"),
-            )
+            .arg(texts::context_argument("Tokens of a window; the second half of each is scored"))
+            .arg(texts::chunks_argument().conflicts_with("stride"))
             .arg(
                 Arg::new("stride")
                     .long("stride")
@@ -59,14 +55,7 @@ impl Subcommand for Perplexity {
                     .value_parser(clap::value_parser!(u32).range(1..=1 << 20))
                     .help("Slide the window by N tokens and score what is new, as Hugging Face does"),
             )
-            .arg(
-                Arg::new("bos")
-                    .long("bos")
-                    .value_name("WHEN")
-                    .default_value("auto")
-                    .value_parser(|text: &str| text.parse::<Bos>())
-                    .help("Begin windows with BOS: always, never, or auto, as the tokenizer does"),
-            )
+            .arg(texts::bos_argument())
             .args(room_arguments())
             .args(model::arguments())
             .args(model::spool_arguments())
@@ -80,10 +69,10 @@ impl Subcommand for Perplexity {
         check(matches)?;
         let (measured, against) = open(matches)?;
         let (model, original) = (&measured.model, against.as_ref().map(|against| &against.model));
-        let Text { tokens, cut_otherwise, begins_otherwise } = Text::from_matches(matches, model, original)?;
-        let context = matches.get_one::<u32>("context").map_or(512, |&context| context as usize);
+        let context = texts::context(matches);
         let stride = matches.get_one::<u32>("stride").map(|&stride| stride as usize);
-        let windows = Windows::cut(&tokens, context, stride)?;
+        let text = Text::from_matches(matches, model, original, stride)?;
+        let Text { windows, bos, cut_otherwise, begins_otherwise } = text;
         let request = evaluate::Request {
             model: model.store()?,
             original: original.map(Opened::store).transpose()?,
@@ -106,7 +95,7 @@ impl Subcommand for Perplexity {
                 "tokens": windows.text_tokens,
                 "windows": windows.len(),
                 "context": context,
-                "bos": tokens.bos,
+                "bos": bos,
                 "seconds": seconds,
                 "peak_rss_bytes": peak_rss_bytes(),
                 "scored": report.perplexity.losses.len(),
@@ -135,7 +124,7 @@ impl Subcommand for Perplexity {
         }
         if let Some(against) = &report.against {
             if begins_otherwise {
-                page.line(text::on_other_beginnings(tokens.bos));
+                page.line(text::on_other_beginnings(bos));
             }
             table::print_against(against, cut_otherwise, &mut page);
         }
@@ -144,18 +133,18 @@ impl Subcommand for Perplexity {
 }
 
 /// `--memory`, `--scratch`, `--ignore-space`.
-pub(super) fn room_arguments() -> [Arg; 3] {
-    [
-        Arg::new("memory")
-            .long("memory")
-            .value_name("SIZE")
-            .value_parser(size::parse)
-            .help("Most memory to use [default: what is available]: what needs more goes to scratch files"),
-        path("scratch")
-            .value_name("DIR")
-            .help("Where scratch files lie, if there are any [default: TMPDIR, or /var/tmp]"),
-        super::ignore_space_argument(),
-    ]
+pub(super) fn room_arguments() -> impl Iterator<Item = Arg> {
+    let arguments =
+        [
+            Arg::new("memory").long("memory").value_name("SIZE").value_parser(size::parse).help(
+                "Most memory to use [default: what is available]: what needs more goes to scratch files",
+            ),
+            path("scratch")
+                .value_name("DIR")
+                .help("Where scratch files lie, if there are any [default: TMPDIR, or /var/tmp]"),
+            super::ignore_space_argument(),
+        ];
+    headings::under(headings::RESOURCES, arguments)
 }
 
 /// What MODEL may be.
@@ -258,11 +247,16 @@ fn check(matches: &ArgMatches) -> Result<()> {
     original.map_or(Ok(()), named::check)?;
     applies::check_measured(matches, model, original)?;
     super::note_threads(matches);
-    let (Some(text), Some(file)) = (matches.get_one::<PathBuf>("text"), matches.get_one::<PathBuf>("tokens"))
-    else {
+    texts::check(matches)?;
+    let given = texts::given(matches);
+    if given.len() > 1 {
+        applies::refuse(matches, &["tokens"], "is for the ids of one text, and there are several")?;
+        applies::refuse(matches, &["stride"], "slides over one text, and there are several")?;
+    }
+    let Some(file) = matches.get_one::<PathBuf>("tokens").filter(|_| !given.is_empty()) else {
         return Ok(());
     };
-    let mut kept = vec![Kept { what: "the text", path: text.clone() }];
+    let mut kept = texts::kept(matches, "the text");
     kept.extend([model].into_iter().chain(original).flat_map(destination::of_model));
     match is_one_of(file, &kept) {
         None => Ok(()),

@@ -11,13 +11,13 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use super::console::{self, Page};
 use super::model::{self, Streaming};
 use super::size::{self, human};
-use super::{MODEL_HELP, Subcommand, applies, imatrix, job, named, report, rules};
+use super::{MODEL_HELP, Subcommand, applies, formats, headings, imatrix, job, named, report, rules};
 use crate::checkpoint::Catalogue;
 use crate::error::{Error, Result};
 use crate::opened::{self, Opened};
 use crate::pipeline::{self, Share};
 use crate::plan::budget::{Fitted, Watch};
-use crate::plan::{self, Blueprint, Budget, Options, Rules, Summary, TARGETS, summary};
+use crate::plan::{self, Blueprint, Budget, Options, Rules, Summary, summary};
 
 mod shares;
 
@@ -179,17 +179,24 @@ fn fit(source: &Catalogue, blueprint: &Blueprint, threads: usize, memory: Option
 
 /// Arguments shared with `convert`.
 pub(super) fn request_arguments() -> Vec<Arg> {
-    let formats = || TARGETS.iter().flat_map(|target| target.formats());
-    let width = formats().map(|format| format.name.len()).max().unwrap_or(0);
-    let formats: Vec<String> =
-        formats().map(|format| format!("  {:<width$} {}", format.name, format.about)).collect();
     let mut arguments = vec![
         Arg::new("to")
             .long("to")
             .value_name("FORMAT")
             .required(true)
-            .help("Format of the result (see --help)")
-            .long_help(format!("Format of the result, any case:\n{}", formats.join("\n"))),
+            .value_parser(formats::AnyFormat)
+            .hide_possible_values(true)
+            .help("Format of the result (see --help, and requant formats)")
+            .long_help(format!(
+                "Format of the result, any case; `requant formats` lists all:\n{}",
+                formats::by_group()
+            )),
+    ];
+    let of_result = [
+        Arg::new("allow-requantize")
+            .long("allow-requantize")
+            .action(ArgAction::SetTrue)
+            .help("GGUF source: quantize tensors that are quantized already to another type"),
         Arg::new("tokenizer-pre")
             .long("tokenizer-pre")
             .value_name("NAME")
@@ -201,18 +208,16 @@ pub(super) fn request_arguments() -> Vec<Arg> {
             .value_name("SIZE")
             .value_parser(size::parse)
             .help("GGUF: write splits of at most this much tensor data, e.g. 48G"),
-        Arg::new("allow-requantize")
-            .long("allow-requantize")
-            .action(ArgAction::SetTrue)
-            .help("GGUF source: quantize tensors that are quantized already to another type"),
-        Arg::new("memory")
-            .long("memory")
-            .value_name("SIZE")
-            .value_parser(size::parse)
-            .help("Most memory to use: fewer threads when they would need more"),
     ];
-    arguments.extend(imatrix::arguments());
-    arguments.extend(rules::arguments());
+    arguments.extend(of_result);
+    arguments
+        .extend(headings::under(headings::TYPES, imatrix::arguments().into_iter().chain(rules::arguments())));
+    let memory = Arg::new("memory")
+        .long("memory")
+        .value_name("SIZE")
+        .value_parser(size::parse)
+        .help("Most memory to use: fewer threads when they would need more");
+    arguments.extend(headings::under(headings::RESOURCES, [memory]));
     arguments.extend(model::arguments());
     arguments.extend(model::spool_arguments());
     arguments.push(model::sums_argument());

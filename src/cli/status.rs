@@ -16,7 +16,8 @@ pub(super) struct Status;
 impl Subcommand for Status {
     fn command(&self) -> Command {
         Command::new("status")
-            .about("Show which shares of a result are done, running or missing, or how far a run is")
+            .about("Show how far a run is, or which shares of a result are done")
+            .long_about("Show which shares of a result are done, running or missing, or how far a run is")
             .arg(super::path_argument("OUTPUT", "The path that was given to `convert` with -o"))
             .args(super::output_arguments())
     }

@@ -29,7 +29,8 @@ impl Subcommand for Verify {
     fn command(&self) -> Command {
         let help = "A result of requant, a downloaded directory, a list of checksums, or a hub id: its copy in the cache";
         Command::new("verify")
-            .about(
+            .about("Check files against a manifest, the hub or a list")
+            .long_about(
                 "Check files against a manifest, the hub, the records of a download, or a list of checksums",
             )
             .arg(super::path_argument("PATH", help))

@@ -14,7 +14,7 @@ const LANES: usize = 16;
 
 /// Sums over some weights.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub(super) struct Sums {
+pub(crate) struct Sums {
     /// `(y - x)^2`
     error: f64,
     /// `x^2`
@@ -30,12 +30,12 @@ impl Sums {
     pub(super) const LEN_BYTES: usize = 32;
 
     /// Adds weights of the source and what they were decoded to; both of one length.
-    pub(super) fn add(&mut self, x: &[f32], y: &[f32]) {
+    pub(crate) fn add(&mut self, x: &[f32], y: &[f32]) {
         self.add_sums(dispatch::run(Products { x, y }));
     }
 
     /// Adds the sums over other weights.
-    pub(super) fn add_sums(&mut self, other: Self) {
+    pub(crate) fn add_sums(&mut self, other: Self) {
         self.error += other.error;
         self.source += other.source;
         self.written += other.written;
@@ -65,7 +65,7 @@ impl Sums {
     }
 
     /// `|y - x| / |x|`; of zeros 0 when they are still zeros, else nothing can be said.
-    fn relative_error(self) -> Option<f64> {
+    pub(crate) fn relative_error(self) -> Option<f64> {
         match (self.error == 0.0, self.source > 0.0) {
             (true, _) => Some(0.0),
             (false, true) => Some((self.error / self.source).sqrt()).filter(|error| error.is_finite()),
@@ -74,7 +74,7 @@ impl Sums {
     }
 
     /// `x y / (|x| |y|)`; 1 for zeros that are still zeros.
-    fn cosine(self) -> Option<f64> {
+    pub(crate) fn cosine(self) -> Option<f64> {
         if self.error == 0.0 {
             return Some(1.0);
         }

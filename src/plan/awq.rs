@@ -61,6 +61,19 @@ impl Target for AwqTarget {
         &NAMES
     }
 
+    fn usual(&self) -> &'static [&'static str] {
+        &["awq-4bit-128g", "awq-4bit-64g", "awq-4bit-32g"]
+    }
+
+    fn bits_per_weight(&self, format: &Format) -> f64 {
+        let row = FORMATS.iter().find(|row| row.format == *format);
+        row.map_or(4.0, |row| 4.0 + 20.0 / row.kind as f64)
+    }
+
+    fn readers(&self, _: &Format) -> &'static [&'static str] {
+        &["vLLM", "AutoAWQ", "GPTQModel"]
+    }
+
     fn blueprint(&self, format: &Format, source: &Opened, options: &Options) -> Result<Blueprint> {
         let source = checkpoint_of(source, format)?;
         let default = format.name.strip_prefix(PREFIX).unwrap_or(format.name);

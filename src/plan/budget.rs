@@ -20,7 +20,7 @@ use std::sync::atomic::AtomicBool;
 
 use requant_formats::Codec;
 
-use super::{Blueprint, Choice, Options, Rounding, Rules, target_of};
+use super::{Blueprint, Choice, Options, Rounding, Rules, find_format};
 use crate::error::{Error, Result};
 use crate::opened::Opened;
 use crate::source::Source;
@@ -143,7 +143,7 @@ pub fn fit(
     watch: &Watch<'_>,
     stop: &AtomicBool,
 ) -> Result<Fitted> {
-    let (target, format) = target_of(format)?;
+    let (target, format) = find_format(format)?;
     // Types that the format would give to tensors that are chosen for do not matter, so leave is not asked for them.
     let base = super::blueprint(source, format.name, &Options { allow_requantize: true, ..options.clone() })?;
     let mut choices = target.choices(format, source, options, &base)?;

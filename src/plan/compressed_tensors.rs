@@ -128,6 +128,29 @@ impl Target for CompressedTensorsTarget {
         &NAMES
     }
 
+    fn usual(&self) -> &'static [&'static str] {
+        &["compressed-tensors-w4a16", "compressed-tensors-nvfp4", "compressed-tensors-fp8-block"]
+    }
+
+    fn bits_per_weight(&self, format: &Format) -> f64 {
+        let row = FORMATS.iter().find(|row| row.format == *format);
+        match row.map(|row| row.kind) {
+            // One scale per row is next to nothing.
+            Some(Kind::Int4 { group_len: 0, .. }) => 4.0,
+            Some(Kind::Int4 { group_len, symmetric }) => {
+                let beside = if symmetric { 16.0 } else { 20.0 };
+                4.0 + beside / group_len as f64
+            }
+            Some(Kind::Nvfp4) => 4.5,
+            Some(Kind::Mxfp4) => 4.25,
+            Some(Kind::Fp8Block) | None => 8.0,
+        }
+    }
+
+    fn readers(&self, _: &Format) -> &'static [&'static str] {
+        &["vLLM", "transformers"]
+    }
+
     fn blueprint(&self, format: &Format, source: &Opened, options: &Options) -> Result<Blueprint> {
         let source = checkpoint_of(source, format)?;
         let default = format.name.strip_prefix(PREFIX).unwrap_or(format.name);

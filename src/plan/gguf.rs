@@ -12,7 +12,7 @@
 use requant_formats::container::gguf::{GgmlType, Metadata};
 use serde_json::Value;
 
-use super::{Blueprint, Choices, Format, Options, Target, checkpoint_of};
+use super::{Blueprint, Choices, Format, ImportanceUse, Options, Target, checkpoint_of};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::family::{Size, Vocabulary};
@@ -39,6 +39,7 @@ mod special;
 mod template_processing;
 mod vocabulary;
 
+use file_type::FileType;
 use layout::Typed;
 
 /// The vocabulary of models whose tokenizer is code.
@@ -66,8 +67,29 @@ impl Target for GgufTarget {
         file_type::FORMATS
     }
 
+    fn usual(&self) -> &'static [&'static str] {
+        &["q4_k_m", "q8_0", "q6_k", "q5_k_m", "iq4_xs", "q3_k_m", "bf16"]
+    }
+
+    fn bits_per_weight(&self, format: &Format) -> f64 {
+        file_type::find(format).map_or(32.0, FileType::bits_per_weight)
+    }
+
+    fn readers(&self, format: &Format) -> &'static [&'static str] {
+        let is_new = file_type::find(format).is_ok_and(|file_type| file_type.base == GgmlType::NVFP4);
+        if is_new { &["llama.cpp"] } else { &["llama.cpp", "Ollama", "LM Studio"] }
+    }
+
+    fn importance(&self, format: &Format) -> ImportanceUse {
+        file_type::find(format).map_or(ImportanceUse::Unused, FileType::importance)
+    }
+
     fn is_directory(&self) -> bool {
         false
+    }
+
+    fn takes_gguf(&self) -> bool {
+        true
     }
 
     fn weighs_errors(&self) -> bool {

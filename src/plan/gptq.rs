@@ -85,6 +85,20 @@ impl Target for GptqTarget {
         &NAMES
     }
 
+    fn usual(&self) -> &'static [&'static str] {
+        &["gptq-4bit-128g", "gptq-4bit-64g", "gptq-4bit-32g"]
+    }
+
+    fn bits_per_weight(&self, format: &Format) -> f64 {
+        let row = FORMATS.iter().find(|row| row.format == *format);
+        row.map_or(4.0, |row| 4.0 + 20.0 / row.kind.group_len as f64)
+    }
+
+    fn readers(&self, format: &Format) -> &'static [&'static str] {
+        let is_symmetric = |row: &Row<Kind>| row.format == *format && row.kind.symmetric;
+        if FORMATS.iter().any(is_symmetric) { &["vLLM", "GPTQModel"] } else { &["GPTQModel"] }
+    }
+
     fn blueprint(&self, format: &Format, source: &Opened, options: &Options) -> Result<Blueprint> {
         let source = checkpoint_of(source, format)?;
         let default = format.name.strip_prefix(PREFIX).unwrap_or(format.name);

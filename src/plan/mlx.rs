@@ -150,6 +150,19 @@ impl Target for MlxTarget {
         &NAMES
     }
 
+    fn usual(&self) -> &'static [&'static str] {
+        &["mlx-4bit", "mlx-8bit", "mlx-mxfp4", "mlx-6bit", "mlx-mixed-4-6", "mlx-bf16"]
+    }
+
+    fn bits_per_weight(&self, format: &Format) -> f64 {
+        let recipe = FORMATS.iter().find(|row| row.format == *format).map(|row| row.recipe);
+        recipe.and_then(Recipe::most).map_or(16.0, Quantization::bits_per_weight)
+    }
+
+    fn readers(&self, _: &Format) -> &'static [&'static str] {
+        &["mlx-lm"]
+    }
+
     fn blueprint(&self, format: &Format, source: &Opened, options: &Options) -> Result<Blueprint> {
         let source = checkpoint_of(source, format)?;
         let Some(row) = FORMATS.iter().find(|row| row.format == *format) else {

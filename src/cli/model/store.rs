@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 
 use clap::{Arg, ArgMatches};
 
-use super::{Model, Streaming};
+use super::{Model, Streaming, headings};
 use crate::checksums;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
@@ -20,6 +20,7 @@ use crate::source::{ContentDigest, Remote, Spool, Streamed, hub};
 pub(in crate::cli) fn sums_argument() -> Arg {
     Arg::new("sums")
         .long("sums")
+        .help_heading(headings::REMOTE)
         .value_name("FILE")
         .value_parser(clap::value_parser!(PathBuf))
         .help("Object store: digests of the model's files, as sha256sum writes them [default: the manifest that lies with them]")

@@ -5,15 +5,18 @@ use std::path::PathBuf;
 
 use clap::ArgMatches;
 
+use crate::cli::texts;
 use crate::error::{Error, Result};
-use crate::evaluate::{Bos, Tokens};
+use crate::evaluate::{Bos, Tokens, Windows};
 use crate::opened::Opened;
 use crate::small;
 use crate::tokenizer::Tokenizer;
 
 /// What is measured on.
 pub(super) struct Text {
-    pub(super) tokens: Tokens,
+    pub(super) windows: Windows,
+    /// The token that windows begin with.
+    pub(super) bos: Option<u32>,
     /// The first token that the original's tokenizer cuts otherwise.
     pub(super) cut_otherwise: Option<usize>,
     /// Whether the original's tokenizer by itself would begin windows otherwise.
@@ -21,41 +24,73 @@ pub(super) struct Text {
 }
 
 impl Text {
-    /// The tokens given, or the model's of the text.
+    /// The tokens given, or the model's of the texts, one text after the other.
     ///
     /// # Errors
-    /// When the text cannot be read or tokenized, or the vocabularies of the two models do not match.
+    /// When a text cannot be read or tokenized, is shorter than a window, or the vocabularies of the two models do not match.
     pub(super) fn from_matches(
         matches: &ArgMatches,
         model: &Opened,
         original: Option<&Opened>,
+        stride: Option<usize>,
     ) -> Result<Self> {
-        let file = matches.get_one::<PathBuf>("tokens");
-        let Some(text_path) = matches.get_one::<PathBuf>("text") else {
-            let Some(file) = file else {
-                return Err(Error::Request("nothing to measure on: give --text or --tokens".into()));
-            };
-            let json = small::read_given(file, small::TEXT)?;
-            // What both have a tokenizer for must be the same.
-            if let (Ok(model), Some(Ok(original))) = (model.tokenizer(), original.map(Opened::tokenizer)) {
-                check_same_vocabulary(&model, &original)?;
-            }
-            let tokens = Tokens::from_json(&json, &file.display().to_string())?;
-            return Ok(Text { tokens, cut_otherwise: None, begins_otherwise: false });
+        let (context, bos, file) =
+            (texts::context(matches), texts::bos(matches), matches.get_one::<PathBuf>("tokens"));
+        let given = texts::given(matches);
+        let most = texts::most_windows(matches, given.len());
+        let cut = |tokens: &Tokens| {
+            let mut windows = Windows::cut(tokens, context, stride)?;
+            most.into_iter().for_each(|most| windows.truncate(most));
+            Ok::<_, Error>(windows)
         };
-        let text = small::text(text_path, small::read_given(text_path, small::TEXT)?)?;
-        let bos = matches.get_one::<Bos>("bos").copied().unwrap_or_default();
-        let tokenizer = model.tokenizer()?;
-        let tokens = Tokens::encode(&tokenizer, &text, bos)?;
-        let (cut_otherwise, begins_otherwise) = match original {
-            None => (None, false),
-            Some(original) => against(&text, bos, (&tokenizer, &tokens), original.tokenizer()?)?,
-        };
-        if let Some(file) = file {
-            std::fs::write(file, tokens.to_json()).map_err(Error::io(file, "write"))?;
+        if given.is_empty() {
+            let tokens = ids(file, model, original)?;
+            return Ok(Text {
+                windows: cut(&tokens)?,
+                bos: tokens.bos,
+                cut_otherwise: None,
+                begins_otherwise: false,
+            });
         }
-        Ok(Text { tokens, cut_otherwise, begins_otherwise })
+        let tokenizer = model.tokenizer()?;
+        let (mut first, mut differs, mut seen) = (None, None, 0);
+        let windows = texts::windows(&given, |path| {
+            let text = texts::read(path)?;
+            let tokens = Tokens::encode(&tokenizer, &text, bos)?;
+            if let Some(original) = original {
+                let (cut_otherwise, begins_otherwise) =
+                    against(&text, bos, (&tokenizer, &tokens), original.tokenizer()?)?;
+                differs = differs.or(cut_otherwise.map(|token| seen + token));
+                first = first.or(Some((tokens.bos, begins_otherwise)));
+            }
+            first = first.or(Some((tokens.bos, false)));
+            seen += tokens.ids.len();
+            if let Some(file) = file {
+                std::fs::write(file, tokens.to_json()).map_err(Error::io(file, "write"))?;
+            }
+            cut(&tokens).map_err(|error| match given.len() {
+                1 => error,
+                _ => Error::Request(format!("{}: {error}", path.display())),
+            })
+        })?;
+        let (Some(windows), Some((bos, begins_otherwise))) = (windows, first) else { return Err(nothing()) };
+        Ok(Text { windows, bos, cut_otherwise: differs, begins_otherwise })
     }
+}
+
+/// The ids in the file of `--tokens`.
+fn ids(file: Option<&PathBuf>, model: &Opened, original: Option<&Opened>) -> Result<Tokens> {
+    let file = file.ok_or_else(nothing)?;
+    let json = small::read_given(file, small::TEXT)?;
+    // What both have a tokenizer for must be the same.
+    if let (Ok(model), Some(Ok(original))) = (model.tokenizer(), original.map(Opened::tokenizer)) {
+        check_same_vocabulary(&model, &original)?;
+    }
+    Tokens::from_json(&json, &file.display().to_string())
+}
+
+fn nothing() -> Error {
+    Error::Request("nothing to measure on: give --text or --tokens".into())
 }
 
 /// Where the tokenizer of the original first cuts `text` otherwise, and whether it would begin windows otherwise. Both

@@ -4,11 +4,12 @@
 //! Source: llama.cpp `src/llama-quant.cpp` (`llama_ftype_get_default_type`,
 //! `llama_tensor_get_type_impl`), `include/llama.h` (numbers), `tools/quantize/quantize.cpp` (names).
 
+use requant_formats::codec::{self, Codec};
 use requant_formats::container::gguf::GgmlType;
 
 use super::mix::{Category, Rule, When};
 use crate::error::{Error, Result};
-use crate::plan::Format;
+use crate::plan::{Format, ImportanceUse};
 
 /// A file type of `llama-quantize`.
 #[derive(Debug)]
@@ -22,6 +23,29 @@ pub(super) struct FileType {
     /// Exceptions; the first that applies counts.
     pub(super) rules: &'static [Rule],
 }
+
+impl FileType {
+    /// What an importance matrix does for it: its codecs say whether they weigh errors.
+    pub(super) fn importance(&self) -> ImportanceUse {
+        let weighs = |ggml_type: GgmlType| codec::find(ggml_type.name()).is_some_and(Codec::weighs);
+        let types = self.rules.iter().map(|rule| rule.to).chain([self.base]);
+        if NEEDS_IMPORTANCE.contains(&self.id) {
+            ImportanceUse::Wanted
+        } else if types.into_iter().any(weighs) {
+            ImportanceUse::Helps
+        } else {
+            ImportanceUse::Unused
+        }
+    }
+
+    /// Bits of a weight in a matrix of the base type.
+    pub(super) fn bits_per_weight(&self) -> f64 {
+        8.0 * self.base.block_len_bytes() as f64 / self.base.block_len_elems() as f64
+    }
+}
+
+/// Numbers of the file types that llama-quantize makes with an importance matrix only (`tools/quantize/quantize.cpp`).
+const NEEDS_IMPORTANCE: [u32; 6] = [19, 20, 21, 24, 28, 31];
 
 const fn file_type(
     name: &'static str,

@@ -27,6 +27,12 @@ impl Quantization {
         self.mode.codec(self.bits, self.group_len, element.dtype())
     }
 
+    /// Bits of a weight with its part of the scale, and of the bias that affine groups have: 16 each, or a scale of 8.
+    pub(super) fn bits_per_weight(self) -> f64 {
+        let beside = if self.mode == MlxMode::Affine { 32.0 } else { 8.0 };
+        self.bits as f64 + beside / self.group_len as f64
+    }
+
     /// As config.json has it.
     fn section(self, group_len: Value) -> Map<String, Value> {
         Map::from_iter([
@@ -81,6 +87,15 @@ impl Recipe {
         match self {
             Self::Uniform(quantization) => Some(quantization),
             Self::Floats | Self::Mixed { .. } => None,
+        }
+    }
+
+    /// The quantization of most modules.
+    pub(super) fn most(self) -> Option<Quantization> {
+        match self {
+            Self::Floats => None,
+            Self::Uniform(quantization) => Some(quantization),
+            Self::Mixed { low_bits, .. } => Some(Quantization { bits: low_bits, ..DEFAULT }),
         }
     }
 
