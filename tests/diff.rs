@@ -208,4 +208,7 @@ fn inspect_shows_what_the_weights_of_a_tensor_are_like() {
     let unknown = requant(&["inspect", file.to_str().unwrap(), "output_nrom.weight"]);
     assert_eq!(unknown.status.code(), Some(1));
     assert!(text(&unknown.stderr).contains("output_norm.weight"), "{}", text(&unknown.stderr));
+    let on_hub = requant(&["inspect", "org/name", "output_norm.weight"]);
+    assert_eq!(on_hub.status.code(), Some(1));
+    assert!(text(&on_hub.stderr).contains("requant fetch"), "{}", text(&on_hub.stderr));
 }

@@ -37,8 +37,10 @@ impl Subcommand for Inspect {
 
     fn run(&self, matches: &ArgMatches) -> Result<()> {
         let path = super::path(matches, "PATH");
+        let tensor = matches.get_one::<String>("TENSOR");
+        tensor.map_or(Ok(()), |_| tensor::check(path))?;
         let artifact = open(path, matches)?;
-        if let Some(name) = matches.get_one::<String>("TENSOR") {
+        if let Some(name) = tensor {
             return tensor::show(path, &artifact, name, matches.get_flag("json"));
         }
         let mut types: BTreeMap<&str, TypeTotals> = BTreeMap::new();

@@ -14,14 +14,21 @@ use crate::opened::Opened;
 /// Columns of the longest bar.
 const BAR_COLUMNS: u64 = 50;
 
+/// Refuses models that are not on this machine.
+///
+/// # Errors
+/// Says what to do.
+pub(super) fn check(path: &Path) -> Result<()> {
+    match named::hub_id(path) {
+        None => Ok(()),
+        Some(id) => Err(Error::Request(format!(
+            "{id}: the weights of a tensor are read from models on this machine; fetch it first, with requant fetch"
+        ))),
+    }
+}
+
 /// Reads the tensor and prints what was found.
 pub(super) fn show(path: &Path, artifact: &Artifact, name: &str, is_json: bool) -> Result<()> {
-    if named::hub_id(path).is_some() {
-        return Err(Error::Request(format!(
-            "{}: the weights of a tensor are read from models on this machine; fetch it first, with requant fetch",
-            path.display()
-        )));
-    }
     let model = Opened::open(path)?;
     let found = evaluate::statistics(StoredModel { model: &model, artifact }, name)?;
     let of_file = artifact.tensors.iter().filter(|tensor| found.names.contains(&tensor.name));
