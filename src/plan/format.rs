@@ -79,8 +79,10 @@ pub fn nearest(text: &str) -> Vec<&'static str> {
     if text.is_empty() || text.chars().count() > MAX_COMPARED_CHARS {
         return Vec::new();
     }
-    // Those that people use most come first among equals.
-    let usual = TARGETS.iter().flat_map(|target| target.usual().iter().copied());
+    // Those that people use most come first among equals: one of each kind, then the next of each.
+    let most = TARGETS.iter().map(|target| target.usual().len()).max().unwrap_or(0);
+    let usual =
+        (0..most).flat_map(|rank| TARGETS.iter().filter_map(move |target| target.usual().get(rank).copied()));
     let all = TARGETS.iter().flat_map(|target| target.formats()).map(|format| format.name);
     let mut names: Vec<&'static str> = Vec::new();
     for name in usual.chain(all) {
