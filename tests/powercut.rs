@@ -334,10 +334,10 @@ fn a_run_that_keeps_its_source_keeps_what_an_earlier_run_has_read() {
     run(whole.path(), &recorder.disk(), false).unwrap();
     assert!(!whole.path().join("cache").exists());
     let mut stopped = 0;
-    for before_the_end in [60, 120, 200] {
+    for before_the_end in [120, 160, 200] {
         let root = scratch();
         let first = Recorder::new(root.path(), Some(recorder.steps() - before_the_end));
-        // The whole run has taken some steps more or less than this one: it may be done before.
+        // Far enough from the end that nothing is sealed; runs differ by some steps all the same.
         if run(root.path(), &first.disk(), false).is_ok() {
             continue;
         }

@@ -196,7 +196,7 @@ fn what_cannot_be_done_is_said_first() {
         (&aligned, "q4_0", allowed(), ["general.alignment", "64"]),
         (&unknown, "q4_0", allowed(), ["\"falcon\"", "llama-quantize"]),
         (&good, "mlx-4bit", allowed(), ["good.gguf", "convert the checkpoint it was made from"]),
-        (&good, "q4_9", allowed(), ["q4_9", "q4_k_m"]),
+        (&good, "q4_9", allowed(), ["q4_9", "q4_0"]),
         (&good, "q4_0", pre, ["--tokenizer-pre llama-bpe", "good.gguf"]),
     ] {
         let message = error(blueprint(source, format, &options));
