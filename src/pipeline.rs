@@ -33,6 +33,7 @@ mod placing;
 mod provenance;
 mod queue;
 mod refining;
+mod request;
 mod shares;
 mod slab;
 mod space;
@@ -48,11 +49,12 @@ pub(crate) use errors::Sums;
 pub use errors::{ErrorReport, TensorError};
 pub use execute::peak_ram_bytes;
 pub(crate) use journal::resumed_jobs;
-pub use journal::{CalibrationRecord, CalibrationText, Pinned, RequestRecord};
+
 pub use manifest::{FileRecord, Manifest, SourceRecord, TensorRecord};
 pub(crate) use names::INSIDE as MANIFEST_NAME;
 pub use names::manifest_path;
 pub use refining::{Calibration, Desk, Refinement};
+pub use request::{CalibrationRecord, CalibrationText, Pinned, RequestRecord};
 pub use shares::{
     Agreed, ArraySpan, Asked, Joined, Joining, Share, ShareOutcome, ShareState, Standing, StandingOfShare,
     agreed, convert_share, files_of_share, join, standing,

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::Settings;
 use super::digest::Digests;
 use super::errors::ErrorReport;
-use super::journal::CalibrationRecord;
+use super::request::CalibrationRecord;
 use crate::checkpoint::Catalogue;
 use crate::disk::Disk;
 use crate::error::{Error, Result};

@@ -7,10 +7,11 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use super::journal::{Done, Journal, Progress as Recorded, RequestRecord};
+use super::journal::{Done, Journal, Progress as Recorded};
 use super::manifest::Manifest;
 use super::names::{self, Names};
 use super::output::check_replace;
+use super::request::RequestRecord;
 use super::{execute, placing};
 use crate::disk::{Disk, DiskFile, parent_of};
 use crate::error::{Error, Result};

@@ -24,8 +24,9 @@ use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::fingerprint::Fingerprint;
 use crate::lock;
-use crate::pipeline::journal::{Pinned, Progress, RequestRecord};
+use crate::pipeline::journal::Progress;
 use crate::pipeline::names;
+use crate::pipeline::request::{Pinned, RequestRecord};
 use crate::plan::MAX_SHARES;
 use crate::small;
 
