@@ -33,6 +33,7 @@ use quantized::Quantized;
 use recorder::{Recorder, has_query_latent};
 use targets::Targets;
 
+use crate::checkpoint::Watching;
 use crate::error::{Error, Result};
 use crate::family::Role;
 use crate::model::{Observer, States, Storage, Walk, watch_output};
@@ -139,7 +140,8 @@ impl<'a> Calibration<'a> {
         let original = Recorder::new(store, self.storage.clone());
         let is_parallel = self.mode == Mode::Parallel;
         let quantized = Quantized::new(store, self.blueprint, &self.targets, desk, &original, is_parallel);
-        let mut right = Walk::new(&original, self.tokens, self.context, &self.storage)?;
+        let watching = Watching { store, watcher: &original };
+        let mut right = Walk::new(&watching, self.tokens, self.context, &self.storage)?;
         let mut own = match self.mode {
             Mode::Sequential => Some(Walk::new(&quantized, self.tokens, self.context, &self.storage)?),
             Mode::Parallel => None,
@@ -172,7 +174,7 @@ impl<'a> Calibration<'a> {
         if self.targets.by_role.contains_key(&Role::Output) {
             original.begin(self.wanted(None));
             quantized.begin();
-            watch_output(&original, &right.finish())?;
+            watch_output(&watching, &right.finish())?;
             match own {
                 None => quantized.round_for_original(None, None)?,
                 Some(own) => watch_output(&quantized, &own.finish())?,

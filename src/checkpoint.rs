@@ -37,7 +37,7 @@ pub use quantization::quantization_methods;
 pub(crate) use read::check_finite;
 
 pub use read::TileReader;
-pub use store::{Matrix, Watched, Watcher, Weight, WeightStore};
+pub use store::{Matrix, Watched, Watcher, Watching, Weight, WeightStore};
 pub use witness::{Extent, Unit};
 
 /// One tensor of the catalogue.

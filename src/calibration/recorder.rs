@@ -1,18 +1,16 @@
-//! A store that keeps what its matrices are multiplied with, for one layer.
+//! Keeps what matrices of the original are multiplied with, for one layer.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::gram::{Square, gram};
 use super::inputs::{Kind, WithFactors};
-use crate::checkpoint::{Matrix, Watcher, Weight, WeightStore};
+use crate::checkpoint::{Matrix, Watcher, WeightStore};
 use crate::error::Result;
-use crate::family::{Role, Spec};
+use crate::family::Role;
 use crate::model::{States, Storage};
-use crate::source::Extent;
 
-/// The original model while it is looked at.
+/// Looks at the original model.
 pub(super) struct Recorder<'a> {
     store: &'a dyn WeightStore,
     storage: Storage,
@@ -80,26 +78,4 @@ impl Watcher for Recorder<'_> {
 /// Whether queries come from a latent of lower rank.
 pub(super) fn has_query_latent(store: &dyn WeightStore) -> bool {
     matches!(&store.spec().attention, crate::family::Attention::Latent(latent) if latent.q_lora.is_some())
-}
-
-impl WeightStore for Recorder<'_> {
-    fn spec(&self) -> &Spec {
-        self.store.spec()
-    }
-
-    fn weight(&self, role: Role) -> Result<Weight> {
-        self.store.weight(role)
-    }
-
-    fn read_rows(&self, weight: &Weight, rows: Range<usize>, tile: &mut [f32]) -> Result<()> {
-        self.store.read_rows(weight, rows, tile)
-    }
-
-    fn watcher(&self) -> Option<&dyn Watcher> {
-        Some(self)
-    }
-
-    fn extents(&self, role: Role) -> Result<Vec<Extent>> {
-        self.store.extents(role)
-    }
 }

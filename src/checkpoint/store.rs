@@ -121,6 +121,40 @@ pub trait WeightStore: Sync {
     fn extents(&self, role: Role) -> Result<Vec<Extent>>;
 }
 
+/// A store whose weights are watched.
+pub struct Watching<'a> {
+    /// The weights.
+    pub store: &'a dyn WeightStore,
+    /// Who learns what they are multiplied with.
+    pub watcher: &'a dyn Watcher,
+}
+
+impl WeightStore for Watching<'_> {
+    fn spec(&self) -> &Spec {
+        self.store.spec()
+    }
+
+    fn weight(&self, role: Role) -> Result<Weight> {
+        self.store.weight(role)
+    }
+
+    fn read_rows(&self, weight: &Weight, rows: Range<usize>, tile: &mut [f32]) -> Result<()> {
+        self.store.read_rows(weight, rows, tile)
+    }
+
+    fn stored(&self, role: Role) -> Option<(String, usize)> {
+        self.store.stored(role)
+    }
+
+    fn watcher(&self) -> Option<&dyn Watcher> {
+        Some(self.watcher)
+    }
+
+    fn extents(&self, role: Role) -> Result<Vec<Extent>> {
+        self.store.extents(role)
+    }
+}
+
 impl Checkpoint {
     /// Position of the tensor that serves as `role`: a tied output head is the token embedding.
     fn serving(&self, role: Role) -> Result<usize> {

@@ -1,6 +1,6 @@
 //! `--calibrate` and what goes with it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches};
@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 
 use super::perplexity::Layers;
 use super::plan::Request;
-use super::{applies, console};
+use super::{applies, console, texts};
 use crate::calibration::{self, Calibration, Mode};
 use crate::error::{Error, Result};
 use crate::evaluate::{self, Bos, Tokens, Windows};
@@ -78,7 +78,8 @@ pub(super) fn check(matches: &ArgMatches) -> Result<()> {
 /// When a text cannot be read or is shorter than a window, the model cannot be evaluated, or there is no room for scratch
 /// files.
 pub(super) fn prepare(matches: &ArgMatches, request: &Request) -> Result<Option<Prepared>> {
-    let paths: Vec<&PathBuf> = matches.get_many("calibrate").into_iter().flatten().collect();
+    let paths: Vec<&Path> =
+        matches.get_many::<PathBuf>("calibrate").into_iter().flatten().map(PathBuf::as_path).collect();
     if paths.is_empty() {
         return Ok(None);
     }
@@ -93,22 +94,18 @@ pub(super) fn prepare(matches: &ArgMatches, request: &Request) -> Result<Option<
         _ => Mode::Sequential,
     };
     let tokenizer = request.source.tokenizer()?;
-    let mut texts = Vec::with_capacity(paths.len());
-    let mut all: Option<Windows> = None;
-    for path in &paths {
+    let mut read = Vec::with_capacity(paths.len());
+    let windows = texts::windows(&paths, |path| {
         let bytes = small::read_given(path, small::TEXT)?;
         let sha256 = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
-        texts.push(CalibrationText { file: path.display().to_string(), sha256 });
+        read.push(CalibrationText { file: path.display().to_string(), sha256 });
         let tokens = Tokens::encode(&tokenizer, &small::text(path, bytes)?, Bos::default())?;
         let mut windows = Windows::cut(&tokens, context, None)
             .map_err(|error| Error::Request(format!("{}: {error}", path.display())))?;
         windows.truncate((most / context / paths.len()).max(1));
-        match &mut all {
-            None => all = Some(windows),
-            Some(all) => all.append(windows),
-        }
-    }
-    let windows = all.unwrap_or_else(|| Windows::from_tokens(Vec::new(), context));
+        Ok(windows)
+    })?;
+    let windows = windows.unwrap_or_else(|| Windows::from_tokens(Vec::new(), context));
     let store = request.source.store()?;
     let measured = evaluate::Request {
         model: store,
@@ -127,7 +124,8 @@ pub(super) fn prepare(matches: &ArgMatches, request: &Request) -> Result<Option<
             Storage::Scratch(directory)
         }
     };
-    let record = CalibrationRecord { mode: mode.name().into(), texts, tokens: windows.tokens.len(), context };
+    let record =
+        CalibrationRecord { mode: mode.name().into(), texts: read, tokens: windows.tokens.len(), context };
     let layers = Layers::new(matches.get_flag("quiet"));
     Ok(Some(Prepared { windows, mode, storage, record, layers }))
 }

@@ -11,12 +11,11 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use super::{Request, check, room};
-use crate::checkpoint::{Watched, Watcher, Weight, WeightStore};
+use crate::checkpoint::{Watched, Watcher, Watching, WeightStore};
 use crate::error::Result;
 use crate::family::{Ecosystem, Family, LayerRole, Place, Role, Spec};
 use crate::imatrix::{Collected, Sums};
 use crate::model::{self, Observer};
-use crate::source::Extent;
 
 /// Collects over the windows of `request`, whose original is not looked at. `family` is the model's: entries have the
 /// names that tensors have in GGUF files. With `output` the head is among them.
@@ -33,7 +32,7 @@ pub fn importance(
     let storage = room::find(request)?;
     let Request { model, windows, .. } = *request;
     let collector = Collector::new(family, model);
-    let watching = Watching { store: model, collector: &collector };
+    let watching = Watching { store: model, watcher: &collector };
     let hidden = model::forward(&watching, &windows.tokens, windows.context, &storage, observer)?;
     if output {
         model::watch_output(&watching, &hidden)?;
@@ -160,33 +159,5 @@ fn is_collected(role: Role, spec: &Spec) -> bool {
             layer < spec.layers && (own.is_linear() || is_router)
         }
         _ => false,
-    }
-}
-
-/// A store whose weights are watched.
-struct Watching<'a> {
-    store: &'a dyn WeightStore,
-    collector: &'a Collector,
-}
-
-impl WeightStore for Watching<'_> {
-    fn spec(&self) -> &Spec {
-        self.store.spec()
-    }
-
-    fn weight(&self, role: Role) -> Result<Weight> {
-        self.store.weight(role)
-    }
-
-    fn read_rows(&self, weight: &Weight, rows: Range<usize>, tile: &mut [f32]) -> Result<()> {
-        self.store.read_rows(weight, rows, tile)
-    }
-
-    fn watcher(&self) -> Option<&dyn Watcher> {
-        Some(self.collector)
-    }
-
-    fn extents(&self, role: Role) -> Result<Vec<Extent>> {
-        self.store.extents(role)
     }
 }
