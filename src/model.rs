@@ -33,6 +33,7 @@ mod watch;
 
 pub use head::{for_each_logit_chunk, for_each_logit_chunk_pair, logits, watch_output};
 pub use memory::{Workload, peak_ram_bytes, scratch_bytes};
+pub use moe::picks;
 pub use mtp::{has_second_next, second_next};
 pub use order::order_of_need;
 pub use router::Choice;

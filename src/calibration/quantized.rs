@@ -12,7 +12,7 @@ use super::targets::Targets;
 use crate::checkpoint::{Matrix, Watcher, Weight, WeightStore};
 use crate::error::Result;
 use crate::family::{Role, Spec};
-use crate::model::{Choice, States};
+use crate::model::{Choice, States, picks};
 use crate::pipeline::{Desk, Refinement};
 use crate::plan::{Blueprint, OutputTensor};
 use crate::source::Extent;
@@ -292,15 +292,6 @@ impl Stage {
         let mut known = self.feedbacks.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(known.entry(group_len).or_insert_with(|| Arc::new(Feedback::new(&self.h, group_len))))
     }
-}
-
-/// The tokens that chose an expert, with the factors on what it says.
-fn picks(choices: &[Vec<Choice>], expert: usize) -> Vec<(usize, f32)> {
-    let all = choices
-        .iter()
-        .enumerate()
-        .flat_map(|(token, choices)| choices.iter().map(move |choice| (token, choice)));
-    all.filter(|(_, choice)| choice.expert == expert).map(|(token, choice)| (token, choice.weight)).collect()
 }
 
 /// No rows.

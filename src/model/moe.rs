@@ -28,14 +28,7 @@ pub(super) fn mixture(
     hidden: &mut States,
 ) -> Result<()> {
     for expert in 0..moe.experts {
-        let picks: Vec<(usize, f32)> = choices_T
-            .iter()
-            .enumerate()
-            .flat_map(|(token, choices)| choices.iter().map(move |choice| (token, choice)))
-            .filter(|(_, choice)| choice.expert == expert)
-            .map(|(token, choice)| (token, choice.weight))
-            .collect();
-        let picks = wanted.among(picks);
+        let picks = wanted.among(picks(choices_T, expert));
         if picks.is_empty() {
             continue;
         }
@@ -46,6 +39,14 @@ pub(super) fn mixture(
         shared(store, layer, gate, x, wanted, hidden)?;
     }
     Ok(())
+}
+
+/// The tokens that chose an expert, ascending, each with the factor on what the expert says.
+pub fn picks(choices_T: &[Vec<Choice>], expert: usize) -> Vec<(usize, f32)> {
+    let choices = choices_T.iter().enumerate();
+    let choices = choices.flat_map(|(token, choices)| choices.iter().map(move |choice| (token, choice)));
+    let own = choices.filter(|(_, choice)| choice.expert == expert);
+    own.map(|(token, choice)| (token, choice.weight)).collect()
 }
 
 /// Adds the shared experts, weighed by a sigmoid of their own where the model has one.
