@@ -115,8 +115,10 @@ impl<'a> Calibration<'a> {
     }
 
     /// Matrices whose inputs left directions open, and the damping that they needed, of the mean of the diagonal.
-    pub fn damped(&self) -> Vec<(Role, f64)> {
-        self.damped.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    pub fn damped(&self) -> Vec<(String, f64)> {
+        let damped = self.damped.lock().unwrap_or_else(PoisonError::into_inner);
+        let name = |role| Some(self.opened.store().ok()?.weight(role).ok()?.name);
+        damped.iter().filter_map(|&(role, damping)| Some((name(role)?, damping))).collect()
     }
 
     fn wanted(&self, layer: Option<usize>) -> BTreeSet<Kind> {

@@ -10,7 +10,7 @@ use super::recorder::{Recorder, has_query_latent};
 use super::rounding::{Correction, Encoded, Feedback, Task};
 use super::targets::Targets;
 use crate::checkpoint::{Matrix, Watcher, Weight, WeightStore};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::family::{Role, Spec};
 use crate::model::{Choice, States, picks};
 use crate::pipeline::{Desk, Refinement};
@@ -210,7 +210,13 @@ impl<'a> Quantized<'a> {
         self.store.read_rows(&weight, 0..rows, &mut stored)?;
         for (&tensor, jobs) in &target.outputs {
             let output = &self.blueprint.tensors[tensor];
-            let feedback = stage.feedback(output.codec.group_len_elems());
+            let feedback = stage.feedback(output.codec.group_len_elems()).ok_or_else(|| {
+                let message = format!(
+                    "tensor {}: squares of its inputs are beyond f32, so it cannot be calibrated; convert without --calibrate",
+                    weight.name
+                );
+                Error::checkpoint(&weight.file, message)
+            })?;
             let task = Task {
                 output,
                 tensor_scale: self.desk.tensor_scale(output)?,
@@ -287,10 +293,15 @@ impl<'a> Quantized<'a> {
 }
 
 impl Stage {
-    /// The feedback for groups of this length.
-    fn feedback(&self, group_len: usize) -> Arc<Feedback> {
+    /// The feedback for groups of this length, if sums are numbers.
+    fn feedback(&self, group_len: usize) -> Option<Arc<Feedback>> {
         let mut known = self.feedbacks.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(known.entry(group_len).or_insert_with(|| Arc::new(Feedback::new(&self.h, group_len))))
+        if let Some(found) = known.get(&group_len) {
+            return Some(Arc::clone(found));
+        }
+        let found = Arc::new(Feedback::new(&self.h, group_len)?);
+        known.insert(group_len, Arc::clone(&found));
+        Some(found)
     }
 }
 

@@ -20,6 +20,8 @@ const ROWS: usize = 64;
 const PANEL: usize = 128;
 /// What is added to the diagonal of `H`, of its mean.
 const DAMPING: f64 = 0.01;
+/// The most of it that is tried: with so much, columns hardly hang together any more.
+const MOST_DAMPING: f64 = 1e3;
 
 /// The order in which columns are rounded: whole groups, and the columns of each.
 #[derive(Debug, Clone)]
@@ -66,12 +68,13 @@ pub(super) struct Feedback {
 
 impl Feedback {
     /// From the sum of outer products of inputs, which are not all zero, for formats with groups of `group_len`.
-    pub(super) fn new(h: &Square, group_len: usize) -> Self {
+    /// `None` when they hold no numbers, as after inputs whose squares are beyond `f32`.
+    pub(super) fn new(h: &Square, group_len: usize) -> Option<Self> {
         let mean = h.mean_diagonal();
         let order = Order::new(h, group_len);
         let n = h.cols;
         let mut damping = DAMPING;
-        loop {
+        while damping <= MOST_DAMPING {
             let mut permuted = Square::new(n, n);
             permuted.data.par_chunks_mut(n).zip(&order.columns).for_each(|(row, &of)| {
                 let of = &h.data[of * n..][..n];
@@ -81,10 +84,11 @@ impl Feedback {
             });
             (0..n).for_each(|k| permuted.data[k * n + k] += damping as f32);
             if let Some(factor) = Factor::new(permuted) {
-                return Self { order, factor, damping };
+                return Some(Self { order, factor, damping });
             }
             damping *= 10.0;
         }
+        None
     }
 
     /// Whether it needed more damping than others.
@@ -241,4 +245,51 @@ impl Task<'_> {
 pub(super) fn can(codec: &dyn Codec) -> bool {
     const LONGEST: usize = 256;
     codec.ladder().is_some() && codec.group_len_elems() <= LONGEST
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The sum of outer products of one vector, `times` over: of all directions only one is known.
+    fn of_one(vector: &[f32], times: f32) -> Square {
+        let mut h = Square::new(vector.len(), vector.len());
+        for (row, a) in h.data.chunks_exact_mut(vector.len()).zip(vector) {
+            row.iter_mut().zip(vector).for_each(|(value, b)| *value = times * a * b);
+        }
+        h
+    }
+
+    #[test]
+    fn directions_that_are_not_known_are_damped_and_what_is_no_number_is_told() {
+        let vector: Vec<f32> = (0..64u8).map(|i| f32::from(i % 7) + 0.5).collect();
+        let found = Feedback::new(&of_one(&vector, 3.0), 32).unwrap();
+        assert!(!found.is_damped() && found.factor.costs.iter().all(|cost| *cost > 0.0));
+        let mut h = of_one(&vector, 1.0);
+        // Not one of inputs: below zero in one direction, so that more has to be added.
+        h.data[0] = -0.5 * h.mean_diagonal() as f32;
+        assert!(Feedback::new(&h, 32).unwrap().is_damped());
+        for value in [f32::NAN, f32::INFINITY] {
+            h.data[5] = value;
+            h.data[5 * 64] = value;
+            assert!(Feedback::new(&h, 32).is_none(), "{value}");
+        }
+        assert!(Feedback::new(&of_one(&vector, f32::MAX), 32).is_none());
+    }
+
+    #[test]
+    fn columns_that_carry_most_come_first_and_groups_stay_whole() {
+        let vector: Vec<f32> = (0..64u8).map(|i| f32::from((i * 37) % 64)).collect();
+        let order = Order::new(&of_one(&vector, 1.0), 32);
+        let mut columns = order.columns.clone();
+        columns.sort_unstable();
+        assert!(columns.into_iter().eq(0..64));
+        for (number, group) in order.groups.iter().enumerate() {
+            let own = &order.columns[number * 32..(number + 1) * 32];
+            assert!(own.iter().all(|column| column / 32 == *group));
+            assert!(own.windows(2).all(|pair| vector[pair[0]] >= vector[pair[1]]));
+            let places = &order.places[number * 32..(number + 1) * 32];
+            assert!(own.iter().zip(places).all(|(column, place)| column % 32 == usize::from(*place)));
+        }
+    }
 }

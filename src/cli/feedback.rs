@@ -150,9 +150,9 @@ impl Prepared {
 
 /// Says where more damping than usual was needed.
 pub(super) fn note(calibration: &Calibration<'_>) {
-    for (role, damping) in calibration.damped() {
+    for (name, damping) in calibration.damped() {
         console::note(format_args!(
-            "{role:?}: its inputs leave directions open; {damping} of their mean square was added to each column"
+            "{name}: the text says too little about its inputs; {damping} times their mean square was added to each column"
         ));
     }
 }
