@@ -219,8 +219,12 @@ impl Delivery {
                 }
             }
             shared.throttle.wait(piece_len, &shared.stop);
-            stream.write_all(piece)?;
+            // Counted first: whoever has a whole body is to find it counted.
             shared.record.sent(&file.name, piece_len as u64);
+            if let Err(error) = stream.write_all(piece) {
+                shared.record.not_sent(&file.name, piece_len as u64);
+                return Err(error);
+            }
             offset += piece_len as u64;
         }
         Ok(offset == file.end)

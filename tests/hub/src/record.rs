@@ -59,6 +59,13 @@ impl Record {
         }
     }
 
+    /// Takes back what was counted and did not get through.
+    pub(crate) fn not_sent(&self, file: &str, len_bytes: u64) {
+        if let Some(count) = lock(&self.body_bytes).get_mut(file) {
+            *count = count.saturating_sub(len_bytes);
+        }
+    }
+
     pub(crate) fn bytes_of(&self, file: &str) -> u64 {
         lock(&self.body_bytes).get(file).copied().unwrap_or(0)
     }
