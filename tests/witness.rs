@@ -223,6 +223,15 @@ fn files_replaced_cut_off_or_removed_are_noticed() {
         let result = meddled(source.path(), "q4_0", &output, all, &|| meddle(source.path()));
         assert_refused(result, &output, &[name, "--restart"]);
     }
+    // Cut off before it is digested: that no more can be read is a change like any other.
+    let source = checkpoint();
+    let directory = tempfile::tempdir().unwrap();
+    let output = directory.path().join("m.gguf");
+    let cut = || {
+        File::options().write(true).open(source.path().join("tokenizer.json")).unwrap().set_len(2).unwrap()
+    };
+    let result = meddled(source.path(), "q4_0", &output, 1, &cut);
+    assert_refused(result, &output, &["tokenizer.json", "--restart"]);
     // An equal copy under the same name is the same source; so is one that was only touched.
     let source = checkpoint();
     let directory = tempfile::tempdir().unwrap();

@@ -180,8 +180,12 @@ impl<'a> Provenance<'a> {
                 }
             }
             let read_bytes = match &mut lanes {
-                [Some(one), Some(other)] => Walk::step_both(one, other)?,
-                [Some(only), None] | [None, Some(only)] => only.step()?,
+                [Some(one), Some(other)] => {
+                    Walk::step_both(one, other).map_err(|error| self.if_cut_off(error))?
+                }
+                [Some(only), None] | [None, Some(only)] => {
+                    only.step().map_err(|error| self.if_cut_off(error))?
+                }
                 [None, None] => {
                     let state = self.lock();
                     if state.ready.is_empty() {
@@ -254,6 +258,21 @@ impl<'a> Provenance<'a> {
         let prefixes = self.prefixes.iter().filter(|prefix| prefix.0 == file);
         segments.extend(prefixes.map(|&(_, len, fingerprint)| Segment::prefix(len, fingerprint)));
         Walk::new(self.local, file, segments)
+    }
+
+    /// A file that ends before the end it had when it was opened has changed; other errors are what they are.
+    fn if_cut_off(&self, error: Error) -> Error {
+        let path = match &error {
+            Error::Io { path, source, .. } if source.kind() == std::io::ErrorKind::UnexpectedEof => path,
+            _ => return error,
+        };
+        let file = (0..self.local.files().len()).find(|&file| self.local.path(file) == *path);
+        let Some(file) = file else { return error };
+        let message = format!(
+            "it is shorter now than when it was opened: it was cut off while it was read. {}",
+            self.way_out
+        );
+        Error::changed(&self.local.files()[file].name, message)
     }
 
     /// A file was read to its end.
