@@ -279,7 +279,7 @@ mod tests {
 
     #[test]
     fn columns_that_carry_most_come_first_and_groups_stay_whole() {
-        let vector: Vec<f32> = (0..64u8).map(|i| f32::from((i * 37) % 64)).collect();
+        let vector: Vec<f32> = (0..64u16).map(|i| f32::from((i * 37) % 64)).collect();
         let order = Order::new(&of_one(&vector, 1.0), 32);
         let mut columns = order.columns.clone();
         columns.sort_unstable();
