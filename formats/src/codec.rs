@@ -45,11 +45,13 @@ mod scale_min_encode;
 mod scale_min_search;
 mod scale_search;
 mod two_bits;
+mod two_levels;
 
 pub use grid::Grid;
 pub use int4::{ChannelScale, int4_channel};
 pub use mlx_mode::MlxMode;
 pub use plain::{round_to_bf16, round_to_f16};
+pub use two_levels::{MAX_SUBS, Scales, TwoLevels, Units};
 
 use crate::dtype::Dtype;
 
@@ -143,6 +145,19 @@ pub trait Codec: Sync {
     /// Replaces all codes of one encoded group, each below [`Ladder::codes`]; `dst` is the group's.
     fn put_codes(&self, codes: &[u8], dst: &mut [&mut [u8]]) {
         let _ = (codes, dst);
+    }
+    /// How scales of sub-blocks hang together, for formats with scales of two levels and a [`Codec::ladder`].
+    fn two_levels(&self) -> Option<TwoLevels> {
+        None
+    }
+    /// The scales of one encoded group, where there are [`Codec::two_levels`].
+    fn scales(&self, src: &[&[u8]]) -> Scales {
+        let _ = src;
+        Scales::default()
+    }
+    /// Replaces the scales of one encoded group; `d` and `dmin` are halves, and multiples within their range.
+    fn put_scales(&self, scales: &Scales, dst: &mut [&mut [u8]]) {
+        let _ = (scales, dst);
     }
     /// The naive encoder: same bytes as `encode`, written to be read.
     fn encode_scalar(&self, src: &[f32], dst: &mut [&mut [u8]]);

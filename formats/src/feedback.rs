@@ -14,13 +14,19 @@
 //!
 //! Legend: n columns of a panel, L columns of a group.
 
-use crate::codec::{Codec, Ladder};
+use crate::codec::{Codec, Ladder, Scales, TwoLevels};
 use crate::dispatch::{self, Kernel};
+use crate::rounding::{f16_bits_to_f32, f32_to_f16_bits};
+
+mod two_levels;
 
 /// What a group is multiplied with before its scales are searched, for formats that weigh errors: their search is good.
 const SEARCHED: &[f32] = &[1.0, 0.985, 1.015, 0.97, 1.03];
 /// The same for formats whose scale follows from the group's extremes.
 const SPANNED: &[f32] = &[1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6];
+
+/// What the numbers that scales of sub-blocks are multiples of are multiplied with.
+const FACTORS: &[f32] = &[1.0, 0.985, 1.015, 0.97, 1.03];
 
 /// Columns that follow each other in the order of work, whole groups.
 #[derive(Debug, Clone, Copy)]
@@ -141,6 +147,9 @@ impl<'a> Rounder<'a> {
             self.importance[usize::from(place)] = costs[at];
         }
         self.kept.cost = f32::INFINITY;
+        if let Some(levels) = self.codec.two_levels() {
+            return self.sub_blocks(&levels, (panel, first), wanted, row);
+        }
         let factors = if self.codec.weighs() { SEARCHED } else { SPANNED };
         for (number, factor) in factors.iter().enumerate() {
             self.encode(*factor);
@@ -168,6 +177,35 @@ impl<'a> Rounder<'a> {
                 std::mem::swap(&mut self.tried, &mut self.best);
             }
         }
+    }
+
+    /// The same where sub-blocks have scales of their own: multiples are chosen anew, for a few numbers that they are
+    /// multiples of.
+    fn sub_blocks(
+        &mut self,
+        levels: &TwoLevels,
+        (panel, first): (Panel<'_>, usize),
+        wanted: &[f32],
+        row: &[f32],
+    ) {
+        self.encode(1.0);
+        let parts: Vec<&[u8]> = self.tried.iter().map(Vec::as_slice).collect();
+        let searched = self.codec.scales(&parts);
+        let group = two_levels::Group { levels, codes: self.ladder.codes, panel, first, wanted };
+        let mut best = searched;
+        for (number, factor) in FACTORS.iter().enumerate() {
+            let times = |value: f32| f16_bits_to_f32(f32_to_f16_bits(value * factor));
+            let mut scales = Scales { d: times(searched.d), dmin: times(searched.dmin), ..searched };
+            let bound = self.kept.cost;
+            group.round(&mut scales, row.to_vec(), bound, &mut self.attempt);
+            if number == 0 || self.attempt.cost < bound {
+                std::mem::swap(&mut self.attempt, &mut self.kept);
+                best = scales;
+            }
+        }
+        self.best.clone_from(&self.tried);
+        let mut parts: Vec<&mut [u8]> = self.best.iter_mut().map(Vec::as_mut_slice).collect();
+        self.codec.put_scales(&best, &mut parts);
     }
 
     /// Scales of the group times `factor`, into `tried`.

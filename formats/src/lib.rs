@@ -37,7 +37,7 @@ pub mod layout;
 pub mod rounding;
 pub mod sha256;
 
-pub use codec::{CODECS, Codec, Ladder, Part};
+pub use codec::{CODECS, Codec, Ladder, Part, Scales, TwoLevels, Units};
 pub use dtype::Dtype;
 pub use error::{FormatError, Result};
 pub use sha256::Sha256;

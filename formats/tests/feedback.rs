@@ -1,7 +1,7 @@
 //! Rounding with error feedback against a plain version in f64, and against rounding to nearest, for every format that can.
 
 use requant_formats::feedback::{Panel, Rounder};
-use requant_formats::{CODECS, Codec, Ladder};
+use requant_formats::{CODECS, Codec, Ladder, Scales, Units};
 
 /// Numbers that look like weights, the same at every run.
 struct Random(u64);
@@ -102,6 +102,47 @@ fn codes_that_are_put_are_decoded_and_scales_stay() {
     ] {
         assert!(names.contains(&name), "{name} of {names:?}");
     }
+}
+
+#[test]
+fn scales_of_sub_blocks_are_read_and_put_and_say_what_codes_stand_for() {
+    let mut random = Random(3);
+    let mut names = Vec::new();
+    for (codec, ladder) in ladders() {
+        let Some(levels) = codec.two_levels() else { continue };
+        let len = codec.group_len_elems();
+        let subs = len / levels.sub_len;
+        let (least, most) = levels.scales;
+        let mut multiple =
+            |least: i16, most: i16| least + (random.next() * f64::from(most - least + 1)) as i16;
+        // Also the ends of both ranges.
+        let mut scales =
+            Scales { d: 0.125, dmin: if levels.top_min > 0 { 0.25 } else { 0.0 }, ..Scales::default() };
+        for sub in 0..subs {
+            scales.scales[sub] = [least, most, multiple(least, most)][sub.min(2)];
+            scales.mins[sub] = [levels.top_min, 0, multiple(0, levels.top_min)][sub.min(2)];
+        }
+        let mut parts = bytes_of(codec, 1);
+        let codes: Vec<u8> =
+            (0..len).map(|column| ((column * 7 + column / 32) % ladder.codes) as u8).collect();
+        codec.put_codes(&codes, &mut slices(&mut parts));
+        codec.put_scales(&scales, &mut slices(&mut parts));
+        let read: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
+        assert_eq!(codec.scales(&read), scales, "{}", codec.name());
+        for (column, value) in decode(codec, &parts, len).into_iter().enumerate() {
+            let sub = column / levels.sub_len;
+            let unit = match levels.units {
+                Units::From(zero) => f32::from(codes[column]) - zero,
+                Units::Table(table) => table[usize::from(codes[column])],
+            };
+            // All of these are exact in f32.
+            let expected =
+                scales.d * f32::from(scales.scales[sub]) * unit - scales.dmin * f32::from(scales.mins[sub]);
+            assert_eq!(value, expected, "{}: column {column}", codec.name());
+        }
+        names.push(codec.name());
+    }
+    assert_eq!(names, ["Q6_K", "Q5_K", "Q4_K", "IQ4_XS", "Q3_K", "Q2_K"]);
 }
 
 /// `H` of correlated inputs.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use super::gram::{Square, cross, gram, weighed};
 use super::inputs::{Kind, Picked, WithFactors};
 use super::recorder::{Recorder, has_query_latent};
-use super::rounding::{Correction, Encoded, Feedback, Task};
+use super::rounding::{Correction, Encoded, Feedback, Lengths, Task};
 use super::targets::Targets;
 use crate::checkpoint::{Matrix, Watcher, Weight, WeightStore};
 use crate::error::{Error, Result};
@@ -54,8 +54,8 @@ struct Stage {
     mean: f32,
     /// Sum of products of differences from the right input, and the input.
     differences: Option<Square>,
-    /// By the length of groups.
-    feedbacks: Mutex<BTreeMap<usize, Arc<Feedback>>>,
+    /// By what columns share scales.
+    feedbacks: Mutex<BTreeMap<Lengths, Arc<Feedback>>>,
 }
 
 /// Rows that are ready.
@@ -210,7 +210,7 @@ impl<'a> Quantized<'a> {
         self.store.read_rows(&weight, 0..rows, &mut stored)?;
         for (&tensor, jobs) in &target.outputs {
             let output = &self.blueprint.tensors[tensor];
-            let feedback = stage.feedback(output.codec.group_len_elems()).ok_or_else(|| {
+            let feedback = stage.feedback(Lengths::of(output.codec)).ok_or_else(|| {
                 let message = format!(
                     "tensor {}: squares of its inputs are beyond f32, so it cannot be calibrated; convert without --calibrate",
                     weight.name
@@ -293,14 +293,14 @@ impl<'a> Quantized<'a> {
 }
 
 impl Stage {
-    /// The feedback for groups of this length, if sums are numbers.
-    fn feedback(&self, group_len: usize) -> Option<Arc<Feedback>> {
+    /// The feedback for groups of these lengths, if sums are numbers.
+    fn feedback(&self, lengths: Lengths) -> Option<Arc<Feedback>> {
         let mut known = self.feedbacks.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(found) = known.get(&group_len) {
+        if let Some(found) = known.get(&lengths) {
             return Some(Arc::clone(found));
         }
-        let found = Arc::new(Feedback::new(&self.h, group_len)?);
-        known.insert(group_len, Arc::clone(&found));
+        let found = Arc::new(Feedback::new(&self.h, lengths)?);
+        known.insert(lengths, Arc::clone(&found));
         Some(found)
     }
 }

@@ -23,7 +23,23 @@ const DAMPING: f64 = 0.01;
 /// The most of it that is tried: with so much, columns hardly hang together any more.
 const MOST_DAMPING: f64 = 1e3;
 
-/// The order in which columns are rounded: whole groups, and the columns of each.
+/// What columns share scales in a format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Lengths {
+    /// Columns of a group.
+    group: usize,
+    /// Columns of a part of it that has a scale of its own, or of the whole group.
+    sub_block: usize,
+}
+
+impl Lengths {
+    pub(super) fn of(codec: &dyn Codec) -> Self {
+        let group = codec.group_len_elems();
+        Self { group, sub_block: codec.two_levels().map_or(group, |levels| levels.sub_len) }
+    }
+}
+
+/// The order in which columns are rounded: whole groups, whole sub-blocks of each, and the columns of these.
 #[derive(Debug, Clone)]
 pub(super) struct Order {
     /// Numbers of the groups.
@@ -36,24 +52,24 @@ pub(super) struct Order {
 
 impl Order {
     /// What carries most comes first, so that all others can make up for it.
-    fn new(h: &Square, group_len: usize) -> Self {
+    fn new(h: &Square, lengths: Lengths) -> Self {
         let weight = |column: usize| h.data[column * h.cols + column];
-        let falling = |a: f32, b: f32| b.total_cmp(&a);
-        let mut groups: Vec<(usize, f32)> = (0..h.cols / group_len)
-            .map(|group| (group, (0..group_len).map(|place| weight(group * group_len + place)).sum()))
+        // Runs of `len` columns within `of`, those that carry most first.
+        let falling = |of: Range<usize>, len: usize| -> Vec<usize> {
+            let mut runs: Vec<(usize, f32)> =
+                of.step_by(len).map(|first| (first, (first..first + len).map(weight).sum())).collect();
+            runs.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+            runs.into_iter().map(|(first, _)| first).collect()
+        };
+        let Lengths { group, sub_block } = lengths;
+        let firsts = falling(0..h.cols, group);
+        let columns: Vec<usize> = firsts
+            .iter()
+            .flat_map(|&first| falling(first..first + group, sub_block))
+            .flat_map(|first| falling(first..first + sub_block, 1))
             .collect();
-        groups.sort_by(|a, b| falling(a.1, b.1).then(a.0.cmp(&b.0)));
-        let groups: Vec<usize> = groups.into_iter().map(|(group, _)| group).collect();
-        let mut places: Vec<u16> = Vec::with_capacity(h.cols);
-        let mut columns = Vec::with_capacity(h.cols);
-        for group in &groups {
-            let first = group * group_len;
-            let mut own: Vec<usize> = (0..group_len).collect();
-            own.sort_by(|&a, &b| falling(weight(first + a), weight(first + b)).then(a.cmp(&b)));
-            places.extend(own.iter().map(|&place| place as u16));
-            columns.extend(own.iter().map(|&place| first + place));
-        }
-        Self { groups, places, columns }
+        let places = columns.iter().map(|column| (column % group) as u16).collect();
+        Self { groups: firsts.iter().map(|first| first / group).collect(), places, columns }
     }
 }
 
@@ -67,11 +83,11 @@ pub(super) struct Feedback {
 }
 
 impl Feedback {
-    /// From the sum of outer products of inputs, which are not all zero, for formats with groups of `group_len`.
+    /// From the sum of outer products of inputs, which are not all zero, for formats with groups of these lengths.
     /// `None` when they hold no numbers, as after inputs whose squares are beyond `f32`.
-    pub(super) fn new(h: &Square, group_len: usize) -> Option<Self> {
+    pub(super) fn new(h: &Square, lengths: Lengths) -> Option<Self> {
         let mean = h.mean_diagonal();
-        let order = Order::new(h, group_len);
+        let order = Order::new(h, lengths);
         let n = h.cols;
         let mut damping = DAMPING;
         while damping <= MOST_DAMPING {
@@ -251,6 +267,8 @@ pub(super) fn can(codec: &dyn Codec) -> bool {
 mod tests {
     use super::*;
 
+    const GROUPS: Lengths = Lengths { group: 32, sub_block: 16 };
+
     /// The sum of outer products of one vector, `times` over: of all directions only one is known.
     fn of_one(vector: &[f32], times: f32) -> Square {
         let mut h = Square::new(vector.len(), vector.len());
@@ -263,31 +281,37 @@ mod tests {
     #[test]
     fn directions_that_are_not_known_are_damped_and_what_is_no_number_is_told() {
         let vector: Vec<f32> = (0..64u8).map(|i| f32::from(i % 7) + 0.5).collect();
-        let found = Feedback::new(&of_one(&vector, 3.0), 32).unwrap();
+        let found = Feedback::new(&of_one(&vector, 3.0), GROUPS).unwrap();
         assert!(!found.is_damped() && found.factor.costs.iter().all(|cost| *cost > 0.0));
         let mut h = of_one(&vector, 1.0);
         // Not one of inputs: below zero in one direction, so that more has to be added.
         h.data[0] = -0.5 * h.mean_diagonal() as f32;
-        assert!(Feedback::new(&h, 32).unwrap().is_damped());
+        assert!(Feedback::new(&h, GROUPS).unwrap().is_damped());
         for value in [f32::NAN, f32::INFINITY] {
             h.data[5] = value;
             h.data[5 * 64] = value;
-            assert!(Feedback::new(&h, 32).is_none(), "{value}");
+            assert!(Feedback::new(&h, GROUPS).is_none(), "{value}");
         }
-        assert!(Feedback::new(&of_one(&vector, f32::MAX), 32).is_none());
+        assert!(Feedback::new(&of_one(&vector, f32::MAX), GROUPS).is_none());
     }
 
     #[test]
     fn columns_that_carry_most_come_first_and_groups_stay_whole() {
         let vector: Vec<f32> = (0..64u16).map(|i| f32::from((i * 37) % 64)).collect();
-        let order = Order::new(&of_one(&vector, 1.0), 32);
+        let order = Order::new(&of_one(&vector, 1.0), GROUPS);
         let mut columns = order.columns.clone();
         columns.sort_unstable();
         assert!(columns.into_iter().eq(0..64));
         for (number, group) in order.groups.iter().enumerate() {
             let own = &order.columns[number * 32..(number + 1) * 32];
             assert!(own.iter().all(|column| column / 32 == *group));
-            assert!(own.windows(2).all(|pair| vector[pair[0]] >= vector[pair[1]]));
+            for sub_block in own.chunks(16) {
+                assert!(sub_block.iter().all(|column| column / 16 == sub_block[0] / 16));
+                assert!(sub_block.windows(2).all(|pair| vector[pair[0]] >= vector[pair[1]]));
+            }
+            let carried =
+                |own: &[usize]| own.iter().map(|&column| vector[column] * vector[column]).sum::<f32>();
+            assert!(carried(&own[..16]) >= carried(&own[16..]));
             let places = &order.places[number * 32..(number + 1) * 32];
             assert!(own.iter().zip(places).all(|(column, place)| column % 32 == usize::from(*place)));
         }

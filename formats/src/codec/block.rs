@@ -5,7 +5,7 @@
 
 use std::marker::PhantomData;
 
-use super::{Codec, Grid, Ladder, Part};
+use super::{Codec, Grid, Ladder, Part, Scales, TwoLevels};
 use crate::dispatch::{self, Kernel};
 use crate::dtype::Dtype;
 
@@ -50,6 +50,14 @@ pub(crate) trait Block: Sync {
     const LADDER: Option<Ladder> = None;
     /// See [`Codec::put_codes`].
     fn put_block_codes(_codes: &[u8], _y: &mut [u8]) {}
+    /// See [`Codec::two_levels`].
+    const TWO_LEVELS: Option<TwoLevels> = None;
+    /// See [`Codec::scales`].
+    fn block_scales(_y: &[u8]) -> Scales {
+        Scales::default()
+    }
+    /// See [`Codec::put_scales`].
+    fn put_block_scales(_scales: &Scales, _y: &mut [u8]) {}
     /// See [`Codec::encode_grid`].
     fn encode_block_grid(_: Grid<'_>, _: &mut [u8]) -> bool {
         false
@@ -135,6 +143,20 @@ impl<B: Block> Codec for B {
     fn put_codes(&self, codes: &[u8], dst: &mut [&mut [u8]]) {
         check_lengths::<B>(codes.len(), dst[0].len());
         B::put_block_codes(codes, dst[0]);
+    }
+
+    fn two_levels(&self) -> Option<TwoLevels> {
+        B::TWO_LEVELS
+    }
+
+    fn scales(&self, src: &[&[u8]]) -> Scales {
+        check_lengths::<B>(B::LEN_ELEMS, src[0].len());
+        B::block_scales(src[0])
+    }
+
+    fn put_scales(&self, scales: &Scales, dst: &mut [&mut [u8]]) {
+        check_lengths::<B>(B::LEN_ELEMS, dst[0].len());
+        B::put_block_scales(scales, dst[0]);
     }
 
     fn encode_weighted(&self, importance: &[f32], src: &[f32], dst: &mut [&mut [u8]]) {

@@ -15,12 +15,12 @@
 //! sub-block as in IQ4_NL. The vector encoder (`iq4_lanes`) works on as many sub-blocks as there are lanes.
 //! Source: llama.cpp, `ggml-quants.c`, `quantize_iq4_xs`.
 
-use super::Ladder;
 use super::block::{self, Block};
 use super::block32::{LEN as SUB_LEN, pack_4_bits};
 use super::importance::{batch_weights, error_weights, of_block, sum_squares};
-use super::iq4::{inverse, load_values, search, search_weighted, store_codes};
+use super::iq4::{LEVELS, inverse, load_values, search, search_weighted, store_codes};
 use super::iq4_lanes;
+use super::{Ladder, Scales, TwoLevels, Units};
 use crate::dispatch::{self, LaneKernel, Lanes};
 use crate::rounding::{f16_bits_to_f32, f32_to_f16_bits, nearest_int};
 
@@ -51,19 +51,34 @@ fn write_block(
         }
     }
     let d = -extreme / 32.0;
+    let multiples = scales.map(|scale| nearest_int(inverse(d) * scale).clamp(-32, 31));
+    store_scales(d, |j| multiples[j], y);
+    let subs = x.as_chunks::<SUB_LEN>().0.iter().zip(y[CODES_AT..].chunks_exact_mut(SUB_LEN / 2));
+    for (multiple, (x, codes)) in multiples.into_iter().zip(subs) {
+        store(x, inverse(d * multiple as f32), codes);
+    }
+}
+
+/// Writes `d` and the multiple of it that each sub-block has, less 32.
+#[inline(always)]
+fn store_scales(d: f32, multiple: impl Fn(usize) -> i32, y: &mut [u8]) {
     let mut high = 0u16;
-    let (head, codes) = y.split_at_mut(CODES_AT);
-    head.fill(0);
-    let subs = x.as_chunks::<SUB_LEN>().0.iter().zip(codes.chunks_exact_mut(SUB_LEN / 2));
-    for (j, (scale, (x, codes))) in scales.iter().zip(subs).enumerate() {
-        let scale = nearest_int(inverse(d) * scale).clamp(-32, 31);
-        store(x, inverse(d * scale as f32), codes);
-        let scale = (scale + 32) as u8;
-        head[LOW_AT + j / 2] |= (scale & 15) << (j % 2 * 4);
+    y[LOW_AT..CODES_AT].fill(0);
+    for j in 0..SUBS {
+        let scale = (multiple(j) + 32) as u8;
+        y[LOW_AT + j / 2] |= (scale & 15) << (j % 2 * 4);
         high |= u16::from(scale >> 4) << (2 * j);
     }
-    head[..2].copy_from_slice(&f32_to_f16_bits(d).to_le_bytes());
-    head[2..4].copy_from_slice(&high.to_le_bytes());
+    y[..2].copy_from_slice(&f32_to_f16_bits(d).to_le_bytes());
+    y[2..4].copy_from_slice(&high.to_le_bytes());
+}
+
+/// The multiple of `d` that sub-block `j` of a stored block has.
+#[inline(always)]
+fn multiple(y: &[u8], j: usize) -> i32 {
+    let high = u16::from_le_bytes([y[2], y[3]]);
+    let low = i32::from(y[LOW_AT + j / 2] >> (j % 2 * 4) & 15);
+    (low | i32::from(high >> (2 * j) & 3) << 4) - 32
 }
 
 struct Encode<'a>(&'a [f32], &'a mut [u8]);
@@ -174,15 +189,26 @@ impl Block for Iq4Xs {
         }
     }
 
+    const TWO_LEVELS: Option<TwoLevels> =
+        Some(TwoLevels { sub_len: SUB_LEN, scales: (-32, 31), top_min: 0, units: Units::Table(&LEVELS) });
+
+    fn block_scales(y: &[u8]) -> Scales {
+        let d = f16_bits_to_f32(u16::from_le_bytes([y[0], y[1]]));
+        let mut scales = Scales { d, ..Scales::default() };
+        (0..SUBS).for_each(|j| scales.scales[j] = multiple(y, j) as i16);
+        scales
+    }
+
+    fn put_block_scales(scales: &Scales, y: &mut [u8]) {
+        store_scales(scales.d, |j| i32::from(scales.scales[j]), y);
+    }
+
     #[inline(always)]
     fn decode_block_scalar(y: &[u8], x: &mut [f32]) {
         let d = f16_bits_to_f32(u16::from_le_bytes([y[0], y[1]]));
-        let high = u16::from_le_bytes([y[2], y[3]]);
         let subs = x.chunks_exact_mut(SUB_LEN).zip(y[CODES_AT..].chunks_exact(SUB_LEN / 2));
         for (j, (x, codes)) in subs.enumerate() {
-            let low = i32::from(y[LOW_AT + j / 2] >> (j % 2 * 4) & 15);
-            let scale = low | i32::from(high >> (2 * j) & 3) << 4;
-            load_values(codes, d * (scale - 32) as f32, x);
+            load_values(codes, d * multiple(y, j) as f32, x);
         }
     }
 }

@@ -17,12 +17,12 @@
 //! with AVX-512 and 247 with AVX2, the plain code 14.
 //! Source: llama.cpp, `ggml-quants.c`, `quantize_row_q2_K_ref`.
 
-use super::Ladder;
 use super::block::{self, Block};
 use super::importance::{MAX_BATCH, batch_weights, error_weights, multiples, of_block, sum, sum_squares};
 use super::scale_min::weighted_search;
 use super::scale_min_search::{Found, Given, Magnitudes, Search, search_lanes, search_weighted};
 use super::two_bits::{self, LEN, SUB_LEN, SUBS};
+use super::{Ladder, Scales, TwoLevels, Units};
 use crate::dispatch::{self, LaneKernel, Lanes};
 use crate::rounding::{f16_bits_to_f32, f32_to_f16_bits, nearest_int};
 
@@ -36,11 +36,17 @@ const WEIGHTED_SEARCH: Search = weighted_search(SEARCH.top);
 /// The codec; see the module.
 pub(super) struct Q2K;
 
+/// `d` and `dmin` of a stored block.
+#[inline(always)]
+fn factors(y: &[u8]) -> (f32, f32) {
+    let at = |at: usize| f16_bits_to_f32(u16::from_le_bytes([y[at], y[at + 1]]));
+    (at(D_AT), at(D_AT + 2))
+}
+
 /// Scale and minimum of each sub-block as a stored block has them.
 #[inline(always)]
 fn scales_and_mins(y: &[u8]) -> ([f32; SUBS], [f32; SUBS]) {
-    let d = f16_bits_to_f32(u16::from_le_bytes([y[D_AT], y[D_AT + 1]]));
-    let dmin = f16_bits_to_f32(u16::from_le_bytes([y[D_AT + 2], y[D_AT + 3]]));
+    let (d, dmin) = factors(y);
     (std::array::from_fn(|j| d * f32::from(y[j] & 15)), std::array::from_fn(|j| dmin * f32::from(y[j] >> 4)))
 }
 
@@ -269,6 +275,20 @@ impl Block for Q2K {
     fn put_block_codes(codes: &[u8], y: &mut [u8]) {
         let Some(codes) = codes.first_chunk() else { return };
         two_bits::pack(codes, &mut y[SUBS..D_AT]);
+    }
+
+    const TWO_LEVELS: Option<TwoLevels> =
+        Some(TwoLevels { sub_len: SUB_LEN, scales: (0, 15), top_min: 15, units: Units::From(0.0) });
+
+    fn block_scales(y: &[u8]) -> Scales {
+        let (d, dmin) = factors(y);
+        let multiple = |shift: u8| std::array::from_fn(|j| i16::from(y[j] >> shift & 15));
+        Scales { d, dmin, scales: multiple(0), mins: multiple(4) }
+    }
+
+    fn put_block_scales(scales: &Scales, y: &mut [u8]) {
+        let of = |multiples: &[i16; SUBS]| multiples.map(|multiple| multiple as u8);
+        write_multiples((scales.d, &of(&scales.scales)), (scales.dmin, &of(&scales.mins)), y);
     }
 
     #[inline(always)]

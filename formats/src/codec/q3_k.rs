@@ -21,12 +21,12 @@
 //! top two of sc_(4 k + i). The vector encoder is `q3_k_lanes`.
 //! Source: llama.cpp, `ggml-quants.c`, `quantize_row_q3_K_ref`, `make_q3_quants`.
 
-use super::Ladder;
 use super::block::{self, Block};
 use super::importance::{error_weights, sum, sum_squares};
 use super::q3_k_lanes::{Encode, EncodeWeighted};
 use super::scale_search::{EPSILON, search_weighted};
 use super::two_bits::{self, LEN, SUB_LEN, SUBS};
+use super::{Ladder, Scales, TwoLevels, Units};
 use crate::dispatch;
 use crate::rounding::{f16_bits_to_f32, f32_to_f16_bits, nearest_int};
 
@@ -99,13 +99,21 @@ fn search(x: &[f32; SUB_LEN], codes: &mut [u8]) -> f32 {
 /// `d * (sc_j - 32)` of each sub-block of a stored block.
 #[inline(always)]
 pub(super) fn scales(y: &[u8]) -> [f32; SUBS] {
+    let (d, multiples) = multiples(y);
+    multiples.map(|multiple| d * multiple as f32)
+}
+
+/// `d` and `sc_j - 32` of each sub-block of a stored block.
+#[inline(always)]
+fn multiples(y: &[u8]) -> (f32, [i32; SUBS]) {
     let d = f16_bits_to_f32(u16::from_le_bytes([y[D_AT], y[D_AT + 1]]));
     let packed = &y[SCALES_AT..D_AT];
-    std::array::from_fn(|j| {
+    let multiples = std::array::from_fn(|j| {
         let low = packed[j % 8] >> (j / 8 * 4) & 15;
         let high = packed[8 + j % 4] >> (j / 4 * 2) & 3;
-        d * (i32::from(low | high << 4) - 32) as f32
-    })
+        i32::from(low | high << 4) - 32
+    });
+    (d, multiples)
 }
 
 /// Step 2 of the module's recipe; everything but scales and `d` is zero.
@@ -224,6 +232,19 @@ impl Block for Q3K {
         let Some(codes) = codes.first_chunk() else { return };
         y[..TOP_BYTES].fill(0);
         pack_codes(*codes, y);
+    }
+
+    const TWO_LEVELS: Option<TwoLevels> =
+        Some(TwoLevels { sub_len: SUB_LEN, scales: (-32, 31), top_min: 0, units: Units::From(4.0) });
+
+    fn block_scales(y: &[u8]) -> Scales {
+        let (d, multiples) = multiples(y);
+        Scales { d, scales: multiples.map(|multiple| multiple as i16), ..Scales::default() }
+    }
+
+    fn put_block_scales(scales: &Scales, y: &mut [u8]) {
+        y[SCALES_AT..].fill(0);
+        store_scales(&scales.scales.map(|multiple| (multiple + 32) as u8), scales.d, y);
     }
 
     #[inline(always)]

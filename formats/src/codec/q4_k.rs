@@ -10,13 +10,13 @@
 //! pair of sub-blocks 32 bytes, the first one's codes in the low nibbles.
 //! Source: llama.cpp, `ggml-quants.c`, `quantize_row_q4_K_ref`.
 
-use super::Ladder;
 use super::block::Block;
 use super::scale_min::{
     HEAD_BYTES, Head, LEN, SUB_LEN, SUBS, encode_scalar, encode_weighted_scalar, weighted_search,
 };
 use super::scale_min_encode::{Encode, EncodeWeighted, Layout, quantize};
 use super::scale_min_search::Search;
+use super::{Ladder, Scales, TwoLevels};
 use crate::dispatch::{self, Kernel, Lanes};
 
 const BYTES: usize = 144;
@@ -119,6 +119,16 @@ impl Block for Q4K {
 
     fn put_block_codes(codes: &[u8], y: &mut [u8]) {
         pack_codes(codes, &mut y[HEAD_BYTES..]);
+    }
+
+    const TWO_LEVELS: Option<TwoLevels> = Some(Head::TWO_LEVELS);
+
+    fn block_scales(y: &[u8]) -> Scales {
+        Head::scales_of(y)
+    }
+
+    fn put_block_scales(scales: &Scales, y: &mut [u8]) {
+        Head::put_scales(scales, y);
     }
 
     fn decode_block_scalar(y: &[u8], x: &mut [f32]) {

@@ -16,12 +16,12 @@
 //! `q1` and `q3`, and byte `i` of the pairs those of `q0..q3` from the lowest bits up.
 //! Source: llama.cpp, `ggml-quants.c`, `quantize_row_q6_K_ref`.
 
-use super::Ladder;
 use super::block::{self, Block};
 use super::importance::of_block;
 use super::scale_search::{
     EPSILON, Found, SUB_LEN, search_given_lanes, search_lanes, search_scalar, search_weighted,
 };
+use super::{Ladder, Scales, TwoLevels, Units};
 use crate::dispatch::{self, Kernel, LaneKernel, Lanes};
 use crate::rounding::{f16_bits_to_f32, f32_to_f16_bits, nearest_int};
 
@@ -297,6 +297,21 @@ impl Block for Q6K {
     fn put_block_codes(codes: &[u8], y: &mut [u8]) {
         y[..SCALES_AT].fill(0);
         pack_codes(codes, y);
+    }
+
+    const TWO_LEVELS: Option<TwoLevels> =
+        Some(TwoLevels { sub_len: SUB_LEN, scales: (-128, 127), top_min: 0, units: Units::From(32.0) });
+
+    fn block_scales(y: &[u8]) -> Scales {
+        let d = f16_bits_to_f32(u16::from_le_bytes([y[SCALES_AT + SUBS], y[SCALES_AT + SUBS + 1]]));
+        let scales = std::array::from_fn(|j| i16::from(y[SCALES_AT + j] as i8));
+        Scales { d, scales, ..Scales::default() }
+    }
+
+    fn put_block_scales(scales: &Scales, y: &mut [u8]) {
+        let y = &mut y[SCALES_AT..];
+        y.iter_mut().zip(scales.scales).for_each(|(byte, multiple)| *byte = multiple as i8 as u8);
+        y[SUBS..].copy_from_slice(&f32_to_f16_bits(scales.d).to_le_bytes());
     }
 
     fn decode_block_scalar(y: &[u8], x: &mut [f32]) {

@@ -19,6 +19,7 @@
 
 use super::importance::{error_weights, multiples, sum, sum_squares};
 use super::scale_min_search::{Search, search_scalar, search_weighted};
+use super::{MAX_SUBS, Scales, TwoLevels, Units};
 use crate::rounding::{f16_bits_to_f32, f32_to_f16_bits, nearest_int};
 
 /// Weights in a super-block.
@@ -95,17 +96,47 @@ impl Head {
     /// Reads the opening bytes of a super-block.
     #[inline(always)]
     pub(super) fn decode(bytes: [u8; HEAD_BYTES]) -> Self {
+        let (d, dmin, scales, mins) = Self::multiples(&bytes);
+        let scales = scales.map(|multiple| d * f32::from(multiple));
+        Self { bytes, scales, mins: mins.map(|multiple| dmin * f32::from(multiple)) }
+    }
+
+    /// `d`, `dmin`, and the multiples of them.
+    #[inline(always)]
+    fn multiples(bytes: &[u8; HEAD_BYTES]) -> (f32, f32, [u8; SUBS], [u8; SUBS]) {
         let d = f16_bits_to_f32(u16::from_le_bytes([bytes[0], bytes[1]]));
         let dmin = f16_bits_to_f32(u16::from_le_bytes([bytes[2], bytes[3]]));
         let packed = &bytes[4..];
-        let (mut scales, mut mins) = ([0.0; SUBS], [0.0; SUBS]);
+        let (mut scales, mut mins) = ([0; SUBS], [0; SUBS]);
         for j in 0..4 {
-            scales[j] = d * f32::from(packed[j] & 63);
-            mins[j] = dmin * f32::from(packed[j + 4] & 63);
-            scales[j + 4] = d * f32::from(packed[j + 8] & 15 | packed[j] >> 6 << 4);
-            mins[j + 4] = dmin * f32::from(packed[j + 8] >> 4 | packed[j + 4] >> 6 << 4);
+            scales[j] = packed[j] & 63;
+            mins[j] = packed[j + 4] & 63;
+            scales[j + 4] = packed[j + 8] & 15 | packed[j] >> 6 << 4;
+            mins[j + 4] = packed[j + 8] >> 4 | packed[j + 4] >> 6 << 4;
         }
-        Self { bytes, scales, mins }
+        (d, dmin, scales, mins)
+    }
+
+    /// How scales hang together, in both formats.
+    pub(super) const TWO_LEVELS: TwoLevels =
+        TwoLevels { sub_len: SUB_LEN, scales: (0, 63), top_min: 63, units: Units::From(0.0) };
+
+    /// The scales of the super-block that opens with these bytes.
+    pub(super) fn scales_of(y: &[u8]) -> Scales {
+        let mut found = Scales::default();
+        let Some(bytes) = y.first_chunk() else { return found };
+        let (d, dmin, scales, mins) = Self::multiples(bytes);
+        (found.d, found.dmin) = (d, dmin);
+        found.scales.iter_mut().zip(scales).for_each(|(to, multiple)| *to = i16::from(multiple));
+        found.mins.iter_mut().zip(mins).for_each(|(to, multiple)| *to = i16::from(multiple));
+        found
+    }
+
+    /// Replaces them.
+    pub(super) fn put_scales(scales: &Scales, y: &mut [u8]) {
+        let of = |multiples: &[i16; MAX_SUBS]| std::array::from_fn(|j| multiples[j] as u8);
+        let head = Self::of((scales.d, &of(&scales.scales)), (scales.dmin, &of(&scales.mins)));
+        y[..HEAD_BYTES].copy_from_slice(&head.bytes);
     }
 }
 
