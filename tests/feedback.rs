@@ -178,6 +178,8 @@ fn what_cannot_be_calibrated_is_refused_at_once() {
     assert!(error.contains("--calibrate"), "{error}");
     let error = convert(&["--to", "f16", "--calibrate", &text]);
     assert!(error.contains("--calibrate") && error.contains("without it"), "{error}");
+    let error = convert(&["--to", "iq3_s", "--calibrate", &text]);
+    assert!(error.contains("becomes IQ3_S") && error.contains("--imatrix"), "{error}");
     let error = convert(&["--to", "q4_0", "--calibrate", &text, "--job", "1/2"]);
     assert!(error.contains("--calibrate") && error.contains("share"), "{error}");
     let error = convert(&["--to", "q4_0", "--calibrate", &text, "--imatrix", "i.gguf"]);

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use requant::checkpoint::SourceTensor;
 use serde_json::Value;
 
 use crate::conversion::{self, fixtures, model};
@@ -40,6 +41,21 @@ fn fail(folder: &Path, words: &[&str]) -> (i32, String) {
     (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
 }
 
+/// An importance matrix in the older format, in which every column of all matrices counts the same.
+pub(crate) fn ones(tensors: &[SourceTensor]) -> Vec<u8> {
+    let number = |value: usize| (value as i32).to_le_bytes().to_vec();
+    let matrices = tensors.iter().filter(|tensor| tensor.shape.len() > 1);
+    let entries: Vec<Vec<u8>> = matrices
+        .map(|tensor| {
+            let (name, shape) = (tensor.name.as_bytes(), &tensor.shape);
+            let columns = shape[shape.len() - 1] * if shape.len() > 2 { shape[0] } else { 1 };
+            let values = 1.0f32.to_le_bytes().repeat(columns);
+            [number(name.len()), name.to_vec(), number(1), number(columns), values].concat()
+        })
+        .collect();
+    [number(entries.len()), entries.concat()].concat()
+}
+
 fn index() -> Vec<Value> {
     let bytes = std::fs::read(goldens().join("index.json")).unwrap();
     serde_json::from_slice(&bytes).unwrap()
@@ -64,7 +80,42 @@ fn files_equal_those_of_llama_quantize() {
             compared += 1;
         }
     }
-    assert!(compared >= 40, "{compared}");
+    assert!(compared >= 78, "{compared}");
+}
+
+/// What llama-quantize refuses, before any work and with the way out.
+#[test]
+fn types_that_need_one_are_refused_without() {
+    let (folder, model) = (folder(), model());
+    let model = model.to_str().unwrap();
+    let list = succeed(folder.path(), &["formats", "gguf", "--json"]);
+    let list: Value = serde_json::from_str(&list).unwrap();
+    let mut refused = Vec::new();
+    for format in list["formats"].as_array().unwrap() {
+        let name = format["name"].as_str().unwrap();
+        if format["importance_matrix"] != "wanted" || name == "q2_k_s" {
+            continue;
+        }
+        refused.push(name);
+        let words = ["convert", model, "--to", name, "-o", "m.gguf", "-q"];
+        let (code, message) = fail(folder.path(), &words);
+        assert!(code == 1 && message.contains("blk.") && message.contains("becomes IQ"), "{name}: {message}");
+        assert!(message.contains("requant calibrate") && message.contains("--imatrix"), "{name}: {message}");
+        let part =
+            ["--imatrix", "imatrix.gguf", "--include-weights", "lorem", "--include-weights", "ffn_down"];
+        let (code, message) = fail(folder.path(), &[&words[..], &part].concat());
+        assert!(code == 1 && message.contains("imatrix.gguf: nothing about blk.0."), "{name}: {message}");
+        assert!(message.contains("--tensor-type"), "{name}: {message}");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2, "{name}");
+    }
+    assert_eq!(refused, ["iq3_xs", "iq3_xxs", "iq2_m", "iq2_s", "iq2_xs", "iq2_xxs", "iq1_m", "iq1_s"]);
+    // Embeddings and head do without where ggml can.
+    let plan = ["plan", model, "--to", "q4_k_m", "--tensor-type"];
+    succeed(folder.path(), &[&plan[..], &["token_embd=iq3_xxs"]].concat());
+    let (_, message) = fail(folder.path(), &[&plan[..], &["token_embd=iq2_xs"]].concat());
+    assert!(message.contains("token_embd.weight becomes IQ2_XS"), "{message}");
+    let (_, message) = fail(folder.path(), &["plan", model, "--to", "q1_0"]);
+    assert!(message.contains("blocks of Q1_0 (128) do not divide"), "{message}");
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use requant::imatrix::Imatrix;
 use requant::opened::Opened;
 use requant::pipeline::{self, Outcome, Progress};
 use requant::plan::{self, Blueprint, Options};
@@ -125,6 +126,37 @@ fn mixes_of_other_architectures_are_those_of_llama_quantize() {
     assert_eq!(known, architectures);
 }
 
+#[test]
+fn mixes_of_few_bits_are_those_of_llama_quantize() {
+    let directory = tempfile::tempdir().unwrap();
+    let headers = goldens("headers.json");
+    let (mut compared, mut refused) = (0, 0);
+    for (name, golden) in goldens("types.json") {
+        let source = zeros(directory.path(), &name, headers[&name]["bytes"].as_u64().unwrap());
+        let opened = Opened::open(&source).unwrap();
+        // One that knows every column.
+        let path = directory.path().join(format!("{name}.dat"));
+        std::fs::write(&path, crate::imatrix::ones(opened.catalogue().tensors())).unwrap();
+        let imatrix = Some(Imatrix::open(&path).unwrap().into());
+        let options = Options { imatrix, ..allowed() };
+        for (format, expected) in golden.as_object().unwrap() {
+            let planned = plan::blueprint(&opened, format, &options);
+            let Some(expected) = expected.as_str() else {
+                let message = error(planned);
+                assert!(message.contains("no stand-in") && message.contains("--tensor-type"), "{message}");
+                refused += 1;
+                continue;
+            };
+            let tensors = planned.unwrap().tensors;
+            let lines: String =
+                tensors.iter().map(|tensor| format!("{} {}\n", tensor.names[0], tensor.type_name)).collect();
+            assert_eq!(sha256(lines.as_bytes()), expected, "{name} to {format}:\n{lines}");
+            compared += 1;
+        }
+    }
+    assert_eq!((compared, refused), (26 * 14 - 2, 2));
+}
+
 /// A small file; `change` may spoil it.
 fn small(path: &Path, change: impl FnOnce(&mut Metadata, &mut Vec<TensorSpec>)) -> PathBuf {
     let mut metadata = Metadata::new();
@@ -176,7 +208,7 @@ fn what_cannot_be_done_is_said_first() {
     let text = path("text.gguf");
     std::fs::write(&text, "not a model").unwrap();
     let split = small(&path("alone.gguf"), |metadata, _| metadata.set("split.count", 3u16));
-    let iq = small(&path("iq.gguf"), |_, tensors| tensors[1].ggml_type = gguf::GgmlType::IQ2_XXS);
+    let iq = small(&path("iq.gguf"), |_, tensors| tensors[1].ggml_type = gguf::GgmlType::Q8_K);
     let beyond = small(&path("beyond.gguf"), |_, tensors| tensors[1].name = "blk.1.ffn_down.weight".into());
     let headless = small(&path("headless.gguf"), |metadata, _| {
         metadata.remove("llama.attention.head_count");
@@ -190,7 +222,7 @@ fn what_cannot_be_done_is_said_first() {
         (&path("absent.gguf"), "q4_0", allowed(), ["absent.gguf", "not found"]),
         (&split, "q4_0", allowed(), ["alone.gguf", "3 files of a split set"]),
         (&path("m-00001-of-00002.gguf"), "q4_0", allowed(), ["m-00001-of-00002.gguf", "2 files"]),
-        (&iq, "q4_0", allowed(), ["blk.0.ffn_down.weight", "IQ2_XXS"]),
+        (&iq, "q4_0", allowed(), ["blk.0.ffn_down.weight", "Q8_K"]),
         (&beyond, "q4_0", allowed(), ["blk.1.ffn_down.weight", "llama.block_count"]),
         (&headless, "q4_0", allowed(), ["headless.gguf", "llama.attention.head_count is missing"]),
         (&aligned, "q4_0", allowed(), ["general.alignment", "64"]),

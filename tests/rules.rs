@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::AtomicBool;
 
+use requant::imatrix::Imatrix;
 use requant::pipeline::{self, Settings};
 use requant::plan::{self, Choice, Options, Pattern, Rule, Rules};
 use serde_json::Value;
@@ -137,7 +138,8 @@ fn what_is_wrong_with_a_rule_is_named() {
         ("q4_k_m", r"layers\.3\.=q6_k", &["no tensor of the result", "left out"]),
         ("q4_k_m", r"experts\.3\.=q6_k", &["a part of what blk.1.ffn_down_exps.weight", "1 of 16"]),
         ("q4_k_m", "ffn=q7_k", &["\"q7_k\" is no type of GGUF", "Q6_K"]),
-        ("q4_k_m", "ffn=iq2_xxs", &["no type of GGUF"]),
+        ("q4_k_m", "ffn=i8", &["no type of GGUF"]),
+        ("q4_k_m", "ffn_up=iq2_xxs", &["blk.0.ffn_up.weight", "IQ2_XXS", "requant calibrate", "--imatrix"]),
         ("q4_k_m", "ffn=6bit", &["is a type of MLX, not of GGUF"]),
         ("mlx-4bit", "proj=q6_k", &["is a type of GGUF, not of MLX", "6bit-g32"]),
         ("mlx-4bit", "q_b_proj=4bit-g128", &["groups of 128", "rows of 192", "q_b_proj"]),
@@ -371,7 +373,10 @@ fn every_type_that_an_error_lists_can_be_given() {
             if format == "mlx-4bit" && ["f16", "f32"].contains(&name) {
                 continue;
             }
-            let types = types(format, &arguments(&[&rest.replace("NAME", name)]));
+            let path = fixtures().join("goldens/imatrix/imatrix.gguf");
+            let imatrix = (format == "q4_k_m").then(|| Imatrix::open(&path).unwrap().into());
+            let options = Options { imatrix, ..arguments(&[&rest.replace("NAME", name)]) };
+            let types = types(format, &options);
             assert_eq!(types.iter().filter(|(_, _, rule)| rule.is_some()).count(), 1, "{format} {name}");
             given += 1;
         }

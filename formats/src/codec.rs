@@ -10,6 +10,8 @@
 mod affine;
 mod block;
 mod block32;
+mod codebook;
+mod codebook_search;
 mod ct_mxfp4;
 mod ct_nvfp4;
 mod e2m1;
@@ -17,6 +19,14 @@ pub mod fp8;
 mod grid;
 mod importance;
 mod int4;
+mod iq1;
+mod iq1_m;
+mod iq1_s;
+mod iq2_s;
+mod iq2_xs;
+mod iq2_xxs;
+mod iq3_s;
+mod iq3_xxs;
 mod iq4;
 mod iq4_lanes;
 mod iq4_nl;
@@ -29,6 +39,8 @@ mod mlx_nvfp4;
 mod mxfp4;
 mod nvfp4;
 mod plain;
+mod q1_0;
+mod q2_0;
 mod q2_k;
 mod q3_k;
 mod q3_k_lanes;
@@ -44,6 +56,9 @@ mod scale_min;
 mod scale_min_encode;
 mod scale_min_search;
 mod scale_search;
+mod ternary;
+mod tq1_0;
+mod tq2_0;
 mod two_bits;
 mod two_levels;
 
@@ -180,7 +195,7 @@ const SINGLE: &[&dyn Codec] = &[
     &plain::BF16,
     &fp8::F8E4M3,
     &fp8::F8E5M2,
-    // GGUF blocks of 32, and of 64.
+    // GGUF blocks of 32, of 64, and of 128.
     &q8_0::Q8_0,
     &q5_1::Q5_1,
     &q5_0::Q5_0,
@@ -189,6 +204,8 @@ const SINGLE: &[&dyn Codec] = &[
     &iq4_nl::Iq4Nl,
     &mxfp4::Mxfp4,
     &nvfp4::Nvfp4,
+    &q2_0::Q2,
+    &q1_0::Q1,
     // GGUF super-blocks of 256.
     &q6_k::Q6K,
     &q5_k::Q5K,
@@ -196,6 +213,15 @@ const SINGLE: &[&dyn Codec] = &[
     &iq4_xs::Iq4Xs,
     &q3_k::Q3K,
     &q2_k::Q2K,
+    &iq3_s::Iq3S,
+    &iq3_xxs::Iq3Xxs,
+    &iq2_s::Iq2S,
+    &iq2_xs::Iq2Xs,
+    &iq2_xxs::Iq2Xxs,
+    &tq2_0::Tq2,
+    &iq1_m::Iq1M,
+    &tq1_0::Tq1,
+    &iq1_s::Iq1S,
     // Groups of compressed-tensors with 4-bit floats.
     &ct_nvfp4::CtNvfp4,
     &ct_mxfp4::CtMxfp4,

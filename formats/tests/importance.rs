@@ -69,8 +69,12 @@ fn bytes_are_llama_cpps() {
         let codec = codec::find(kind).unwrap_or_else(|| panic!("no codec {kind}"));
         assert!(codec.weighs(), "{kind}");
         let rows = entry["rows"].as_u64().unwrap() as usize;
-        let src = if input == "stress" { stress(rows) } else { floats(&format!("inputs/{input}.f32")) };
+        let mut src = if input == "stress" { stress(rows) } else { floats(&format!("inputs/{input}.f32")) };
         assert_eq!(src.len(), rows * ROW);
+        // Blocks with errors that are no numbers, which ggml refuses, are zeros.
+        for block in entry["left_out"].as_array().into_iter().flatten() {
+            src[256 * block.as_u64().unwrap() as usize..][..256].fill(0.0);
+        }
         let importances = floats(&format!("importance/{importance}.f32"));
         for scalar in [true, false] {
             let ours = encode(codec, scalar, &importances, &src);

@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::inputs::Kind;
 use super::rounding;
 use crate::checkpoint::WeightStore;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::family::{Role, Turn};
 use crate::opened::Opened;
 use crate::plan::{Blueprint, Job, OutputTensor};
@@ -31,7 +31,7 @@ pub(super) struct Targets {
 
 impl Targets {
     /// # Errors
-    /// When the model cannot be evaluated.
+    /// When the model cannot be evaluated, or a matrix becomes a type of codebooks.
     pub(super) fn new(opened: &Opened, blueprint: &Blueprint, jobs: &[Job]) -> Result<Self> {
         let (store, family) = (opened.store()?, opened.family()?);
         let catalogue = opened.catalogue();
@@ -63,6 +63,13 @@ impl Targets {
                 }
                 if role == Role::TokenEmbedding {
                     targets.rounded.insert(role, job.tensor);
+                }
+                if is_calibrated(role, store) && output.codec.weighs() && output.codec.ladder().is_none() {
+                    return Err(Error::Request(format!(
+                        "--calibrate: {} becomes {}, whose codes cannot be chosen one by one; convert with an importance matrix \
+                         (requant calibrate, --imatrix), or to another type",
+                        output.names[0], output.type_name
+                    )));
                 }
                 let is_inside = rows.start >= first && rows.end <= first + weight.rows;
                 if !is_calibrated(role, store) || !is_inside || !can(output, weight.cols) {

@@ -76,7 +76,9 @@ impl Target for GgufTarget {
     }
 
     fn readers(&self, format: &Format) -> &'static [&'static str] {
-        let is_new = file_type::find(format).is_ok_and(|file_type| file_type.base == GgmlType::NVFP4);
+        let is_new = file_type::find(format).is_ok_and(|file_type| {
+            matches!(file_type.base, GgmlType::NVFP4 | GgmlType::Q1_0 | GgmlType::Q2_0)
+        });
         if is_new { &["llama.cpp"] } else { &["llama.cpp", "Ollama", "LM Studio"] }
     }
 
@@ -125,9 +127,9 @@ impl Target for GgufTarget {
         let overrides = overrides::resolve(&options.rules, file_type, source, &planned)?;
         let forced: Vec<Option<GgmlType>> =
             overrides.iter().map(|found| found.map(|found| found.1)).collect();
-        let types = mix::types(file_type, model, &named, &forced);
+        let types = mix::types(file_type, model, &named, &forced)?;
         let typed = planned.into_iter().zip(types).zip(overrides).map(|((planned, ggml_type), found)| {
-            Typed { planned, ggml_type, rule: found.map(|found| found.0) }
+            Typed { planned, ggml_type, rule: found.map(|found| found.0), is_stored: false }
         });
         let typed = typed.collect();
 

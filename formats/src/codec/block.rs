@@ -80,6 +80,36 @@ pub(super) fn decode_plain<B: Block>(src: &[u8], dst: &mut [f32]) {
     dispatch::run(Decode::<B>(src, dst, PhantomData));
 }
 
+/// Encodes with the plain code, as [`decode_plain`] decodes.
+pub(super) fn encode_plain<B: Block>(src: &[f32], dst: &mut [u8]) {
+    struct Encode<'a, B>(&'a [f32], &'a mut [u8], PhantomData<B>);
+    impl<B: Block> Kernel for Encode<'_, B> {
+        type Output = ();
+        #[inline(always)]
+        fn run(self) {
+            for (x, y) in self.0.chunks_exact(B::LEN_ELEMS).zip(self.1.chunks_exact_mut(B::LEN_BYTES)) {
+                B::encode_block_scalar(x, y);
+            }
+        }
+    }
+    dispatch::run(Encode::<B>(src, dst, PhantomData));
+}
+
+/// Encodes every block of a row with the importance of its columns, if there is one. `encode` writes all bytes of a block.
+#[inline(always)]
+pub(super) fn each<const LEN: usize>(
+    x: &[f32],
+    importance: Option<&[f32]>,
+    y: &mut [u8],
+    block_bytes: usize,
+    encode: impl Fn(&[f32; LEN], Option<&[f32; LEN]>, &mut [u8]),
+) {
+    let blocks = x.as_chunks().0.iter().zip(y.chunks_exact_mut(block_bytes));
+    for (block, (x, y)) in blocks.enumerate() {
+        encode(x, importance.map(|importance| &importance.as_chunks().0[block]), y);
+    }
+}
+
 /// # Panics
 /// See [`Codec`].
 fn check_lengths<B: Block>(len_elems: usize, len_bytes: usize) {

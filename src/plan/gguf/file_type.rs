@@ -7,6 +7,7 @@
 use requant_formats::codec::{self, Codec};
 use requant_formats::container::gguf::GgmlType;
 
+use super::imatrix;
 use super::mix::{Category, Rule, When};
 use crate::error::{Error, Result};
 use crate::plan::{Format, ImportanceUse};
@@ -28,14 +29,23 @@ impl FileType {
     /// What an importance matrix does for it: its codecs say whether they weigh errors.
     pub(super) fn importance(&self) -> ImportanceUse {
         let weighs = |ggml_type: GgmlType| codec::find(ggml_type.name()).is_some_and(Codec::weighs);
-        let types = self.rules.iter().map(|rule| rule.to).chain([self.base]);
-        if NEEDS_IMPORTANCE.contains(&self.id) {
+        // Nothing is known of the columns of embeddings, and of those of the head seldom.
+        let is_of_layers =
+            |rule: &&Rule| !matches!(rule.category, Category::Output | Category::TokenEmbedding);
+        let types = || self.rules.iter().filter(is_of_layers).map(|rule| rule.to).chain([self.base]);
+        if self.id == Q2_K_S || types().any(imatrix::is_needed) {
             ImportanceUse::Wanted
-        } else if types.into_iter().any(weighs) {
+        } else if types().any(weighs) {
             ImportanceUse::Helps
         } else {
             ImportanceUse::Unused
         }
+    }
+
+    /// Whether it is of less than three bits a weight: llama-quantize chooses types for these in a way of its own.
+    pub(super) fn is_below_three_bits(&self) -> bool {
+        use GgmlType::{IQ1_M, IQ1_S, IQ2_S, IQ2_XS, IQ2_XXS};
+        matches!(self.base, IQ1_S | IQ1_M | IQ2_XXS | IQ2_XS | IQ2_S)
     }
 
     /// Bits of a weight in a matrix of the base type.
@@ -44,8 +54,8 @@ impl FileType {
     }
 }
 
-/// Numbers of the file types that llama-quantize makes with an importance matrix only (`tools/quantize/quantize.cpp`).
-const NEEDS_IMPORTANCE: [u32; 6] = [19, 20, 21, 24, 28, 31];
+/// Number of the file type that llama-quantize makes with an importance matrix only, whatever its types.
+const Q2_K_S: u32 = 21;
 
 const fn file_type(
     name: &'static str,
@@ -72,6 +82,67 @@ const Q2_K_S_RULES: &[Rule] = &[
     rule(Category::AttentionV, When::SharedHeads, GgmlType::Q4_K),
     rule(Category::FfnDown, When::FirstEighth, GgmlType::Q4_K),
 ];
+const IQ1_RULES: &[Rule] = &[
+    rule(Category::Output, When::Always, GgmlType::Q5_K),
+    rule(Category::TokenEmbedding, When::Always, GgmlType::Q2_K),
+    rule(Category::AttentionV, When::SharedHeadsOrExperts, GgmlType::Q4_K),
+    rule(Category::AttentionV, When::Always, GgmlType::Q2_K),
+    rule(Category::AttentionK, When::EightExperts, GgmlType::Q4_K),
+    rule(Category::FfnDown, When::FirstEighth, GgmlType::Q2_K),
+    rule(Category::AttentionOutput, When::EightExperts, GgmlType::Q5_K),
+    rule(Category::AttentionOutput, When::Always, GgmlType::IQ2_XXS),
+];
+const IQ2_XS_RULES: &[Rule] = &[
+    rule(Category::Output, When::Always, GgmlType::Q5_K),
+    rule(Category::TokenEmbedding, When::Always, GgmlType::Q2_K),
+    rule(Category::AttentionV, When::SharedHeadsOrExperts, GgmlType::Q4_K),
+    rule(Category::AttentionV, When::Always, GgmlType::Q2_K),
+    rule(Category::AttentionK, When::EightExperts, GgmlType::Q4_K),
+    rule(Category::FfnDown, When::FirstEighth, GgmlType::Q2_K),
+    rule(Category::AttentionOutput, When::EightExperts, GgmlType::Q5_K),
+];
+const IQ2_M_RULES: &[Rule] = &[
+    rule(Category::Output, When::Always, GgmlType::Q5_K),
+    rule(Category::TokenEmbedding, When::Always, GgmlType::IQ3_S),
+    rule(Category::AttentionV, When::SharedHeadsOrExperts, GgmlType::Q4_K),
+    rule(Category::AttentionV, When::Always, GgmlType::IQ3_S),
+    rule(Category::AttentionK, When::EightExperts, GgmlType::Q4_K),
+    rule(Category::FfnDown, When::FirstEighth, GgmlType::IQ3_S),
+    rule(Category::AttentionOutput, When::EightExperts, GgmlType::Q5_K),
+    rule(Category::AttentionOutput, When::Always, GgmlType::IQ3_S),
+];
+const IQ3_XXS_RULES: &[Rule] = &[
+    rule(Category::Output, When::Always, GgmlType::Q5_K),
+    rule(Category::TokenEmbedding, When::Always, GgmlType::IQ3_S),
+    rule(Category::AttentionV, When::SharedHeads, GgmlType::Q4_K),
+    rule(Category::AttentionV, When::Unweighed, GgmlType::IQ3_S),
+    rule(Category::AttentionK, When::Always, GgmlType::IQ2_S),
+    rule(Category::AttentionQ, When::Always, GgmlType::IQ2_S),
+    rule(Category::FfnDown, When::FirstEighthUnweighed, GgmlType::Q4_K),
+    rule(Category::FfnDown, When::Unweighed, GgmlType::Q3_K),
+    rule(Category::AttentionOutput, When::EightExperts, GgmlType::Q5_K),
+    rule(Category::AttentionOutput, When::Always, GgmlType::IQ3_S),
+];
+const IQ3_XS_RULES: &[Rule] = &[
+    rule(Category::AttentionV, When::SharedHeads, GgmlType::Q4_K),
+    rule(Category::AttentionK, When::Always, GgmlType::IQ3_XXS),
+    rule(Category::AttentionQ, When::Always, GgmlType::IQ3_XXS),
+    rule(Category::FfnGate, When::Inner, GgmlType::IQ3_XXS),
+    rule(Category::FfnUp, When::Inner, GgmlType::IQ3_XXS),
+    rule(Category::AttentionOutput, When::EightExperts, GgmlType::Q5_K),
+];
+const IQ3_S_RULES: &[Rule] = &[
+    rule(Category::AttentionV, When::SharedHeads, GgmlType::Q4_K),
+    rule(Category::AttentionOutput, When::EightExperts, GgmlType::Q5_K),
+];
+const IQ3_M_RULES: &[Rule] = &[
+    rule(Category::AttentionV, When::Always, GgmlType::Q4_K),
+    rule(Category::FfnDown, When::FirstEighth, GgmlType::Q4_K),
+    rule(Category::FfnDown, When::EightExpertsMoreBits, GgmlType::Q4_K),
+    rule(Category::AttentionOutput, When::EightExperts, GgmlType::Q5_K),
+    rule(Category::AttentionOutput, When::Always, GgmlType::Q4_K),
+];
+const TERNARY_RULES: &[Rule] = &[rule(Category::TokenEmbedding, When::Always, GgmlType::Q4_K)];
 const Q3_K_S_RULES: &[Rule] = &[rule(Category::AttentionOutput, When::EightExperts, GgmlType::Q5_K)];
 const Q3_K_M_RULES: &[Rule] = &[
     rule(Category::AttentionV, When::FirstTwo, GgmlType::Q5_K),
@@ -140,6 +211,26 @@ pub(super) const FILE_TYPES: &[FileType] = &[
     file_type("q3_k_l", "3.4 bits, down projections 5.5", 13, GgmlType::Q3_K, Q3_K_L_RULES),
     file_type("iq4_nl", "4.5 bits, uneven levels", 25, GgmlType::IQ4_NL, IQ4_RULES),
     file_type("iq4_xs", "4.25 bits, uneven levels", 30, GgmlType::IQ4_XS, IQ4_RULES),
+    file_type(
+        "iq3_m",
+        "3.4 bits from codebooks, first down projections 4.5",
+        27,
+        GgmlType::IQ3_S,
+        IQ3_M_RULES,
+    ),
+    file_type("iq3_s", "3.4 bits from codebooks", 26, GgmlType::IQ3_S, IQ3_S_RULES),
+    file_type("iq3_xs", "3.4 bits from codebooks, most layers 3.1", 22, GgmlType::IQ3_S, IQ3_XS_RULES),
+    file_type("iq3_xxs", "3.1 bits from codebooks", 23, GgmlType::IQ3_XXS, IQ3_XXS_RULES),
+    file_type("iq2_m", "2.6 bits from codebooks, attention outputs 3.4", 29, GgmlType::IQ2_S, IQ2_M_RULES),
+    file_type("iq2_s", "2.3 bits from codebooks, attention outputs 3.4", 28, GgmlType::IQ2_XS, IQ2_M_RULES),
+    file_type("iq2_xs", "2.3 bits from codebooks", 20, GgmlType::IQ2_XS, IQ2_XS_RULES),
+    file_type("iq2_xxs", "2.1 bits from codebooks", 19, GgmlType::IQ2_XXS, IQ2_XS_RULES),
+    file_type("iq1_m", "1.75 bits from codebooks", 31, GgmlType::IQ1_M, IQ1_RULES),
+    file_type("iq1_s", "1.6 bits from codebooks", 24, GgmlType::IQ1_S, IQ1_RULES),
+    file_type("tq2_0", "2.1 bits, for models trained with three values", 37, GgmlType::TQ2_0, TERNARY_RULES),
+    file_type("tq1_0", "1.7 bits, for models trained with three values", 36, GgmlType::TQ1_0, TERNARY_RULES),
+    file_type("q2_0", "2.25 bits, for models trained with three values", 41, GgmlType::Q2_0, TERNARY_RULES),
+    file_type("q1_0", "1.125 bits, for models trained with two values", 40, GgmlType::Q1_0, &[]),
     file_type("mxfp4_moe", "4.25-bit floats for stacked matrices, q8_0 for others", 38, GgmlType::MXFP4, &[]),
     file_type("nvfp4", "4.5-bit floats", 39, GgmlType::NVFP4, &[]),
     file_type("q3_k", "q3_k_m by another name", 12, GgmlType::Q3_K, Q3_K_M_RULES),

@@ -2,12 +2,16 @@
 //!
 //! - A tensor that the file says nothing about is rounded as without one.
 //! - Sums for another number of columns are an error, but for the embeddings, where they are left alone.
+//! - Tensors in the codebooks of less than three bits and of IQ3_XXS need one; only embeddings and the output head do without,
+//!   where ggml can.
 //! - Four keys at the end of the metadata say which file it was; longer texts are cut off at 127 bytes, as there.
 //!
-//! Source: llama.cpp `tools/quantize/quantize.cpp`, `src/llama-quant.cpp` (`llama_model_quantize_impl`).
+//! Source: llama.cpp `tools/quantize/quantize.cpp`, `src/llama-quant.cpp` (`llama_model_quantize_impl`,
+//! `tensor_requires_imatrix`), `ggml/src/ggml.c` (`ggml_quantize_requires_imatrix`).
 
 use requant_formats::container::gguf::{GgmlType, Metadata};
 
+use super::mix;
 use super::names::Planned;
 use crate::error::{Error, Result};
 use crate::plan::{Importance, Options};
@@ -26,6 +30,38 @@ pub(super) fn add(metadata: &mut Metadata, options: &Options) {
     if imatrix.chunks > 0 {
         metadata.set("quantize.imatrix.chunks_count", imatrix.chunks);
     }
+}
+
+/// Whether llama-quantize makes matrices of this type with an importance matrix only.
+pub(super) fn is_needed(ggml_type: GgmlType) -> bool {
+    is_always_needed(ggml_type) || matches!(ggml_type, GgmlType::IQ1_M | GgmlType::IQ2_S | GgmlType::IQ3_XXS)
+}
+
+/// Whether ggml does.
+fn is_always_needed(ggml_type: GgmlType) -> bool {
+    matches!(ggml_type, GgmlType::IQ1_S | GgmlType::IQ2_XXS | GgmlType::IQ2_XS)
+}
+
+/// Refuses to make the tensor `name`, of whose columns nothing is known, in a type that needs that.
+///
+/// # Errors
+/// Names the tensor, and says how an importance matrix is made.
+pub(super) fn check_not_needed(options: &Options, name: &str, ggml_type: GgmlType) -> Result<()> {
+    let is_exempt = mix::is_embedding_or_head(name) && !is_always_needed(ggml_type);
+    if !is_needed(ggml_type) || is_exempt {
+        return Ok(());
+    }
+    Err(Error::Request(match &options.imatrix {
+        None => format!(
+            "{name} becomes {ggml_type}, which is made with an importance matrix only: `requant calibrate MODEL --text FILE -o \
+             imatrix.gguf` makes one, --imatrix imatrix.gguf uses it"
+        ),
+        Some(imatrix) => format!(
+            "{}: nothing about {name}, which becomes {ggml_type}, and this is made with an importance matrix only: make one \
+             that knows it (`requant calibrate`), or give it another type: --tensor-type '{name}=q2_k'",
+            imatrix.path().display()
+        ),
+    }))
 }
 
 fn cut(text: &str) -> String {

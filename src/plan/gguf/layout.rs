@@ -16,6 +16,8 @@ pub(super) struct Typed {
     pub(super) planned: Planned,
     pub(super) ggml_type: GgmlType,
     pub(super) rule: Option<usize>,
+    /// Whether the source has it in this type already.
+    pub(super) is_stored: bool,
 }
 
 /// Builds headers and placements for `tensors`, each with its type, in file order.
@@ -56,28 +58,31 @@ pub(super) fn place(
         files.push(OutputFile { name, header, len_bytes: gguf.file_len_bytes() });
     }
 
-    let outputs =
-        tensors.into_iter().zip(placements).map(|(Typed { planned, ggml_type, rule }, placement)| {
-            let codec = ggml_type.codec().ok_or_else(|| Error::Unsupported {
-                what: format!("tensor {}: type {ggml_type}", planned.name),
-                hint: "this version has no encoder for it".into(),
-            })?;
-            let importance = imatrix::of(options, &planned, ggml_type)?;
-            Ok(OutputTensor {
-                names: vec![planned.name],
-                shape: planned.shape,
-                type_name: ggml_type.to_string(),
-                codec,
-                layout: ROW_MAJOR,
-                rounding: Rounding::Exact,
-                pieces: planned.pieces,
-                scale_sources: Vec::new(),
-                is_weight: planned.content.is_none(),
-                content: planned.content,
-                placements: vec![placement],
-                rule,
-                importance,
-            })
-        });
+    let outputs = tensors.into_iter().zip(placements).map(|(typed, placement)| {
+        let Typed { planned, ggml_type, rule, is_stored } = typed;
+        let codec = ggml_type.codec().ok_or_else(|| Error::Unsupported {
+            what: format!("tensor {}: type {ggml_type}", planned.name),
+            hint: "this version has no encoder for it".into(),
+        })?;
+        let importance = imatrix::of(options, &planned, ggml_type)?;
+        if importance.is_none() && !is_stored {
+            imatrix::check_not_needed(options, &planned.name, ggml_type)?;
+        }
+        Ok(OutputTensor {
+            names: vec![planned.name],
+            shape: planned.shape,
+            type_name: ggml_type.to_string(),
+            codec,
+            layout: ROW_MAJOR,
+            rounding: Rounding::Exact,
+            pieces: planned.pieces,
+            scale_sources: Vec::new(),
+            is_weight: planned.content.is_none(),
+            content: planned.content,
+            placements: vec![placement],
+            rule,
+            importance,
+        })
+    });
     Ok((outputs.collect::<Result<_>>()?, files))
 }

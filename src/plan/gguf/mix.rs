@@ -11,11 +11,14 @@
 //!   the experts, and all else Q8_0, the output head and the embeddings too.
 //! - With more than one expert the layer of a tensor is read from its name; otherwise tensors of
 //!   a category are counted, and a mixture layer has two `ffn_down` tensors.
+//! - Types of less than three bits (IQ1, IQ2) count `ffn_down` tensors even where there are experts, and have none of the
+//!   rules for eight experts and 70 billion parameters that are not in their lists.
 //! - A projection of queries, keys and values in one, and an unsplit `attn_kv_b`, count as `attn_v`.
 
 use requant_formats::container::gguf::GgmlType;
 
 use super::file_type::FileType;
+use crate::error::{Error, Result};
 
 /// Kinds of tensors that the rules tell apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,7 +27,10 @@ pub(super) enum Category {
     Output,
     AttentionV,
     AttentionK,
+    AttentionQ,
     AttentionOutput,
+    FfnUp,
+    FfnGate,
     FfnDown,
     Other,
 }
@@ -46,12 +52,20 @@ pub(super) enum When {
     FirstEighthWeighed,
     /// There without one.
     FirstEighthUnweighed,
+    /// Between the first and the last eighth of the layers.
+    Inner,
     /// In the first and last eighth of the layers, and in every third between.
     MoreBits,
+    /// There in models with exactly eight experts.
+    EightExpertsMoreBits,
     /// In models with exactly eight experts.
     EightExperts,
     /// In models where four query heads or more share a key and a value.
     SharedHeads,
+    /// In these, and in models with four experts or more.
+    SharedHeadsOrExperts,
+    /// Without an importance matrix.
+    Unweighed,
 }
 
 /// An exception to the base type of a file.
@@ -104,12 +118,15 @@ pub(super) struct Model {
 
 /// Types of `tensors` (name and `ne`, in file order) in a file of type `file_type`, some of them
 /// `forced`: their types still have to fit the rows, and they do not count in their category.
+///
+/// # Errors
+/// A type of the file whose blocks do not fit some rows, and for which there is no stand-in.
 pub(super) fn types(
     file_type: &FileType,
     model: Model,
     tensors: &[(&str, &[u64])],
     forced: &[Option<GgmlType>],
-) -> Vec<GgmlType> {
+) -> Result<Vec<GgmlType>> {
     let attention_v = tensors.iter().filter(|(name, _)| category(name) == Category::AttentionV).count();
     let mut seen = Seen::default();
     tensors
@@ -117,13 +134,22 @@ pub(super) fn types(
         .zip(forced)
         .map(|((name, ne), forced)| {
             if !can_be_quantized(name, ne) {
-                return GgmlType::F32;
+                return Ok(GgmlType::F32);
             }
             if file_type.base.block_len_elems() == 1 {
-                return file_type.base;
+                return Ok(file_type.base);
             }
             let wanted = forced.unwrap_or_else(|| choose(file_type, model, attention_v, &mut seen, name, ne));
-            fit(wanted, row_len_elems(ne))
+            let row = row_len_elems(ne);
+            if forced.is_none() && !row.is_multiple_of(wanted.block_len_elems()) && !can_fall_back(wanted) {
+                return Err(Error::Request(format!(
+                    "--to {}: rows of {name} have {row} weights, which blocks of {wanted} ({}) do not divide, and \
+                     llama-quantize has no stand-in for it; give it another type: --tensor-type '{name}=q8_0'",
+                    file_type.format.name,
+                    wanted.block_len_elems()
+                )));
+            }
+            Ok(fit(wanted, row))
         })
         .collect()
 }
@@ -132,6 +158,8 @@ pub(super) fn types(
 #[derive(Default)]
 struct Seen {
     attention_v: usize,
+    ffn_up: usize,
+    ffn_gate: usize,
     ffn_down: usize,
 }
 
@@ -150,13 +178,21 @@ pub(super) fn is_head(name: &str, tied_embeddings: bool) -> bool {
     }
 }
 
+/// Whether this is the output head or a table of embeddings.
+pub(super) fn is_embedding_or_head(name: &str) -> bool {
+    matches!(category(name), Category::Output | Category::TokenEmbedding)
+}
+
 fn category(name: &str) -> Category {
     match name {
         OUTPUT => Category::Output,
         "token_embd.weight" | "per_layer_token_embd.weight" => Category::TokenEmbedding,
         _ if ATTENTION_V.iter().any(|part| name.contains(part)) => Category::AttentionV,
         _ if name.contains("attn_k.weight") => Category::AttentionK,
+        _ if name.contains("attn_q.weight") => Category::AttentionQ,
         _ if name.contains("attn_output.weight") => Category::AttentionOutput,
+        _ if name.contains("ffn_up") => Category::FfnUp,
+        _ if name.contains("ffn_gate") => Category::FfnGate,
         _ if name.contains("ffn_down") => Category::FfnDown,
         _ => Category::Other,
     }
@@ -179,17 +215,24 @@ fn choose(
     }
     if is_head {
         let divides = row_len_elems(ne).is_multiple_of(base.block_len_elems());
-        return if base == GgmlType::Q8_0 || !divides { GgmlType::Q8_0 } else { GgmlType::Q6_K };
+        let own = file_type.rules.iter().find(|rule| rule.category == Category::Output);
+        let usual = own.map_or(GgmlType::Q6_K, |rule| rule.to);
+        return if base == GgmlType::Q8_0 || !divides { GgmlType::Q8_0 } else { usual };
     }
+    let is_low = file_type.is_below_three_bits();
+    let of_layers = |counter: &mut usize| {
+        let counted = next(counter);
+        let is_named = model.experts > 1 && !is_low;
+        (if is_named { layer(name).unwrap_or(counted) } else { counted }, model.layers)
+    };
     let (position, of) = match category {
         Category::AttentionV => (next(&mut seen.attention_v), attention_v),
-        Category::FfnDown => {
-            let counted = next(&mut seen.ffn_down);
-            (if model.experts > 1 { layer(name).unwrap_or(counted) } else { counted }, model.layers)
-        }
+        Category::FfnUp => of_layers(&mut seen.ffn_up),
+        Category::FfnGate => of_layers(&mut seen.ffn_gate),
+        Category::FfnDown => of_layers(&mut seen.ffn_down),
         _ => (0, 0),
     };
-    if model.experts == 8 && matches!(category, Category::AttentionV | Category::AttentionK) {
+    if !is_low && model.experts == 8 && matches!(category, Category::AttentionV | Category::AttentionK) {
         return GgmlType::Q8_0;
     }
     let applies = |rule: &&Rule| {
@@ -202,14 +245,18 @@ fn choose(
                 When::FirstEighth => position < of / 8,
                 When::FirstEighthWeighed => position < of / 8 && model.has_imatrix,
                 When::FirstEighthUnweighed => position < of / 8 && !model.has_imatrix,
+                When::Inner => position >= of / 8 && position < 7 * of / 8,
                 When::MoreBits => more_bits(position, of),
+                When::EightExpertsMoreBits => model.experts == 8 && more_bits(position, of),
                 When::EightExperts => model.experts == 8,
                 When::SharedHeads => model.shared_heads,
+                When::SharedHeadsOrExperts => model.shared_heads || model.experts >= 4,
+                When::Unweighed => !model.has_imatrix,
             }
     };
     let chosen = file_type.rules.iter().find(applies).map_or(base, |rule| rule.to);
-    let is_low = matches!(chosen, GgmlType::Q3_K | GgmlType::Q4_K);
-    if model.is_70b && category == Category::AttentionV && is_low { GgmlType::Q5_K } else { chosen }
+    let is_raised = !is_low && model.is_70b && category == Category::AttentionV;
+    if is_raised && matches!(chosen, GgmlType::Q3_K | GgmlType::Q4_K) { GgmlType::Q5_K } else { chosen }
 }
 
 /// First and last eighth, and every third layer between.
@@ -233,8 +280,17 @@ fn stand_in(wanted: GgmlType) -> GgmlType {
         GgmlType::Q4_K => GgmlType::Q5_0,
         GgmlType::Q5_K => GgmlType::Q5_1,
         GgmlType::Q6_K => GgmlType::Q8_0,
-        GgmlType::Q2_K | GgmlType::Q3_K => GgmlType::Q4_0,
-        GgmlType::IQ4_XS => GgmlType::IQ4_NL,
+        GgmlType::Q2_K | GgmlType::Q3_K | GgmlType::Q2_0 | GgmlType::TQ1_0 | GgmlType::TQ2_0 => {
+            GgmlType::Q4_0
+        }
+        GgmlType::IQ1_S
+        | GgmlType::IQ1_M
+        | GgmlType::IQ2_XXS
+        | GgmlType::IQ2_XS
+        | GgmlType::IQ2_S
+        | GgmlType::IQ3_XXS
+        | GgmlType::IQ3_S
+        | GgmlType::IQ4_XS => GgmlType::IQ4_NL,
         other => other,
     }
 }
@@ -267,7 +323,8 @@ mod tests {
 
     fn typed(file: &str, model: Model, tensors: &[(&str, &[u64])]) -> Vec<String> {
         let file = FILE_TYPES.iter().find(|file_type| file_type.format.name == file).unwrap();
-        types(file, model, tensors, &vec![None; tensors.len()]).iter().map(ToString::to_string).collect()
+        let types = types(file, model, tensors, &vec![None; tensors.len()]).unwrap();
+        types.iter().map(ToString::to_string).collect()
     }
 
     const MODEL: Model = Model {
@@ -316,6 +373,11 @@ mod tests {
             ("iq4_xs", 128, "IQ4_NL"),
             ("iq4_xs", 40, "F16"),
             ("iq4_nl", 32, "IQ4_NL"),
+            ("iq2_xxs", 128, "IQ4_NL"),
+            ("iq3_s", 40, "F16"),
+            ("tq1_0", 128, "Q4_0"),
+            ("q2_0", 96, "Q4_0"),
+            ("q1_0", 128, "Q1_0"),
             ("mxfp4_moe", 32, "MXFP4"),
             ("mxfp4_moe", 40, "F16"),
             ("q4_0", 40, "F16"),

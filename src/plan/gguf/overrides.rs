@@ -112,11 +112,28 @@ fn can_be_quantized(output: &OutputTensor) -> bool {
     mix::can_be_quantized(&output.names[0], &ne(output))
 }
 
+/// Types that a budget does not choose: codebooks, which want an importance matrix, and those of models that were trained with
+/// two or three values.
+const NOT_CHOSEN: [GgmlType; 11] = [
+    GgmlType::IQ1_S,
+    GgmlType::IQ1_M,
+    GgmlType::IQ2_XXS,
+    GgmlType::IQ2_XS,
+    GgmlType::IQ2_S,
+    GgmlType::IQ3_XXS,
+    GgmlType::IQ3_S,
+    GgmlType::TQ1_0,
+    GgmlType::TQ2_0,
+    GgmlType::Q1_0,
+    GgmlType::Q2_0,
+];
+
 /// Block types that fit the rows of a tensor.
 fn fitting(output: &OutputTensor) -> Vec<Candidate> {
     let row = ne(output)[0];
     let fits = |ggml_type: &GgmlType| {
-        ggml_type.block_len_elems() > 1 && row.is_multiple_of(ggml_type.block_len_elems())
+        let len = ggml_type.block_len_elems();
+        len > 1 && row.is_multiple_of(len) && !NOT_CHOSEN.contains(ggml_type)
     };
     types().filter(fits).filter_map(|ggml_type| candidate(ggml_type, output)).collect()
 }

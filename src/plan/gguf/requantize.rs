@@ -78,11 +78,14 @@ pub(super) fn blueprint(file_type: &FileType, source: &GgufModel, options: &Opti
     }
     let mut metadata = metadata(source.metadata(), file_type)?;
     imatrix::add(&mut metadata, options);
-    let typed = planned.into_iter().zip(types).zip(rules).map(|((planned, ggml_type), found)| Typed {
-        planned,
-        ggml_type,
-        rule: found.map(|found| found.0),
-    });
+    let typed = planned.into_iter().zip(types).zip(rules).zip(stored).map(
+        |(((planned, ggml_type), found), stored)| Typed {
+            planned,
+            ggml_type,
+            rule: found.map(|found| found.0),
+            is_stored: stored == ggml_type,
+        },
+    );
     let typed = typed.collect();
     let (tensors, files) = layout::place(metadata, typed, options)?;
     Ok(Blueprint {
@@ -139,7 +142,7 @@ impl Mix<'_> {
         let extents: Vec<Vec<u64>> = planned.iter().map(Planned::ne).collect();
         let named: Vec<(&str, &[u64])> =
             planned.iter().zip(&extents).map(|(tensor, ne)| (tensor.name.as_str(), ne.as_slice())).collect();
-        let chosen = mix::types(file_type, model, &named, forced).into_iter().zip(&named).zip(stored);
+        let chosen = mix::types(file_type, model, &named, forced)?.into_iter().zip(&named).zip(stored);
         Ok(chosen
             .map(
                 |((chosen, (name, ne)), &stored)| {
