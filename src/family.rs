@@ -4,6 +4,8 @@
 //! No I/O. A family is one file in `family/`, thin over the blocks in `family/block/`, and one line in [`FAMILIES`]. Whoever
 //! reads or writes a model asks here and knows no family by name.
 
+use std::borrow::Cow;
+
 use serde_json::Value;
 
 use crate::error::{Error, Result};
@@ -15,8 +17,10 @@ mod decoder;
 mod deepseek;
 mod deepseek_v2;
 mod deepseek_v3;
+mod gemma;
 mod gemma2;
 mod gemma3;
+mod gemma3_text;
 mod gguf;
 mod glm4_moe;
 mod kimi_k2;
@@ -64,6 +68,7 @@ pub const FAMILIES: &[&Family] = &[
     &seed_oss::FAMILY,
     &phi3::FAMILY,
     &gemma2::FAMILY,
+    &gemma3_text::FAMILY,
     &gemma3::FAMILY,
     &glm4_moe::FAMILY,
 ];
@@ -77,6 +82,8 @@ pub struct Family {
     /// What llama.cpp takes it for.
     pub gguf: &'static Architecture,
     naming: Naming,
+    /// The same with what else its tensors are called in checkpoints.
+    renamed: Option<&'static Family>,
 }
 
 /// How the checkpoints of a family are read and converted.
@@ -89,7 +96,24 @@ pub struct Checkpoints {
     mlx: fn(&Config) -> Result<()>,
     /// Whether mlx-lm's model takes a tied output head from the embedding; else it wants a copy.
     mlx_ties_head: bool,
+    /// config.json of the text model, where that is a part of another.
+    text: fn(&Value) -> Cow<Value>,
+    /// Class of the whole model, where the text model is a part of another.
+    whole: Option<&'static str>,
+    /// What the names of tensors beside the text model begin with, and what they are.
+    aside: &'static [(&'static str, &'static str)],
 }
+
+/// The usual: checkpoints of nothing but a text model.
+const CHECKPOINTS: Checkpoints = Checkpoints {
+    spec: |config| Err(config.missing("model_type")),
+    convertible: |_| Ok(()),
+    mlx: |_| Ok(()),
+    mlx_ties_head: true,
+    text: |config| Cow::Borrowed(config),
+    whole: None,
+    aside: &[],
+};
 
 /// What a family calls otherwise than most.
 #[derive(Debug, Clone, Copy)]
@@ -98,6 +122,8 @@ struct Naming {
     outer: &'static str,
     /// What stands before everything but the output head.
     root: &'static str,
+    /// What stands before everything in MLX models.
+    mlx_outer: &'static str,
     /// The norm before the feed-forward block.
     ffn_norm: Names,
     /// Whether llama.cpp has gate and up projection of a dense block in one matrix, which it calls the latter.
@@ -126,6 +152,8 @@ pub enum MlxRouter {
 struct MlxOrder {
     /// The norms before the feed-forward block, not behind it.
     norms_first: bool,
+    /// The norm behind attention as the last of four, not before those of the feed-forward block.
+    post_attention_last: bool,
     /// The down projection of a dense block, or of shared experts, before the up projection, not behind it.
     down_before_up: bool,
     /// The router before the experts, not behind them.
@@ -136,11 +164,17 @@ struct MlxOrder {
 const NAMING: Naming = Naming {
     outer: "",
     root: "model.",
+    mlx_outer: "",
     ffn_norm: Names::new("post_attention_layernorm.weight", "ffn_norm.weight"),
     gate_is_in_up: false,
     merges_experts: false,
     moe: moe::NAMES,
-    mlx: MlxOrder { norms_first: false, down_before_up: false, router_first: false },
+    mlx: MlxOrder {
+        norms_first: false,
+        post_attention_last: false,
+        down_before_up: false,
+        router_first: false,
+    },
     mlx_router: MlxRouter::Kept,
 };
 
@@ -163,8 +197,26 @@ impl Family {
     /// # Errors
     /// Names the key of config.json that is missing or out of range.
     pub fn spec(&self, config: &Config) -> Result<Spec> {
-        check_head(config)?;
-        (self.checkpoints()?.spec)(config)
+        let checkpoints = self.checkpoints()?;
+        check_head(config, checkpoints.whole)?;
+        (checkpoints.spec)(config)
+    }
+
+    /// config.json of the text model: all of it but where that is a part of another model.
+    pub fn text<'a>(&self, config: &'a Value) -> Cow<'a, Value> {
+        self.checkpoint.as_ref().map_or(Cow::Borrowed(config), |checkpoint| (checkpoint.text)(config))
+    }
+
+    /// The same family, or itself with other names where `is_there` knows these and not its own.
+    pub fn named(&'static self, is_there: impl Fn(&str) -> bool) -> &'static Self {
+        let marks = |family: &Self| is_there(&format!("{}embed_tokens.weight", family.naming.root));
+        self.renamed.filter(|renamed| !marks(self) && marks(renamed)).unwrap_or(self)
+    }
+
+    /// What a tensor of this name is, beside the text model.
+    pub fn aside(&self, name: &str) -> Option<&'static str> {
+        let found = self.checkpoint.as_ref()?.aside.iter().find(|(prefix, _)| name.starts_with(prefix));
+        found.map(|(_, what)| *what)
     }
 
     /// Refuses a model that can be evaluated and not converted.
@@ -265,9 +317,10 @@ pub const MLX_MARKS: [&str; 2] = [".self_attn.embed_q.", ".switch_mlp."];
 
 /// Refuses models that do something else with what the layers say than to predict the next token: classifiers, embedding
 /// models. They have the model type of those that they were trained from.
-fn check_head(config: &Config) -> Result<()> {
+fn check_head(config: &Config, whole: Option<&str>) -> Result<()> {
     let architectures = config.get("architectures").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
-    match architectures.iter().find(|name| !name.as_str().is_some_and(|name| name.ends_with("ForCausalLM"))) {
+    let is_known = |name: &str| name.ends_with("ForCausalLM") || whole == Some(name);
+    match architectures.iter().find(|name| !name.as_str().is_some_and(is_known)) {
         None => Ok(()),
         Some(other) => Err(Error::Unsupported {
             what: format!("config.json: architectures {}", brief(&other.to_string())),

@@ -45,10 +45,11 @@ impl Headers {
     pub(crate) fn read(source: Arc<dyn Source>) -> Result<Self> {
         let config = required_json(&*source, CONFIG)?;
         let family = family::find(&config)?;
-        let spec = family.spec(&Config::new(&config))?;
+        let spec = family.spec(&Config::new(&family.text(&config)))?;
         spec.check_size(CONFIG)?;
         let quantization = if says_mlx(&config) { None } else { quantization::parse(&config)? };
         let tensors = read_headers(&*source)?;
+        let family = family.named(|name| tensors.iter().any(|tensor| tensor.name == name));
         Ok(Self { source, config, family, spec, tensors, quantization })
     }
 
@@ -72,7 +73,7 @@ pub(super) fn checkpoint(headers: Headers) -> Result<Checkpoint> {
         Some(quantization) => packed::join(&*source, &mut tensors, &expected, quantization)?,
         None => HashSet::new(),
     };
-    assign_roles(&*source, &mut tensors, &expected, &joined)?;
+    assign_roles(&*source, family, &mut tensors, &expected, &joined)?;
     check_complete(&*source, &tensors, &expected)?;
     attach_scales(&*source, &mut tensors, quantization.as_ref())?;
 
@@ -228,6 +229,7 @@ fn read_index(source: &dyn Source, bytes: &[u8]) -> Result<Index> {
 /// `joined` are parts of packed weights.
 fn assign_roles(
     source: &dyn Source,
+    family: &Family,
     tensors: &mut [SourceTensor],
     expected: &[Expected],
     joined: &HashSet<usize>,
@@ -258,7 +260,8 @@ fn assign_roles(
         } else {
             let is_scale = scaled_name(&tensor.name).is_some_and(|weight| by_name.contains_key(weight));
             let is_unused = UNUSED_SUFFIXES.iter().any(|suffix| tensor.name.ends_with(suffix));
-            if !is_scale && !is_unused && !joined.contains(&id) {
+            let is_aside = family.aside(&tensor.name).is_some();
+            if !is_scale && !is_unused && !is_aside && !joined.contains(&id) {
                 let message = format!(
                     "tensor {} {:?} is unknown to this model family; it would be lost without a word",
                     tensor.name, tensor.shape

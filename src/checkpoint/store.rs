@@ -2,7 +2,7 @@
 //!
 //! A [`WeightStore`] speaks the shapes of [`Role`], which are those of Hugging Face checkpoints. A
 //! container that arranges weights otherwise (stacked experts, a split or transposed `kv_b_proj`)
-//! puts its rows back into this order.
+//! puts its rows back into this order. Norms are what the model multiplies with, 1 added where it does so.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -187,6 +187,7 @@ impl WeightStore for Checkpoint {
 
     fn read_rows(&self, weight: &Weight, rows: Range<usize>, tile: &mut [f32]) -> Result<()> {
         TileReader::default().read_into(self, self.serving(weight.role)?, rows, tile)?;
+        self.spec().raise(weight.role, tile);
         Ok(())
     }
 

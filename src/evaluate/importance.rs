@@ -89,7 +89,7 @@ impl Collector {
 
     fn add(&mut self, role: Role, place: &Place, cols: usize) {
         match place {
-            Place::Whole(name) | Place::HeadsInterleaved { name, .. } => {
+            Place::Whole(name) | Place::Raised(name) | Place::HeadsInterleaved { name, .. } => {
                 let entry = self.entry(name, cols, 1);
                 self.put(Watched::Weight(role), Slot { entry, columns: 0..cols, count: 0, counts: true });
             }

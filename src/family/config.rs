@@ -22,6 +22,11 @@ impl<'a> Config<'a> {
         Self { value, path: "" }
     }
 
+    /// The object itself.
+    pub fn value(&self) -> &'a Value {
+        self.value
+    }
+
     /// The object under `key`, when it is there and not null.
     pub fn section(&self, key: &'static str) -> Option<Self> {
         self.value.get(key).filter(|value| value.is_object()).map(|value| Self { value, path: key })

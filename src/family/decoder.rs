@@ -6,10 +6,13 @@
 use serde_json::Value;
 
 use super::gguf::Written;
-use super::{Attention, ByLayer, Checkpoints, Config, Grouped, Heads, MlxOrder, Moe, Presence, Router, Spec};
+use super::{
+    Activation, Attention, ByLayer, CHECKPOINTS, Checkpoints, Config, Grouped, Heads, MlxOrder, Moe, NAMING,
+    Presence, Router, Spec,
+};
 use crate::error::{Error, Result};
 
-mod rope;
+pub(super) mod rope;
 
 /// How checkpoints of such a family are read, where nothing is particular about them but what mlx-lm's model asks of
 /// config.json.
@@ -17,11 +20,11 @@ pub(super) const fn checkpoints(
     spec: fn(&Config) -> Result<Spec>,
     mlx: fn(&Config) -> Result<()>,
 ) -> Checkpoints {
-    Checkpoints { spec, convertible: |_| Ok(()), mlx, mlx_ties_head: true }
+    Checkpoints { spec, mlx, ..CHECKPOINTS }
 }
 
 /// mlx-lm's order of a decoder layer: attention, the feed-forward block with the router first, norms.
-pub(super) const MLX: MlxOrder = MlxOrder { norms_first: false, down_before_up: true, router_first: true };
+pub(super) const MLX: MlxOrder = MlxOrder { down_before_up: true, router_first: true, ..NAMING.mlx };
 
 /// Refuses a config.json without keys that mlx-lm's model has no default for.
 ///
@@ -161,6 +164,10 @@ pub(super) struct Defaults {
     pub(super) rope_theta: f64,
     pub(super) norm_eps: f64,
     pub(super) tied: bool,
+    /// Whether layers with a sliding window have rotary positions of their own.
+    pub(super) has_local_base: bool,
+    /// The only one that is read.
+    pub(super) activation: Activation,
 }
 
 /// Those of most.
@@ -171,6 +178,8 @@ pub(super) const DEFAULTS: Defaults = Defaults {
     rope_theta: 10000.0,
     norm_eps: 1e-6,
     tied: false,
+    has_local_base: false,
+    activation: Activation::Silu,
 };
 
 /// Reads and checks what these families have in common: a dense model without biases.
@@ -195,9 +204,12 @@ pub(super) fn spec(config: &Config, defaults: &Defaults) -> Result<Spec> {
     if head_dim == 0 || !head_dim.is_multiple_of(2) {
         return Err(config.invalid("head_dim", &head_dim.to_string(), "an even number"));
     }
-    match config.text("hidden_act") {
-        None | Some("silu") => {}
-        Some(other) => return Err(config.invalid("hidden_act", &format!("{other:?}"), "\"silu\"")),
+    let (key, expected) = match defaults.activation {
+        Activation::Silu => ("hidden_act", "silu"),
+        Activation::GeluTanh => ("hidden_activation", "gelu_pytorch_tanh"),
+    };
+    if let Some(other) = config.get(key).filter(|name| name.as_str() != Some(expected)) {
+        return Err(config.invalid(key, &other.to_string(), &format!("{expected:?}")));
     }
     check_nothing_else(config)?;
     let attention = Attention::Grouped(Grouped {
@@ -215,9 +227,13 @@ pub(super) fn spec(config: &Config, defaults: &Defaults) -> Result<Spec> {
         defaults.model_type,
         layers,
         attention,
-        rope::rotary(config, defaults.rope_theta, head_dim)?,
+        match defaults.has_local_base {
+            true => rope::layered(config, head_dim)?[0].clone(),
+            false => rope::rotary(config, defaults.rope_theta, head_dim)?,
+        },
     );
     spec.hidden = hidden;
+    spec.ffn.activation = defaults.activation;
     spec.ffn.dense.width = ByLayer::all(config.dimension("intermediate_size")?);
     spec.embedding.vocab = config.dimension("vocab_size")?;
     spec.embedding.tied = config.flag_or("tie_word_embeddings", defaults.tied)?;

@@ -12,8 +12,8 @@
 use super::gguf::write::beyond;
 use super::gguf::{Architecture, Kind, Written};
 use super::{
-    Attention, ByLayer, Checkpoints, Config, Divisors, ExpertChoice, Latent, Moe, NAMING, Naming, Pairing,
-    Presence, Rotary, Router, Scaling, Scoring, Shared, Spec, Yarn,
+    Attention, ByLayer, CHECKPOINTS, Checkpoints, Config, Divisors, ExpertChoice, Latent, Moe, NAMING,
+    Naming, Pairing, Presence, Rotary, Router, Scaling, Scoring, Shared, Spec, Yarn,
 };
 use crate::error::{Error, Result};
 
@@ -38,7 +38,7 @@ pub(super) struct Defaults {
 
 /// How checkpoints of these families are read.
 pub(super) const fn checkpoints(spec: fn(&Config) -> Result<Spec>) -> Checkpoints {
-    Checkpoints { spec, convertible, mlx, mlx_ties_head: false }
+    Checkpoints { spec, convertible, mlx, mlx_ties_head: false, ..CHECKPOINTS }
 }
 
 /// Reads and checks the hyper-parameters.

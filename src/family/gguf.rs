@@ -50,6 +50,8 @@ pub struct Architecture {
     pub(super) has_sections: bool,
     /// Whether a model is taken for one of 70 billion parameters, of those with 80 layers.
     pub(super) is_70b: fn(&Size) -> bool,
+    /// Whether files begin with the keys of every architecture.
+    pub(super) states_common: bool,
     /// What the converter does with tokenizers beyond reading tokenizer.json.
     pub vocabulary: Vocabulary,
     /// Writes the keys of this architecture behind those of every one.
@@ -65,8 +67,14 @@ pub struct Vocabulary {
     pub prefers_sentence_piece: bool,
     /// It says how an embedding model pools, which modules.json shows.
     pub states_pooling: bool,
+    /// Without one it writes no file.
+    pub needs_sentence_piece: bool,
+    /// Rows of the embedding beyond the tokens of tokenizer.json are cut off, which it counts twice where they are added.
+    pub cuts_embedding: bool,
     /// It keeps `add_prefix_space` of tokenizer_config.json.
     pub states_space_prefix: bool,
+    /// It says of SentencePiece's vocabulary that no space is put before a text.
+    pub denies_space_prefix: bool,
     /// Models called so become classifiers there.
     pub rerankers: &'static [&'static str],
     /// Models with a vocabulary of this size begin without a token for it, whatever their files say.
@@ -157,16 +165,25 @@ impl Architecture {
             has_output_bias: false,
             has_sections: false,
             is_70b: |_| false,
+            states_common: true,
             vocabulary: Vocabulary {
                 prefers_sentence_piece: false,
+                needs_sentence_piece: false,
+                cuts_embedding: false,
                 states_pooling: false,
                 states_space_prefix: false,
+                denies_space_prefix: false,
                 rerankers: &[],
                 size_without_bos: None,
             },
             keys: |_| Ok(()),
             loadable: |_| Ok(()),
         }
+    }
+
+    /// Whether layers with a sliding window have rotary positions of their own, which are not scaled.
+    fn has_local_base(&self) -> bool {
+        matches!(self.windows, Windows::AllBut(..)) && self.caps.is_none()
     }
 
     /// Whether llama.cpp takes a model for one of 70 billion parameters (`LLM_TYPE_70B`).

@@ -9,6 +9,7 @@ pub(super) const FAMILY: Family = Family {
     checkpoint: None,
     gguf: &GGUF,
     naming: Naming { ffn_norm: FFN_NORM, ..NAMING },
+    renamed: None,
 };
 
 const GGUF: Architecture = Architecture {

@@ -19,6 +19,7 @@ pub(super) const FAMILY: Family = Family {
     checkpoint: Some(deepseek::checkpoints(spec)),
     gguf: &deepseek::GGUF,
     naming: deepseek::NAMES,
+    renamed: None,
 };
 
 const DEFAULTS: Defaults = Defaults {

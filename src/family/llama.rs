@@ -14,6 +14,7 @@ pub(super) const FAMILY: Family = Family {
     checkpoint: Some(decoder::checkpoints(spec, mlx)),
     gguf: &GGUF,
     naming: Naming { mlx: decoder::MLX, ..NAMING },
+    renamed: None,
 };
 
 pub(super) const GGUF: Architecture = Architecture {
@@ -24,7 +25,10 @@ pub(super) const GGUF: Architecture = Architecture {
     is_70b: |size| size.experts != 8 && size.heads != size.kv_heads,
     vocabulary: Vocabulary {
         prefers_sentence_piece: true,
+        needs_sentence_piece: false,
+        cuts_embedding: false,
         states_space_prefix: true,
+        denies_space_prefix: false,
         // StarCoder's tokenizer, which Granite and SmolLM have.
         size_without_bos: Some(49152),
         states_pooling: false,

@@ -14,6 +14,7 @@ pub(super) const FAMILY: Family = Family {
     checkpoint: Some(decoder::checkpoints(spec, mlx)),
     gguf: &GGUF,
     naming: Naming { mlx: decoder::MLX, ..NAMING },
+    renamed: None,
 };
 
 const GGUF: Architecture = Architecture { loadable, ..llama::GGUF };

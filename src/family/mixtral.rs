@@ -20,6 +20,7 @@ pub(super) const FAMILY: Family = Family {
         mlx_router: MlxRouter::Quantized,
         ..NAMING
     },
+    renamed: None,
 };
 
 const GGUF: Architecture = Architecture { keys, ..llama::GGUF };

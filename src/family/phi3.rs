@@ -9,6 +9,7 @@ pub(super) const FAMILY: Family = Family {
     checkpoint: None,
     gguf: &GGUF,
     naming: Naming { gate_is_in_up: true, ..NAMING },
+    renamed: None,
 };
 
 const GGUF: Architecture =

@@ -66,6 +66,9 @@ pub enum Place {
         /// Heads.
         heads: usize,
     },
+    /// All of one tensor, 1 added to its values: norms whose checkpoints hold what is to be added to 1. Such a file is read back as
+    /// it is.
+    Raised(String),
 }
 
 /// What is done to the rows of a part.
@@ -77,6 +80,8 @@ pub enum Turn {
     Transposed,
     /// The two halves of the rows are written in turns: the first row of each, then the second of each.
     Interleaved,
+    /// 1 is added to every value.
+    Raised,
 }
 
 impl Turn {
@@ -88,7 +93,7 @@ impl Turn {
     /// Rows that so many rows of length `cols` become.
     pub fn rows(self, rows: usize, cols: usize) -> usize {
         match self {
-            Self::None | Self::Interleaved => rows,
+            Self::None | Self::Interleaved | Self::Raised => rows,
             Self::Transposed => cols,
         }
     }
@@ -97,7 +102,7 @@ impl Turn {
     pub fn order(self, rows: Range<usize>) -> Vec<usize> {
         let half = rows.len() / 2;
         match self {
-            Self::None | Self::Transposed => rows.collect(),
+            Self::None | Self::Transposed | Self::Raised => rows.collect(),
             Self::Interleaved => {
                 (0..half).flat_map(|row| [rows.start + row, rows.start + half + row]).collect()
             }
@@ -109,6 +114,7 @@ impl Turn {
         turned.clear();
         match self {
             Self::None => turned.extend_from_slice(block),
+            Self::Raised => turned.extend(block.iter().map(|value| value + 1.0)),
             Self::Transposed => {
                 let rows = block.len() / cols.max(1);
                 turned.resize(block.len(), 0.0);
@@ -156,6 +162,7 @@ impl Place {
     pub fn names(&self) -> impl Iterator<Item = &str> {
         let (first, second) = match self {
             Self::Whole(name)
+            | Self::Raised(name)
             | Self::Rows { name, .. }
             | Self::Stacked { name, .. }
             | Self::HeadsInterleaved { name, .. } => (name, None),
@@ -168,7 +175,9 @@ impl Place {
     pub fn holders(&self, shape: &[usize]) -> Vec<(&str, Vec<usize>)> {
         let cols = shape.last().copied().unwrap_or(1);
         match self {
-            Self::Whole(name) | Self::HeadsInterleaved { name, .. } => vec![(name, shape.to_vec())],
+            Self::Whole(name) | Self::Raised(name) | Self::HeadsInterleaved { name, .. } => {
+                vec![(name, shape.to_vec())]
+            }
             Self::Rows { name, of, .. } => {
                 let whole = if shape.len() < 2 { vec![*of] } else { vec![*of, cols] };
                 vec![(name, whole)]
@@ -189,6 +198,7 @@ impl Place {
                 let head = |head| Part { role, rows: head * len..(head + 1) * len, turn: Turn::Interleaved };
                 return vec![(0..heads).map(head).collect()];
             }
+            Self::Raised(_) => return vec![vec![Part { role, rows: 0..rows, turn: Turn::Raised }]],
             _ => return vec![vec![Part { role, rows: 0..rows, turn: Turn::None }]],
         };
         let head_rows = key_rows + value_rows;
@@ -234,6 +244,7 @@ mod tests {
             (Turn::Transposed, 3, 3, [0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11]),
             // Rows 0 and 2, then 1 and 3.
             (Turn::Interleaved, 3, 4, [0, 1, 2, 6, 7, 8, 3, 4, 5, 9, 10, 11]),
+            (Turn::Raised, 3, 4, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]),
         ] {
             turn.apply(&block, cols, &mut turned);
             assert_eq!(turned, expected.map(|value| value as f32), "{turn:?}");

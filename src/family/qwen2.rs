@@ -14,12 +14,16 @@ pub(super) const FAMILY: Family = Family {
     checkpoint: Some(decoder::checkpoints(spec, mlx)),
     gguf: &GGUF,
     naming: Naming { mlx: decoder::MLX, ..NAMING },
+    renamed: None,
 };
 
 /// Of Qwen3 too, whose converter builds on this one.
 pub(super) const VOCABULARY: Vocabulary = Vocabulary {
     prefers_sentence_piece: true,
     states_pooling: true,
+    needs_sentence_piece: false,
+    cuts_embedding: false,
+    denies_space_prefix: false,
     states_space_prefix: false,
     rerankers: &[],
     size_without_bos: None,

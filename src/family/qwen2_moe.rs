@@ -21,6 +21,7 @@ pub(super) const FAMILY: Family = Family {
         mlx_router: MlxRouter::Quantized,
         ..NAMING
     },
+    renamed: None,
 };
 
 const GGUF: Architecture =

@@ -19,6 +19,7 @@ pub(super) const FAMILY: Family = Family {
         mlx_router: MlxRouter::EightBits,
         ..NAMING
     },
+    renamed: None,
 };
 
 const GGUF: Architecture = Architecture {

@@ -176,6 +176,33 @@ impl LayerRole {
 }
 
 impl Role {
+    /// Whether it is the weight of a norm.
+    pub fn is_norm(self) -> bool {
+        use LayerRole::{
+            AttentionNorm, AttentionPostNorm, FfnNorm, FfnPostNorm, KNorm, KvANorm, MtpEmbeddingNorm,
+            MtpHeadNorm, MtpHiddenNorm, QANorm, QNorm,
+        };
+        let own = match self {
+            Self::OutputNorm => return true,
+            Self::Layer(_, own) => own,
+            _ => return false,
+        };
+        matches!(
+            own,
+            AttentionNorm
+                | AttentionPostNorm
+                | FfnNorm
+                | FfnPostNorm
+                | QNorm
+                | KNorm
+                | QANorm
+                | KvANorm
+                | MtpEmbeddingNorm
+                | MtpHiddenNorm
+                | MtpHeadNorm
+        )
+    }
+
     /// Whether an engine could take the tensor for a linear layer's weight, so that it must be told where one is not
     /// quantized.
     pub fn is_module(self) -> bool {

@@ -14,6 +14,7 @@ pub(super) const FAMILY: Family = Family {
     checkpoint: Some(decoder::checkpoints(spec, mlx)),
     gguf: &GGUF,
     naming: Naming { mlx: decoder::MLX, ffn_norm: FFN_NORM, ..NAMING },
+    renamed: None,
 };
 
 const GGUF: Architecture = Architecture { keys: head_lengths, loadable, ..Architecture::plain("seed_oss") };

@@ -1,5 +1,6 @@
 //! The hyper-parameters of a model, whichever of config.json and GGUF keys they were read from.
 
+use super::Role;
 use crate::error::{Error, Result};
 
 mod attention;
@@ -172,6 +173,8 @@ pub struct Norms {
     pub eps: f64,
     /// Whether what attention and feed-forward blocks say is normed before it is added.
     pub post: bool,
+    /// Whether stored weights are what is to be added to 1.
+    pub from_one: bool,
 }
 
 /// What a feed-forward block does to its gate.
@@ -230,7 +233,7 @@ impl Spec {
                 scale: 1.0,
                 logit_cap: None,
             },
-            norms: Norms { eps: 0.0, post: false },
+            norms: Norms { eps: 0.0, post: false, from_one: false },
         }
     }
 
@@ -242,6 +245,13 @@ impl Spec {
     /// Routed experts of a layer that has some.
     pub fn experts(&self) -> usize {
         self.ffn.moe.as_ref().map_or(0, |moe| moe.experts)
+    }
+
+    /// Adds 1 to stored weights where the model does so: what it multiplies with.
+    pub(crate) fn raise(&self, role: Role, weights: &mut [f32]) {
+        if self.norms.from_one && role.is_norm() {
+            weights.iter_mut().for_each(|weight| *weight += 1.0);
+        }
     }
 
     /// Its latent attention.

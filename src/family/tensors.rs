@@ -57,7 +57,7 @@ pub(super) fn tensors(family: &Family, spec: &Spec) -> Vec<Tensor> {
     let (vocab, hidden) = (spec.embedding.vocab, spec.hidden);
     let mut list = List { spec, family, layer: None, tensors: Vec::new() };
     let whole = |list: &mut List, role, shape: &[usize], presence, names: Names| {
-        let places = list.whole(names);
+        let places = list.whole(role, names);
         list.push(role, shape, presence, places);
     };
     let embedding = Names::new("embed_tokens.weight", "token_embd.weight");
@@ -73,7 +73,7 @@ pub(super) fn tensors(family: &Family, spec: &Spec) -> Vec<Tensor> {
     let head = Places {
         hf: vec![Place::Whole(format!("{}lm_head.weight", family.naming.outer))],
         gguf: vec![Place::Whole("output.weight".into())],
-        mlx: vec![Place::Whole("lm_head.weight".into())],
+        mlx: vec![Place::Whole(format!("{}lm_head.weight", family.naming.mlx_outer))],
     };
     // A checkpoint may have a copy of the embedding for a head.
     let presence = if spec.embedding.tied { Presence::Perhaps } else { Presence::Always };
@@ -148,14 +148,18 @@ fn feed_forward(list: &mut List, layer: usize) {
     }
 }
 
+const POST_ATTENTION: Names = Names::new("post_attention_layernorm.weight", "post_attention_norm.weight");
+
 /// The norms of a layer.
 fn norms(list: &mut List) {
     let spec = list.spec;
     let norm = [spec.hidden];
     list.always(LayerRole::AttentionNorm, &norm, Names::new("input_layernorm.weight", "attn_norm.weight"));
     if spec.norms.post {
-        let names = Names::new("post_attention_layernorm.weight", "post_attention_norm.weight");
-        list.always(LayerRole::AttentionPostNorm, &norm, names);
+        let is_last = list.family.naming.mlx.post_attention_last;
+        if !is_last {
+            list.always(LayerRole::AttentionPostNorm, &norm, POST_ATTENTION);
+        }
         list.always(
             LayerRole::FfnNorm,
             &norm,
@@ -163,6 +167,9 @@ fn norms(list: &mut List) {
         );
         let names = Names::new("post_feedforward_layernorm.weight", "post_ffw_norm.weight");
         list.always(LayerRole::FfnPostNorm, &norm, names);
+        if is_last {
+            list.always(LayerRole::AttentionPostNorm, &norm, POST_ATTENTION);
+        }
     } else {
         list.always(LayerRole::FfnNorm, &norm, list.family.naming.ffn_norm);
     }
@@ -191,7 +198,7 @@ impl List<'_> {
         presence: Presence,
         names: Names,
     ) {
-        let places = self.whole(names);
+        let places = self.whole(Role::Layer(0, role), names);
         self.in_layer(role, shape, presence, places);
     }
 
@@ -213,10 +220,15 @@ impl List<'_> {
         }
     }
 
-    /// One tensor of its own in each ecosystem that has a name for it.
-    pub(super) fn whole(&self, names: Names) -> Places {
+    /// One tensor of its own in each ecosystem that has a name for it. Where stored norms are what is added to 1, GGUF files hold
+    /// the sum.
+    pub(super) fn whole(&self, role: Role, names: Names) -> Places {
+        let is_raised = self.spec.norms.from_one && role.is_norm();
         let whole = |ecosystem, name: &str| match name {
             "" => Vec::new(),
+            name if ecosystem == Ecosystem::Gguf && is_raised => {
+                vec![Place::Raised(self.name(ecosystem, name))]
+            }
             name => vec![Place::Whole(self.name(ecosystem, name))],
         };
         Places {
@@ -231,7 +243,7 @@ impl List<'_> {
         let root = match ecosystem {
             Ecosystem::Hf => self.family.naming.root,
             Ecosystem::Gguf => "",
-            Ecosystem::Mlx => "model.",
+            Ecosystem::Mlx => &format!("{}model.", self.family.naming.mlx_outer),
         };
         match (self.layer, ecosystem) {
             (None, _) => format!("{root}{suffix}"),

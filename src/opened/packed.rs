@@ -255,16 +255,17 @@ impl WeightStore for PackedStore {
     fn read_rows(&self, weight: &Weight, rows: Range<usize>, tile: &mut [f32]) -> Result<()> {
         match self.rows_of(weight.role)? {
             Rows::From { tensor, first, .. } => {
-                self.decode(tensor, first + rows.start..first + rows.end, tile)
+                self.decode(tensor, first + rows.start..first + rows.end, tile)?;
             }
             Rows::Section { tensor, first, len } => {
                 let mut whole = vec![0.0; self.tensors[tensor].matrix().1];
                 self.decode(tensor, 0..1, &mut whole)?;
                 tile.copy_from_slice(&whole[first..][..len]);
-                Ok(())
             }
-            Rows::Split(split) => self.decode_split(split, rows, tile),
+            Rows::Split(split) => self.decode_split(split, rows, tile)?,
         }
+        self.spec.raise(weight.role, tile);
+        Ok(())
     }
 
     fn stored(&self, role: Role) -> Option<(String, usize)> {

@@ -179,7 +179,8 @@ fn metadata(source: &Checkpoint, planned: &[names::Planned], options: &Options) 
         counts: size_label::Counts::of(planned),
     };
     general::add(&mut metadata, &inputs)?;
-    architecture.write(&mut metadata, source.config(), source.spec())?;
+    let text = source.family().text(source.config());
+    architecture.write(&mut metadata, &text, source.spec())?;
 
     check_files(source, architecture.vocabulary)?;
     tokenizer(&mut metadata, source, options)?;
@@ -191,6 +192,13 @@ fn tokenizer(metadata: &mut Metadata, source: &Checkpoint, options: &Options) ->
     let read = |name: &str| source.source().read_small(name);
     let (architecture, vocab) = (source.family().gguf, source.spec().embedding.vocab);
     let habits = architecture.vocabulary;
+    if habits.needs_sentence_piece && source.source().find(SENTENCE_PIECE_FILE).is_none() {
+        let message = format!(
+            "not found in {}; llama.cpp takes the vocabulary of this family from it alone",
+            source.source().location()
+        );
+        return Err(Error::checkpoint(SENTENCE_PIECE_FILE, message));
+    }
     let pieces = if habits.prefers_sentence_piece { read(SENTENCE_PIECE_FILE)? } else { None };
     let (file, config) = (read(TOKENIZER_FILE)?, read(TOKENIZER_CONFIG_FILE)?);
     let (definition, tokenizer_config);
@@ -221,6 +229,9 @@ fn tokenizer(metadata: &mut Metadata, source: &Checkpoint, options: &Options) ->
                 pre: options.tokenizer_pre.as_deref(),
             };
             add_space_prefix(metadata, habits, tokenizer.config());
+            if habits.cuts_embedding {
+                check_rows(&tokenizer, vocab)?;
+            }
             vocabulary::add(metadata, &tokenizer, &inputs)?;
             definition = Some(tokenizer.definition().clone());
             tokenizer_config = tokenizer.config().cloned();
@@ -240,10 +251,29 @@ fn tokenizer(metadata: &mut Metadata, source: &Checkpoint, options: &Options) ->
     if let Some(definition) = &definition {
         special::add_normalizer(metadata, &definition.normalizer);
     }
+    if habits.denies_space_prefix && is_sentence_piece {
+        metadata.set("tokenizer.ggml.add_space_prefix", false);
+    }
     if habits.size_without_bos == Some(vocab) {
         metadata.set("tokenizer.ggml.add_bos_token", false);
     }
     Ok(())
+}
+
+/// Refuses a vocabulary of which llama.cpp's converter cuts off rows of the embedding and not their tokens: llama.cpp does not open
+/// such a file.
+fn check_rows(tokenizer: &Tokenizer, vocab: usize) -> Result<()> {
+    let definition = tokenizer.definition();
+    let counted = definition.model.vocab.len + definition.added_tokens.len();
+    if counted >= vocab {
+        return Ok(());
+    }
+    Err(Error::Unsupported {
+        what: format!("{TOKENIZER_FILE}: {counted} tokens for {vocab} rows of the embedding"),
+        hint: format!(
+            "llama.cpp reads such a model of this family only with SentencePiece's {SENTENCE_PIECE_FILE}"
+        ),
+    })
 }
 
 /// `add_prefix_space` of tokenizer_config.json, where the converter keeps it.

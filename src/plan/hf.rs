@@ -159,7 +159,16 @@ pub(super) fn blueprint(
     let mut modules = Modules::new(source.family(), source.spec());
     let mut tensors = Vec::new();
     for (id, tensor) in source.tensors().iter().enumerate() {
-        let Some(role) = tensor.role else { continue };
+        let Some(role) = tensor.role else {
+            // The engine reads the whole model.
+            if source.family().aside(&tensor.name).is_some() {
+                if let Some(stem) = tensor.name.strip_suffix(".weight").filter(|_| tensor.shape.len() > 1) {
+                    modules.kept(stem);
+                }
+                tensors.push(kept(tensor, id)?);
+            }
+            continue;
+        };
         let stem = tensor.name.strip_suffix(".weight").unwrap_or(&tensor.name);
         let first = tensors.len();
         match choices.of(id) {

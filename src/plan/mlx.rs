@@ -284,16 +284,25 @@ fn output_tensor(
     })
 }
 
-/// The multi-token prediction layers, one entry each.
+/// The multi-token prediction layers, one entry each, and what is beside the text model.
 fn dropped(source: &Checkpoint) -> Vec<Dropped> {
     let spec = source.spec();
-    (spec.layers..spec.layers + spec.mtp_layers)
+    let mut aside: Vec<Dropped> = Vec::new();
+    for (id, tensor) in source.tensors().iter().enumerate() {
+        let Some(what) = source.family().aside(&tensor.name) else { continue };
+        let reason = format!("{what}: mlx-lm reads the text model alone");
+        match aside.iter_mut().find(|dropped| dropped.reason == reason) {
+            Some(dropped) => dropped.tensors.push(id),
+            None => aside.push(Dropped { tensors: vec![id], reason }),
+        }
+    }
+    let predictors = (spec.layers..spec.layers + spec.mtp_layers)
         .map(|layer| Dropped {
             tensors: (0..source.tensors().len())
                 .filter(|&id| matches!(source.tensors()[id].role, Some(Role::Layer(of, _)) if of == layer))
                 .collect(),
             reason: format!("multi-token prediction layer {layer}: mlx-lm does not read it"),
         })
-        .filter(|dropped| !dropped.tensors.is_empty())
-        .collect()
+        .filter(|dropped| !dropped.tensors.is_empty());
+    predictors.chain(aside).collect()
 }

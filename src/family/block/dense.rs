@@ -2,7 +2,7 @@
 
 use crate::family::place::{Ecosystem, Place};
 use crate::family::tensors::{List, Names};
-use crate::family::{Family, Ffn, LayerRole, Presence};
+use crate::family::{Family, Ffn, LayerRole, Presence, Role};
 
 /// An expression for the names of what engines fuse.
 pub(super) const FUSED: &str = r"mlp\.(gate|up)_proj";
@@ -28,7 +28,7 @@ pub(in crate::family) fn add(list: &mut List, width: usize) {
     let hidden = list.spec.hidden;
     for ffn in order(list.family) {
         let shape = ffn.shape(hidden, width);
-        let mut places = list.whole(ffn.of(WEIGHTS));
+        let mut places = list.whole(Role::Layer(0, LayerRole::Dense(ffn)), ffn.of(WEIGHTS));
         if list.family.naming.gate_is_in_up && ffn != Ffn::Down {
             // The gate is the first half of the matrix that is called the up projection.
             let first = if ffn == Ffn::Gate { 0 } else { width };

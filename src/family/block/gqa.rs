@@ -5,7 +5,7 @@
 
 use crate::family::place::{Ecosystem, Place};
 use crate::family::tensors::{List, Names};
-use crate::family::{Grouped, Heads, LayerRole, Pairing, Presence};
+use crate::family::{Grouped, Heads, LayerRole, Pairing, Presence, Role};
 
 /// Sets that engines fuse, with expressions for their names. Source: vLLM `model_executor/models/llama.py`
 /// (`packed_modules_mapping`).
@@ -52,7 +52,7 @@ pub(in crate::family) fn add(list: &mut List, grouped: &Grouped, layer: usize) {
     for (Projection { role, names, bias, bias_names }, rows) in PROJECTIONS.into_iter().zip(rows) {
         let fused =
             |list: &List, name| Place::Rows { name: list.name(Ecosystem::Gguf, name), first, of: all };
-        let mut places = list.whole(names);
+        let mut places = list.whole(Role::Layer(layer, role), names);
         let (pairing, stored) = (list.spec.rope.pairing, list.family.gguf.pairing);
         if role != LayerRole::V && pairing == Pairing::Halves && stored == Pairing::Adjacent {
             let heads = if role == LayerRole::Q { query } else { key_value };
@@ -61,7 +61,7 @@ pub(in crate::family) fn add(list: &mut List, grouped: &Grouped, layer: usize) {
         }
         places.gguf.push(fused(list, "attn_qkv.weight"));
         list.in_layer(role, &[rows, hidden], Presence::Always, places);
-        let mut places = list.whole(bias_names);
+        let mut places = list.whole(Role::Layer(layer, bias), bias_names);
         places.gguf.push(fused(list, "attn_qkv.bias"));
         list.in_layer(bias, &[rows], grouped.biases, places);
         first += rows;

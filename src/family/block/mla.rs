@@ -6,7 +6,7 @@
 
 use crate::family::place::{Ecosystem, Place};
 use crate::family::tensors::{List, Names, Places};
-use crate::family::{Latent, LayerRole, Presence};
+use crate::family::{Latent, LayerRole, Presence, Role};
 
 /// Sets that engines fuse, with expressions for their names. Source: vLLM `model_executor/models/deepseek_v2.py`
 /// (`packed_modules_mapping`).
@@ -44,7 +44,8 @@ pub(in crate::family) fn add(list: &mut List, latent: &Latent) {
 /// `kv_b_proj`.
 fn key_value(list: &mut List, latent: &Latent) {
     let &Latent { heads, kv_lora, nope_dim, v_dim, .. } = latent;
-    let mut places = list.whole(Names::new("self_attn.kv_b_proj.weight", "attn_kv_b.weight"));
+    let mut places = list
+        .whole(Role::Layer(0, LayerRole::KvB), Names::new("self_attn.kv_b_proj.weight", "attn_kv_b.weight"));
     let split = |ecosystem, [keys, values]: [&str; 2]| Place::SplitTransposed {
         keys: list.name(ecosystem, keys),
         values: list.name(ecosystem, values),

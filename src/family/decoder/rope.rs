@@ -2,7 +2,7 @@
 //!
 //! Source: transformers `modeling_rope_utils.py` (the keys of each kind of scaling, `_validate_*_rope_parameters`).
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::family::{Config, Divisors, Pairing, Rotary, Scaling, Wavelengths, Yarn};
 
 /// Keys of every kind of scaling, and of each.
@@ -35,11 +35,54 @@ const KEYS_OF: &[(&str, &[&str])] = &[
 /// # Errors
 /// Names the key that is missing, out of range, or unknown to this kind of scaling.
 pub(super) fn rotary(config: &Config, default_theta: f64, head_dim: usize) -> Result<Rotary> {
-    let section = section(config);
+    rotary_of(config, section(config), theta(config, default_theta)?, head_dim)
+}
+
+/// Rotary positions of layers without a sliding window and of those with one, where they differ: `full_attention` and
+/// `sliding_attention` in `rope_parameters`, or keys at the top level. Only the former are scaled.
+///
+/// # Errors
+/// As [`rotary`], and for another way to say them.
+pub(in crate::family) fn layered(config: &Config, head_dim: usize) -> Result<[Rotary; 2]> {
+    let nested = config.section("rope_parameters");
+    let kinds = ["full_attention", "sliding_attention"];
+    if let Some(nested) = &nested
+        && let Some(key) = nested.keys().find(|key| !kinds.contains(key))
+    {
+        let found = nested.get(key).map_or_else(String::new, ToString::to_string);
+        return Err(nested.invalid(key, &found, "full_attention and sliding_attention alone"));
+    }
+    let [full, sliding] = kinds.map(|kind| nested.as_ref().and_then(|nested| nested.section(kind)));
+    let theta = |section: &Option<Config>, key, default| -> Result<f64> {
+        let top = config.number_or(key, default)?;
+        section.as_ref().map_or(Ok(top), |section| section.number_or("rope_theta", top))
+    };
+    let thetas = [theta(&full, GLOBAL_BASE.0, GLOBAL_BASE.1)?, theta(&sliding, LOCAL_BASE.0, LOCAL_BASE.1)?];
+    let full = config.section("rope_scaling").or(full);
+    let full = rotary_of(config, full, thetas[0], head_dim)?;
+    let sliding = rotary_of(config, sliding, thetas[1], head_dim)?;
+    let is_plain = |rope: &Rotary| rope.divisors == Divisors::Absent && rope.yarn().is_none();
+    if sliding.scaling.is_some() || !is_plain(&full) || !is_plain(&sliding) {
+        return Err(Error::Unsupported {
+            what: "config.json: scaled rotary positions of this kind beside sliding windows".into(),
+            hint: "this version reads models of this family with those of type linear, in layers without a window"
+                .into(),
+        });
+    }
+    Ok([full, sliding])
+}
+
+/// Key and default of the base of layers without a window.
+pub(in crate::family) const GLOBAL_BASE: (&str, f64) = ("rope_theta", 1e6);
+/// The same of layers with one.
+pub(in crate::family) const LOCAL_BASE: (&str, f64) = ("rope_local_base_freq", 1e4);
+
+/// Rotary positions of this base, scaled as `section` says.
+fn rotary_of(config: &Config, section: Option<Config>, theta: f64, head_dim: usize) -> Result<Rotary> {
     let mut rope = Rotary {
         dim: head_dim,
         pairing: Pairing::Halves,
-        theta: theta(config, default_theta)?,
+        theta,
         scaling: None,
         amplitude: 1.0,
         divisors: Divisors::Absent,

@@ -64,9 +64,10 @@ pub(super) fn rotary(
         Windows::AllBut(..) => {
             // Gemma 2 has one base and scale for all layers, Gemma 3 another base for these, and no scale.
             let own = keys.positive("rope.freq_base_swa")?;
-            match architecture.caps {
-                Some(_) => Rotary { theta: own.unwrap_or(rope.theta), ..rope.clone() },
-                None => Rotary { theta: own.unwrap_or(10000.0), scaling: None, ..rope.clone() },
+            if architecture.has_local_base() {
+                Rotary { theta: own.unwrap_or(10000.0), scaling: None, ..rope.clone() }
+            } else {
+                Rotary { theta: own.unwrap_or(rope.theta), ..rope.clone() }
             }
         }
     };

@@ -14,7 +14,7 @@ use requant_formats::container::gguf::{Metadata, Value};
 
 use super::Architecture;
 use crate::error::{Error, Result};
-use crate::family::{Config, Heads, Spec};
+use crate::family::{Attention, Config, Grouped, Heads, Spec};
 
 const MAX_LAYERS: usize = 512;
 const MAX_EXPERTS: usize = 1024;
@@ -38,13 +38,15 @@ pub(super) fn add(
     spec: &Spec,
 ) -> Result<()> {
     let mut keys = Keys { metadata, architecture: architecture.name, config, spec };
-    keys.of_every_architecture()?;
+    if architecture.states_common {
+        keys.of_every_architecture(architecture.has_local_base())?;
+    }
     (architecture.keys)(&mut keys)
 }
 
 impl<'a> Keys<'a> {
     /// `TextModel.set_gguf_parameters`.
-    fn of_every_architecture(&mut self) -> Result<()> {
+    fn of_every_architecture(&mut self, has_local_base: bool) -> Result<()> {
         let (config, spec) = (self.config, self.spec);
         self.count("block_count", spec.layers as u64, "num_hidden_layers")?;
         let context = config.count_or("max_position_embeddings", 4096)?;
@@ -59,9 +61,14 @@ impl<'a> Keys<'a> {
         self.rope_scaling(rope.as_ref())?;
         let theta = match &rope {
             Some(rope) if rope.get("rope_theta").is_some() => rope.number_or("rope_theta", 0.0)?,
+            _ if has_local_base => spec.rope.theta,
             _ => config.number_or("rope_theta", 10000.0)?,
         };
         self.float("rope.freq_base", theta);
+        if has_local_base && let Attention::Grouped(Grouped { sliding: Some(sliding), .. }) = &spec.attention
+        {
+            self.float("rope.freq_base_swa", sliding.rope.theta);
+        }
         self.float("attention.layer_norm_rms_epsilon", spec.norms.eps);
         if let Some(moe) = &spec.ffn.moe {
             self.count("expert_count", moe.experts as u64, "n_routed_experts")?;
@@ -70,9 +77,11 @@ impl<'a> Keys<'a> {
         Ok(())
     }
 
-    /// `rope_scaling`, or `rope_parameters` of newer exports.
+    /// `rope_scaling`, or `rope_parameters` of newer exports; of layers without a sliding window where these have their own.
     pub(in crate::family) fn rope(&self) -> Option<Config<'a>> {
-        self.config.section("rope_scaling").or_else(|| self.config.section("rope_parameters"))
+        let section =
+            self.config.section("rope_scaling").or_else(|| self.config.section("rope_parameters"))?;
+        Some(section.section("full_attention").unwrap_or(section))
     }
 
     /// A whole key.

@@ -9,7 +9,7 @@ use requant_formats::layout::ROW_MAJOR;
 use super::imatrix;
 use super::names::Planned;
 use crate::error::{Error, Result};
-use crate::plan::{Options, OutputFile, OutputTensor, Placement, Rounding};
+use crate::plan::{Options, OutputFile, OutputTensor, Placement};
 
 /// A tensor of the result with its type, and the rule that gave it, if one did.
 pub(super) struct Typed {
@@ -74,7 +74,7 @@ pub(super) fn place(
             type_name: ggml_type.to_string(),
             codec,
             layout: ROW_MAJOR,
-            rounding: Rounding::Exact,
+            rounding: planned.rounding,
             pieces: planned.pieces,
             scale_sources: Vec::new(),
             is_weight: planned.content.is_none(),

@@ -22,7 +22,7 @@ use super::{QUANTIZATION_VERSION, imatrix, layout, mix, overrides};
 use crate::checkpoint::GgufModel;
 use crate::error::{Error, Result};
 use crate::family::{self, Architecture, Size, Turn};
-use crate::plan::{Blueprint, Choice, Choices, Options, OutputTensor, Piece};
+use crate::plan::{Blueprint, Choice, Choices, Options, OutputTensor, Piece, Rounding};
 
 /// Works out the file of type `file_type`.
 ///
@@ -57,6 +57,7 @@ pub(super) fn blueprint(file_type: &FileType, source: &GgufModel, options: &Opti
                 turn: Turn::None,
                 unscaled: false,
             }],
+            rounding: Rounding::Exact,
             content: None,
         })
         .collect();

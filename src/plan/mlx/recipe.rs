@@ -148,9 +148,8 @@ pub(super) enum Reason {
 /// Value and down projections of the first and last eighth of the layers and of every third layer
 /// between, and the output head. In this family a name with `v_a_proj` is that of `kv_a_proj_with_mqa`.
 fn has_high_bits(path: &str, layers: usize) -> bool {
-    let mut words = path.split('.');
-    // Layers are `model.layers.N`; what has no third word counts as of layer 0.
-    let layer: usize = words.nth(2).and_then(|word| word.parse().ok()).unwrap_or(0);
+    // What is in no layer counts as of layer 0.
+    let layer: usize = path.split('.').find_map(|word| word.parse().ok()).unwrap_or(0);
     let eighth = layers / 8;
     let is_sensitive_layer = layer < eighth || layer >= 7 * layers / 8 || (layer - eighth) % 3 == 2;
     let is_sensitive = ["v_proj", "v_a_proj", "v_b_proj", "down_proj"].iter().any(|name| path.contains(name));
@@ -180,6 +179,8 @@ mod tests {
             ("model.layers.0.self_attn.kv_a_proj_with_mqa", true),
             ("model.layers.0.self_attn.o_proj", false),
             ("model.layers.0.self_attn.unembed_out", false),
+            ("language_model.model.layers.7.mlp.down_proj", false),
+            ("language_model.model.layers.9.mlp.down_proj", true),
         ] {
             assert_eq!(has_high_bits(path, 61), expected, "{path}");
         }
