@@ -21,7 +21,7 @@
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 
-mod gram;
+pub(crate) mod gram;
 mod inputs;
 mod quantized;
 mod recorder;

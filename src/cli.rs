@@ -39,6 +39,7 @@ mod plan;
 mod reference;
 mod report;
 mod rules;
+mod sensitivity;
 mod size;
 mod status;
 mod texts;

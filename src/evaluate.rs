@@ -22,7 +22,7 @@ pub use layers::{ExpertReport, LayerReport};
 pub use pairs::{Pair, Pairs, Side, Stored as StoredModel, pairs};
 pub use perplexity::{Perplexity, perplexity};
 pub use prediction::{AgainstPrediction, Prediction};
-pub use room::{default_scratch_directory, scratch_need};
+pub use room::{default_scratch_directory, scratch_need, storage_for};
 pub use statistics::{Statistics, statistics};
 pub use windows::{Bos, Tokens, Windows};
 

@@ -11,7 +11,8 @@
 //! | S4 | [`plan`] |
 //! | S5 | `pipeline`, [`model`] |
 //! | S6 | [`calibration`], [`evaluate`], [`fetch`], [`checksums`] |
-//! | S7 | `cli` |
+//! | S7 | [`sensitivity`] |
+//! | S8 | `cli` |
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
@@ -38,7 +39,7 @@ pub mod model;
 pub mod opened;
 pub mod pipeline;
 pub mod plan;
-
+pub mod sensitivity;
 pub mod small;
 pub mod source;
 pub mod tokenizer;

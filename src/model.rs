@@ -13,22 +13,22 @@ use crate::checkpoint::{Weight, WeightStore};
 use crate::error::{Error, Result};
 use crate::family::{Attention, Ffn, LayerRole, Role};
 
-mod attention_gqa;
-mod attention_mla;
-mod exponential;
-mod ffn;
-mod head;
-mod linear;
-mod matmul;
+pub(crate) mod attention_gqa;
+pub(crate) mod attention_mla;
+pub(crate) mod exponential;
+pub(crate) mod ffn;
+pub(crate) mod head;
+pub(crate) mod linear;
+pub(crate) mod matmul;
 mod memory;
-mod moe;
+pub(crate) mod moe;
 mod mtp;
-mod norm;
+pub(crate) mod norm;
 mod order;
-mod panel;
-mod rope;
-mod router;
-mod states;
+pub(crate) mod panel;
+pub(crate) mod rope;
+pub(crate) mod router;
+pub(crate) mod states;
 mod watch;
 
 pub use head::{for_each_logit_chunk, for_each_logit_chunk_pair, logits, watch_output};
@@ -57,7 +57,7 @@ impl Observer for Unobserved {
 
 /// Hidden states in front of an output head and its norm.
 pub struct Hidden {
-    states: States,
+    pub(crate) states: States,
     norm: Role,
     head: Role,
 }
@@ -195,7 +195,7 @@ pub fn forward_for(
 }
 
 /// The first half of a layer. What only rows that are not wanted need is left out.
-fn attention(
+pub(crate) fn attention(
     store: &dyn WeightStore,
     layer: usize,
     context: usize,
@@ -273,7 +273,12 @@ fn add<R>(
 }
 
 /// One of the norms of a layer.
-fn normed(store: &dyn WeightStore, layer: usize, role: LayerRole, hidden: &States) -> Result<States> {
+pub(crate) fn normed(
+    store: &dyn WeightStore,
+    layer: usize,
+    role: LayerRole,
+    hidden: &States,
+) -> Result<States> {
     let weight = linear::vector(store, Role::Layer(layer, role))?;
     norm::rms_norm(hidden, &weight, store.spec().norms.eps)
 }

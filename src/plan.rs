@@ -281,6 +281,8 @@ pub struct Options {
     pub allow_requantize: bool,
     /// How much an error in each column of each tensor matters: for GGUF.
     pub imatrix: Option<Arc<Imatrix>>,
+    /// Whether a budget may choose a type for the output head.
+    pub choose_head: bool,
 }
 
 /// A family of output formats: GGUF, MLX, GPTQ.

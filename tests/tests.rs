@@ -9,6 +9,7 @@
 //! - `mlx`: the fixture converted to MLX, against mlx-lm's files.
 //! - `rules`: tensors with types of their own, against llama-quantize and mlx-lm.
 //! - `budget`: types chosen for a size.
+//! - `sensitivity`: types chosen by what they cost the model on a text.
 //! - `mixes`: what budgets choose from: every type of a family, for models here and on a hub.
 //! - `refits`: budgets for GGUF files.
 //! - `error_report`: what was written, measured against its source.
@@ -152,6 +153,8 @@ mod requantize;
 mod results;
 #[cfg(test)]
 mod rules;
+#[cfg(test)]
+mod sensitivity;
 #[cfg(test)]
 mod served;
 #[cfg(test)]

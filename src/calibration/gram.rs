@@ -20,26 +20,26 @@ const BLOCK: usize = 64;
 
 /// A square or other matrix of `f32`, row after row.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Square {
-    pub(super) rows: usize,
-    pub(super) cols: usize,
-    pub(super) data: Vec<f32>,
+pub(crate) struct Square {
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    pub(crate) data: Vec<f32>,
 }
 
 impl Square {
     /// Zeros.
-    pub(super) fn new(rows: usize, cols: usize) -> Self {
+    pub(crate) fn new(rows: usize, cols: usize) -> Self {
         Self { rows, cols, data: vec![0.0; rows * cols] }
     }
 
     /// Mean of the diagonal.
-    pub(super) fn mean_diagonal(&self) -> f64 {
+    pub(crate) fn mean_diagonal(&self) -> f64 {
         let diagonal = self.data.iter().step_by(self.cols + 1);
         diagonal.map(|&value| f64::from(value)).sum::<f64>() / self.rows.max(1) as f64
     }
 
     /// Adds `factor` times another.
-    pub(super) fn add(&mut self, factor: f32, other: &Self) {
+    pub(crate) fn add(&mut self, factor: f32, other: &Self) {
         self.data.par_iter_mut().zip(&other.data).for_each(|(value, other)| *value += factor * other);
     }
 }
@@ -75,7 +75,7 @@ fn add_products(sum: &mut Square, a: &[f32], b: &[f32], lower: bool) {
 ///
 /// # Errors
 /// When they cannot be read.
-pub(super) fn cross(
+pub(crate) fn cross(
     rows: usize,
     b: &dyn Matrix,
     mut a: impl FnMut(std::ops::Range<usize>, &[f32]) -> Result<Vec<f32>>,
@@ -93,7 +93,7 @@ pub(super) fn cross(
 ///
 /// # Errors
 /// When they cannot be read.
-pub(super) fn gram(x: &dyn Matrix) -> Result<Square> {
+pub(crate) fn gram(x: &dyn Matrix) -> Result<Square> {
     let mut sum = Square::new(x.cols(), x.cols());
     for first in (0..x.rows()).step_by(TOKENS) {
         let x = weighed(x, first..x.rows().min(first + TOKENS))?;
@@ -104,7 +104,7 @@ pub(super) fn gram(x: &dyn Matrix) -> Result<Square> {
 }
 
 /// Rows times the factor on what becomes of them.
-pub(super) fn weighed(x: &dyn Matrix, rows: std::ops::Range<usize>) -> Result<Vec<f32>> {
+pub(crate) fn weighed(x: &dyn Matrix, rows: std::ops::Range<usize>) -> Result<Vec<f32>> {
     let mut data = x.read(rows.clone())?.into_owned();
     if let Some(picks) = x.picks() {
         for (row, &(_, factor)) in data.chunks_exact_mut(x.cols().max(1)).zip(&picks[rows]) {
@@ -126,16 +126,16 @@ fn mirror(sum: &mut Square) {
 
 /// A symmetric positive definite `H` as `N diag(c) N^T`, `N` upper triangular with ones on its diagonal.
 #[derive(Debug)]
-pub(super) struct Factor {
+pub(crate) struct Factor {
     /// `N`; elements on and below the diagonal do not count.
-    pub(super) shares: Square,
+    pub(crate) shares: Square,
     /// `c`.
-    pub(super) costs: Vec<f32>,
+    pub(crate) costs: Vec<f32>,
 }
 
 impl Factor {
     /// Factors `h`, whose lower half does not count. `None` when it is not positive definite in `f32`.
-    pub(super) fn new(mut h: Square) -> Option<Self> {
+    pub(crate) fn new(mut h: Square) -> Option<Self> {
         let n = h.rows;
         let mut costs = vec![0.0; n];
         let mut end = n;
@@ -148,7 +148,7 @@ impl Factor {
     }
 
     /// Solves `x H = b` for each row of `b`, `[rows, n]`, in place.
-    pub(super) fn solve(&self, b: &mut [f32]) {
+    pub(crate) fn solve(&self, b: &mut [f32]) {
         let n = self.costs.len();
         // b = z N^T with z = x N diag(c), from the last column on; then x, from the first.
         let rows = b.len() / n.max(1);
@@ -219,7 +219,7 @@ impl Factor {
 }
 
 /// Calls `work` for tiles of columns, on several threads.
-pub(super) fn in_tiles(y: MatMut<f32>, first: usize, work: &(dyn Fn(MatMut<f32>, usize, usize) + Sync)) {
+pub(crate) fn in_tiles(y: MatMut<f32>, first: usize, work: &(dyn Fn(MatMut<f32>, usize, usize) + Sync)) {
     let width = y.ncols();
     if width == 0 {
         return;

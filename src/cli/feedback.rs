@@ -13,6 +13,7 @@ use crate::calibration::{self, Calibration, Mode};
 use crate::error::{Error, Result};
 use crate::evaluate::{self, Bos, Tokens, Windows};
 use crate::model::Storage;
+use crate::opened::Opened;
 use crate::pipeline::{self, CalibrationRecord, CalibrationText, OR_IGNORE_SPACE};
 use crate::small;
 
@@ -72,28 +73,31 @@ pub(super) fn check(matches: &ArgMatches) -> Result<()> {
     applies::refuse(matches, &OF_TEXTS, "is for --calibrate TEXT, and there is none")
 }
 
-/// The calibration that was asked for, if one was.
+/// Texts to calibrate with.
+pub(super) struct Texts {
+    /// All that is used of them.
+    pub(super) windows: Windows,
+    /// Which they are.
+    read: Vec<CalibrationText>,
+}
+
+/// The windows of `--calibrate`, if there is one.
 ///
 /// # Errors
-/// When a text cannot be read or is shorter than a window, the model cannot be evaluated, or there is no room for scratch
-/// files.
-pub(super) fn prepare(matches: &ArgMatches, request: &Request) -> Result<Option<Prepared>> {
+/// When a text cannot be read or is shorter than a window, or the weights are not at hand.
+pub(super) fn windows(matches: &ArgMatches, source: &Opened, is_streamed: bool) -> Result<Option<Texts>> {
     let paths: Vec<&Path> =
         matches.get_many::<PathBuf>("calibrate").into_iter().flatten().map(PathBuf::as_path).collect();
     if paths.is_empty() {
         return Ok(None);
     }
-    if request.streaming.is_some() {
+    if is_streamed {
         let message = "--calibrate reads the weights in the order of the layers, twice: fetch the model first (requant fetch)";
         return Err(Error::Request(message.into()));
     }
     let number = |name: &str| matches.get_one::<u32>(name).map_or(0, |&number| number as usize);
     let (context, most) = (number("calibrate-context"), number("calibrate-tokens"));
-    let mode = match matches.get_one::<String>("calibrate-mode").map(String::as_str) {
-        Some("parallel") => Mode::Parallel,
-        _ => Mode::Sequential,
-    };
-    let tokenizer = request.source.tokenizer()?;
+    let tokenizer = source.tokenizer()?;
     let mut read = Vec::with_capacity(paths.len());
     let windows = texts::windows(&paths, |path| {
         let bytes = small::read_given(path, small::TEXT)?;
@@ -105,7 +109,24 @@ pub(super) fn prepare(matches: &ArgMatches, request: &Request) -> Result<Option<
         windows.truncate((most / context / paths.len()).max(1));
         Ok(windows)
     })?;
-    let windows = windows.unwrap_or_else(|| Windows::from_tokens(Vec::new(), context));
+    Ok(windows.map(|windows| Texts { windows, read }))
+}
+
+/// The calibration that was asked for, if one was.
+///
+/// # Errors
+/// When a text cannot be read or is shorter than a window, the model cannot be evaluated, or there is no room for scratch
+/// files.
+pub(super) fn prepare(matches: &ArgMatches, request: &Request) -> Result<Option<Prepared>> {
+    let Some(Texts { windows, read }) = windows(matches, &request.source, request.streaming.is_some())?
+    else {
+        return Ok(None);
+    };
+    let context = windows.context;
+    let mode = match matches.get_one::<String>("calibrate-mode").map(String::as_str) {
+        Some("parallel") => Mode::Parallel,
+        _ => Mode::Sequential,
+    };
     let store = request.source.store()?;
     let measured = evaluate::Request {
         model: store,

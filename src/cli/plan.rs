@@ -11,13 +11,16 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use super::console::{self, Page};
 use super::model::{self, Streaming};
 use super::size::{self, human};
-use super::{MODEL_HELP, Subcommand, applies, formats, headings, imatrix, job, named, report, rules};
+use super::{
+    MODEL_HELP, Subcommand, applies, formats, headings, imatrix, job, named, report, rules, sensitivity,
+};
 use crate::checkpoint::Catalogue;
 use crate::error::{Error, Result};
 use crate::opened::{self, Opened};
 use crate::pipeline::{self, Share};
-use crate::plan::budget::{Fitted, Watch};
+use crate::plan::budget::{self, Fitted, Measuring, Watch};
 use crate::plan::{self, Blueprint, Budget, Options, Rules, Summary, summary};
+use crate::sensitivity::{Sensitivities, TensorSensitivity};
 
 mod shares;
 
@@ -33,6 +36,8 @@ pub(super) struct Request {
     pub(super) rules: Rules,
     /// Mean relative squared error, as measured for a budget.
     mean_error: Option<f64>,
+    /// What tensors are worth, as measured with a text.
+    sensitivities: Option<Vec<TensorSensitivity>>,
     pub(super) threads: usize,
     /// Set when weights are streamed.
     pub(super) streaming: Option<Streaming>,
@@ -59,6 +64,7 @@ impl Request {
             rules: rules::from_matches(matches)?,
             allow_requantize: matches.get_flag("allow-requantize"),
             imatrix: imatrix::from_matches(matches)?,
+            choose_head: false,
         };
         // A revision that an unfinished run has pinned stays pinned.
         let unfinished = output.filter(|_| !restart(matches)).and_then(pipeline::unfinished);
@@ -73,17 +79,29 @@ impl Request {
             let model = model::open(matches, output, share, restart(matches), stop)?;
             (Opened::from_source(model.source)?, model.streaming, model.remote_files)
         };
-        let (rules, blueprint, mean_error) = match rules::budget(matches) {
+        let (rules, blueprint, mean_error, sensitivities) = match rules::budget(matches) {
             Some(budget) => {
-                let fitted = fitted(matches, &source, &format, &options, budget, stop)?;
-                (fitted.rules, fitted.blueprint, Some(fitted.mean_error))
+                let measured = sensitivity::prepare(matches, &source, streaming.is_some())?;
+                let (fitted, sensitivities) =
+                    fitted(matches, &source, &format, &options, budget, measured, stop)?;
+                (fitted.rules, fitted.blueprint, Some(fitted.mean_error), sensitivities)
             }
-            None => (options.rules.clone(), plan::blueprint(&source, &format, &options)?, None),
+            None => (options.rules.clone(), plan::blueprint(&source, &format, &options)?, None, None),
         };
         let memory = matches.get_one::<u64>("memory").copied();
         let threads = fit(&source, &blueprint, super::threads(matches), memory)?;
-        let request =
-            Self { source, format, blueprint, rules, mean_error, threads, streaming, remote_files, share };
+        let request = Self {
+            source,
+            format,
+            blueprint,
+            rules,
+            mean_error,
+            sensitivities,
+            threads,
+            streaming,
+            remote_files,
+            share,
+        };
         rules::save(matches, request.recipe().as_deref())?;
         model::spool_limit(matches, request.largest_shard_bytes())?;
         Ok(request)
@@ -147,19 +165,25 @@ pub(super) fn check(matches: &ArgMatches) -> Result<()> {
     Ok(())
 }
 
-/// The plan that `budget` allows.
+/// The plan that `budget` allows, and what `measured` says of the tensors.
 fn fitted(
     matches: &ArgMatches,
     source: &Opened,
     format: &str,
     options: &Options,
     budget: Budget,
+    mut measured: Option<sensitivity::Prepared>,
     stop: &AtomicBool,
-) -> Result<Fitted> {
+) -> Result<(Fitted, Option<Vec<TensorSensitivity>>)> {
     let progress = report::progress(matches.get_flag("quiet"));
     let watch =
         Watch { begin: &|bytes| progress.stage("measure", bytes), advance: &|bytes| progress.advance(bytes) };
-    plan::budget::fit(source, format, options, budget, super::threads(matches), &watch, stop)
+    let threads = super::threads(matches);
+    let sensitivities = measured.as_mut().map(|measured| measured.sensitivities(threads));
+    let by = sensitivities.as_ref().map(|sensitivities| sensitivities as &dyn budget::Sensitivity);
+    let measuring = Measuring { threads, watch: &watch, stop, sensitivity: by };
+    let fitted = budget::fit_with(source, format, options, budget, &measuring)?;
+    Ok((fitted, sensitivities.map(Sensitivities::found)))
 }
 
 /// `--restart`, where the subcommand has it.
@@ -230,6 +254,7 @@ impl Subcommand for Plan {
             .about("Show what a conversion would write, without converting")
             .arg(super::path_argument("MODEL", MODEL_HELP))
             .args(request_arguments())
+            .args(headings::under(headings::CALIBRATION, sensitivity::arguments()))
             .arg(job::jobs_argument("Show also what each of N shares would do (see convert --job)"))
             .arg(super::threads_argument())
             .args(super::output_arguments())
@@ -237,6 +262,7 @@ impl Subcommand for Plan {
 
     fn run(&self, matches: &ArgMatches) -> Result<()> {
         check(matches)?;
+        sensitivity::check(matches)?;
         let request = Request::from_matches(matches, None, None, &super::stop_on_signal())?;
         let source = request.source.catalogue();
         let ram = pipeline::peak_ram_bytes(source, &request.blueprint, request.threads);
@@ -255,6 +281,7 @@ impl Subcommand for Plan {
             value["rules"] = rules::to_json(&request.rules, &request.blueprint);
             value["recipe"] = request.recipe().into();
             value["measured_error"] = request.mean_error.map(f64::sqrt).into();
+            value["sensitivities"] = sensitivity::to_json(request.sensitivities.as_deref());
             if let Some(shares) = &shares {
                 value["shares"] = shares.iter().map(shares::OfShare::to_json).collect();
             }
@@ -327,6 +354,7 @@ fn print_human(request: &Request, summary: &Summary, page: &mut Page) {
             "relative error of the chosen types, root mean square on sampled rows: {:.4} %",
             100.0 * error.sqrt()
         ));
+        sensitivity::print(request.sensitivities.as_deref().unwrap_or_default(), page);
         page.line("recipe:");
         page.whole(request.recipe().unwrap_or_default());
     }

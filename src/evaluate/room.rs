@@ -34,6 +34,14 @@ pub(super) fn find(request: &Request) -> Result<Storage> {
     }
 }
 
+/// Storage for states with which a run takes so much memory.
+pub fn storage_for(peak_ram_bytes: u64) -> Storage {
+    match available_bytes() {
+        Some(limit) if limit < peak_ram_bytes => Storage::Scratch(default_scratch_directory()),
+        _ => Storage::Memory,
+    }
+}
+
 /// What scratch files will take of a disk, if there will be any.
 ///
 /// # Errors

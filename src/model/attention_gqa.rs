@@ -33,18 +33,18 @@ const PASS_HEADS: usize = 8;
 const QUERY_BLOCK: usize = 128;
 
 /// Heads of a pass: whole groups.
-pub(super) fn pass_heads(heads: &Heads) -> Heads {
+pub(crate) fn pass_heads(heads: &Heads) -> Heads {
     let shared = heads.query / heads.key_value;
     let key_value = (PASS_HEADS / shared).max(1).min(heads.key_value);
     Heads { query: key_value * shared, key_value }
 }
 
 /// What becomes of the rows of one of the three projections.
-struct Projection {
+pub(crate) struct Projection {
     /// Empty when there is none.
-    bias: Vec<f32>,
+    pub(crate) bias: Vec<f32>,
     /// Of each head; empty when there is none.
-    norm: Vec<f32>,
+    pub(crate) norm: Vec<f32>,
     is_turned: bool,
 }
 
@@ -66,7 +66,7 @@ struct Pass<'a> {
 ///
 /// # Errors
 /// When a weight cannot be read or a product is not finite.
-pub(super) fn attention(
+pub(crate) fn attention(
     store: &dyn WeightStore,
     grouped: &Grouped,
     layer: usize,
@@ -139,7 +139,7 @@ pub(super) fn attention(
 }
 
 /// Of queries, keys, values.
-fn projections(store: &dyn WeightStore, layer: usize) -> Result<[Projection; 3]> {
+pub(crate) fn projections(store: &dyn WeightStore, layer: usize) -> Result<[Projection; 3]> {
     let optional = |own| optional_vector(store, Role::Layer(layer, own));
     let turned = |bias, norm| -> Result<Projection> {
         Ok(Projection { bias: optional(bias)?, norm: optional(norm)?, is_turned: true })

@@ -25,9 +25,9 @@ use crate::error::Result;
 use crate::family::{Latent, LayerRole, Role, Spec};
 
 /// Heads of a group.
-pub(super) const GROUP_HEADS: usize = 16;
+pub(crate) const GROUP_HEADS: usize = 16;
 /// Queries of a block: what is above the diagonal beyond it is not computed.
-pub(super) const QUERY_BLOCK: usize = 128;
+pub(crate) const QUERY_BLOCK: usize = 128;
 
 /// Latents that queries, and keys with values, are expanded from.
 struct Latents {
@@ -57,7 +57,7 @@ struct Group<'a> {
 ///
 /// # Errors
 /// When a weight cannot be read or a product is not finite.
-pub(super) fn attention(
+pub(crate) fn attention(
     store: &dyn WeightStore,
     latent: &Latent,
     layer: usize,

@@ -47,7 +47,7 @@ fn exp(x: f32) -> f32 {
 }
 
 /// Softmax of `scores * scale`, in place.
-pub(super) fn softmax(scores: &mut [f32], scale: f32) {
+pub(crate) fn softmax(scores: &mut [f32], scale: f32) {
     dispatch::run(Softmax(scores, scale));
 }
 
@@ -86,7 +86,7 @@ impl Kernel for Softmax<'_> {
 }
 
 /// `activation(gate) * up`, element by element.
-pub(super) fn gated(activation: Activation, gate: &[f32], up: &[f32], inner: &mut [f32]) {
+pub(crate) fn gated(activation: Activation, gate: &[f32], up: &[f32], inner: &mut [f32]) {
     match activation {
         Activation::Silu => dispatch::run(Swiglu(gate, up, inner)),
         Activation::GeluTanh => dispatch::run(Geglu(gate, up, inner)),
@@ -122,7 +122,7 @@ impl Kernel for Geglu<'_> {
 }
 
 /// `cap * tanh(value * scale / cap)`, in place.
-pub(super) fn soft_cap(values: &mut [f32], scale: f32, cap: f32) {
+pub(crate) fn soft_cap(values: &mut [f32], scale: f32, cap: f32) {
     dispatch::run(SoftCap(values, scale, cap));
 }
 

@@ -20,7 +20,7 @@ use crate::family::{Ffn, LayerRole, Role};
 ///
 /// # Errors
 /// When a weight cannot be read or a product is not finite.
-pub(super) fn feed_forward(
+pub(crate) fn feed_forward(
     store: &dyn WeightStore,
     role: impl Fn(Ffn) -> Role,
     x: Input,

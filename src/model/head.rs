@@ -17,16 +17,16 @@ use crate::error::Result;
 use crate::family::Role;
 
 /// A head and what it is applied to.
-struct Head<'a> {
+pub(crate) struct Head<'a> {
     store: &'a dyn WeightStore,
-    weight: Weight,
+    pub(crate) weight: Weight,
     /// Of every token of the vocabulary; empty when there is none.
     bias: Vec<f32>,
-    x_SD: States,
+    pub(crate) x_SD: States,
 }
 
 impl<'a> Head<'a> {
-    fn new(store: &'a dyn WeightStore, hidden: &Hidden, tokens: &[usize]) -> Result<Self> {
+    pub(crate) fn new(store: &'a dyn WeightStore, hidden: &Hidden, tokens: &[usize]) -> Result<Self> {
         let spec = store.spec();
         let norm = vector(store, hidden.norm)?;
         let mut x_SD = hidden.states.sibling(tokens.len(), spec.hidden)?;
@@ -43,7 +43,7 @@ impl<'a> Head<'a> {
     }
 
     /// Logits `[B, C]` of block number `block` of the chosen tokens, for rows `rows` of the vocabulary, which are `w_CD`.
-    fn multiply(&self, block: usize, rows: Range<usize>, w_CD: View) -> Result<Vec<f32>> {
+    pub(crate) fn multiply(&self, block: usize, rows: Range<usize>, w_CD: View) -> Result<Vec<f32>> {
         let first = block * BLOCK_ROWS;
         let x_BD = self.x_SD.read(first..self.x_SD.rows().min(first + BLOCK_ROWS))?;
         let x_BD = View::new(&x_BD, self.x_SD.cols());

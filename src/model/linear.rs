@@ -13,11 +13,11 @@ use crate::error::{Error, Result};
 use crate::family::Role;
 
 /// Tokens routed to an expert, in ascending order, each with the factor on the expert's output.
-pub(super) type Picks = [(usize, f32)];
+pub(crate) type Picks = [(usize, f32)];
 
 /// The input of a product: hidden states, one row per token.
 #[derive(Clone, Copy)]
-pub(super) enum Input<'a> {
+pub(crate) enum Input<'a> {
     /// All rows.
     All(&'a States),
     /// The rows of the picked tokens.
@@ -25,13 +25,13 @@ pub(super) enum Input<'a> {
 }
 
 impl Input<'_> {
-    pub(super) fn states(&self) -> &States {
+    pub(crate) fn states(&self) -> &States {
         match self {
             Self::All(states) | Self::Picked(states, _) => states,
         }
     }
 
-    pub(super) fn rows(&self) -> usize {
+    pub(crate) fn rows(&self) -> usize {
         match self {
             Self::All(states) => states.rows(),
             Self::Picked(_, picks) => picks.len(),
@@ -42,7 +42,7 @@ impl Input<'_> {
     ///
     /// # Errors
     /// When the states cannot be read.
-    pub(super) fn read(&self, rows: Range<usize>) -> Result<std::borrow::Cow<'_, [f32]>> {
+    pub(crate) fn read(&self, rows: Range<usize>) -> Result<std::borrow::Cow<'_, [f32]>> {
         match self {
             Self::All(states) => states.read(rows),
             Self::Picked(states, picks) => Ok(states.gather(picks[rows].iter().map(|&(row, _)| row))?.into()),
@@ -51,7 +51,7 @@ impl Input<'_> {
 }
 
 /// What happens to a product.
-pub(super) enum Output<'a> {
+pub(crate) enum Output<'a> {
     /// It replaces the states.
     Replace(&'a mut States),
     /// It is added to the states.
@@ -62,7 +62,7 @@ pub(super) enum Output<'a> {
 
 /// The tokens for which a block is computed.
 #[derive(Clone, Copy)]
-pub(super) enum Rows<'a> {
+pub(crate) enum Rows<'a> {
     /// All tokens.
     All,
     /// Only these, each with factor 1.
@@ -71,12 +71,12 @@ pub(super) enum Rows<'a> {
 
 impl<'a> Rows<'a> {
     /// The tokens in `picks`, or all tokens when it is `None`.
-    pub(super) fn of(picks: Option<&'a Picks>) -> Self {
+    pub(crate) fn of(picks: Option<&'a Picks>) -> Self {
         picks.map_or(Self::All, Self::Picked)
     }
 
     /// The rows of `x` that belong to these tokens.
-    pub(super) fn of_input(self, x: &'a States) -> Input<'a> {
+    pub(crate) fn of_input(self, x: &'a States) -> Input<'a> {
         match self {
             Self::All => Input::All(x),
             Self::Picked(picks) => Input::Picked(x, picks),
@@ -84,7 +84,7 @@ impl<'a> Rows<'a> {
     }
 
     /// An output that adds to the rows of `y` of these tokens.
-    pub(super) fn of_output<'b>(self, y: &'b mut States) -> Output<'b>
+    pub(crate) fn of_output<'b>(self, y: &'b mut States) -> Output<'b>
     where
         'a: 'b,
     {
@@ -95,7 +95,7 @@ impl<'a> Rows<'a> {
     }
 
     /// The picks whose token is among these tokens; `picks` are in ascending order.
-    pub(super) fn among(self, picks: Vec<(usize, f32)>) -> Vec<(usize, f32)> {
+    pub(crate) fn among(self, picks: Vec<(usize, f32)>) -> Vec<(usize, f32)> {
         match self {
             Self::All => picks,
             Self::Picked(wanted) => {
@@ -111,7 +111,7 @@ impl<'a> Rows<'a> {
 ///
 /// # Errors
 /// When a weight cannot be read; when the product is not finite.
-pub(super) fn linear(store: &dyn WeightStore, role: Role, x: Input, mut y: Output) -> Result<()> {
+pub(crate) fn linear(store: &dyn WeightStore, role: Role, x: Input, mut y: Output) -> Result<()> {
     let hidden = match &y {
         Output::Add(hidden) => Some(&**hidden),
         Output::Replace(_) | Output::AddPicked(..) => None,
@@ -154,7 +154,7 @@ pub(super) fn linear(store: &dyn WeightStore, role: Role, x: Input, mut y: Outpu
 ///
 /// # Errors
 /// As [`linear`].
-pub(super) fn linear_states(store: &dyn WeightStore, role: Role, x: &States) -> Result<States> {
+pub(crate) fn linear_states(store: &dyn WeightStore, role: Role, x: &States) -> Result<States> {
     let mut y = x.sibling(x.rows(), store.weight(role)?.rows)?;
     linear(store, role, Input::All(x), Output::Replace(&mut y))?;
     Ok(y)
@@ -164,7 +164,7 @@ pub(super) fn linear_states(store: &dyn WeightStore, role: Role, x: &States) -> 
 ///
 /// # Errors
 /// When the bias cannot be read, or the states cannot be read or kept.
-pub(super) fn add_bias(store: &dyn WeightStore, role: Role, y: &mut States) -> Result<()> {
+pub(crate) fn add_bias(store: &dyn WeightStore, role: Role, y: &mut States) -> Result<()> {
     let bias = optional_vector(store, role)?;
     if bias.is_empty() {
         return Ok(());
@@ -177,12 +177,12 @@ pub(super) fn add_bias(store: &dyn WeightStore, role: Role, y: &mut States) -> R
 }
 
 /// Adds a bias to one row.
-pub(super) fn add_to_row(row: &mut [f32], bias: &[f32]) {
+pub(crate) fn add_to_row(row: &mut [f32], bias: &[f32]) {
     row.iter_mut().zip(bias).for_each(|(value, bias)| *value += bias);
 }
 
 /// Whether the model has a weight with this role.
-pub(super) fn has(store: &dyn WeightStore, role: Role) -> bool {
+pub(crate) fn has(store: &dyn WeightStore, role: Role) -> bool {
     store.weight(role).is_ok()
 }
 
@@ -190,7 +190,7 @@ pub(super) fn has(store: &dyn WeightStore, role: Role) -> bool {
 ///
 /// # Errors
 /// When it cannot be read.
-pub(super) fn optional_vector(store: &dyn WeightStore, role: Role) -> Result<Vec<f32>> {
+pub(crate) fn optional_vector(store: &dyn WeightStore, role: Role) -> Result<Vec<f32>> {
     if has(store, role) { vector(store, role) } else { Ok(Vec::new()) }
 }
 
@@ -198,7 +198,7 @@ pub(super) fn optional_vector(store: &dyn WeightStore, role: Role) -> Result<Vec
 ///
 /// # Errors
 /// When it cannot be read.
-pub(super) fn vector(store: &dyn WeightStore, role: Role) -> Result<Vec<f32>> {
+pub(crate) fn vector(store: &dyn WeightStore, role: Role) -> Result<Vec<f32>> {
     let weight = store.weight(role)?;
     let mut values = vec![0.0; weight.rows * weight.cols];
     store.read_rows(&weight, 0..weight.rows, &mut values)?;
@@ -210,7 +210,7 @@ pub(super) fn vector(store: &dyn WeightStore, role: Role) -> Result<Vec<f32>> {
 ///
 /// # Errors
 /// Names the tensor and the token.
-pub(super) fn check_finite(
+pub(crate) fn check_finite(
     weight: &Weight,
     first: usize,
     y: &[f32],

@@ -11,28 +11,28 @@ const COLUMN_BLOCK: usize = 128;
 
 /// A row-major matrix inside a slice: row `r` is `data[offset + r * stride..][..cols]`.
 #[derive(Clone, Copy)]
-pub(super) struct View<'a> {
-    pub(super) data: &'a [f32],
-    pub(super) rows: usize,
-    pub(super) cols: usize,
-    pub(super) stride: usize,
+pub(crate) struct View<'a> {
+    pub(crate) data: &'a [f32],
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    pub(crate) stride: usize,
     /// Column of the first element.
-    pub(super) offset: usize,
+    pub(crate) offset: usize,
 }
 
 impl<'a> View<'a> {
     /// All of `data` as rows of `cols`.
-    pub(super) fn new(data: &'a [f32], cols: usize) -> Self {
+    pub(crate) fn new(data: &'a [f32], cols: usize) -> Self {
         Self { data, rows: data.len() / cols, cols, stride: cols, offset: 0 }
     }
 
     /// `count` rows of `cols` from row `first` of `data` on.
-    pub(super) fn rows(data: &'a [f32], first: usize, count: usize, cols: usize) -> Self {
+    pub(crate) fn rows(data: &'a [f32], first: usize, count: usize, cols: usize) -> Self {
         Self::new(&data[first * cols..][..count * cols], cols)
     }
 
     /// `cols` columns from `offset` on.
-    pub(super) fn columns(self, offset: usize, cols: usize) -> Self {
+    pub(crate) fn columns(self, offset: usize, cols: usize) -> Self {
         Self { offset: self.offset + offset, cols, ..self }
     }
 
@@ -51,7 +51,7 @@ impl<'a> View<'a> {
 
 /// What happens to the old value of a result.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Into {
+pub(crate) enum Into {
     /// It is replaced.
     Replace,
     /// The product is added to it.
@@ -68,7 +68,7 @@ impl From<Into> for Accum {
 }
 
 /// `y[:, offset..][..n] = x w^T` with `x` `[m, k]`, `w` `[n, k]` and rows of `y` `stride` apart.
-pub(super) fn product_transposed(
+pub(crate) fn product_transposed(
     x_MK: View,
     w_NK: View,
     y: &mut [f32],
@@ -82,7 +82,7 @@ pub(super) fn product_transposed(
 }
 
 /// As [`product_transposed`], by all threads that have nothing else to do.
-pub(super) fn wide_product_transposed(
+pub(crate) fn wide_product_transposed(
     x_MK: View,
     w_NK: View,
     y: &mut [f32],
@@ -107,10 +107,35 @@ fn halves(x_MK: View, w_NK: View, y_MN: MatMut<f32>, into: Into) {
 }
 
 /// `y[:, offset..][..n] = x w` with `x` `[m, k]`, `w` `[k, n]` and rows of `y` `stride` apart.
-pub(super) fn product(x_MK: View, w_KN: View, y: &mut [f32], stride: usize, offset: usize) {
+pub(crate) fn product(x_MK: View, w_KN: View, y: &mut [f32], stride: usize, offset: usize) {
     let rows = x_MK.rows;
     let y = MatMut::from_row_major_slice_mut(&mut y[..rows * stride], rows, stride);
     matmul(y.subcols_mut(offset, w_KN.cols), Accum::Replace, x_MK.mat(), w_KN.mat(), 1.0, Par::Seq);
+}
+
+/// `y[:, offset..][..n] += x w`, by all threads that have nothing else to do.
+pub(crate) fn add_wide_product(x_MK: View, w_KN: View, y: &mut [f32], stride: usize, offset: usize) {
+    fn halves(x_MK: View, w_KN: View, y_MN: MatMut<f32>) {
+        if w_KN.cols <= COLUMN_BLOCK {
+            return matmul(y_MN, Accum::Add, x_MK.mat(), w_KN.mat(), 1.0, Par::Seq);
+        }
+        let half = (w_KN.cols / 2).next_multiple_of(COLUMN_BLOCK);
+        let (w_left, w_right) = (w_KN.columns(0, half), w_KN.columns(half, w_KN.cols - half));
+        let (y_left, y_right) = y_MN.split_at_col_mut(half);
+        rayon::join(|| halves(x_MK, w_left, y_left), || halves(x_MK, w_right, y_right));
+    }
+    let rows = x_MK.rows;
+    let y = MatMut::from_row_major_slice_mut(&mut y[..rows * stride], rows, stride);
+    halves(x_MK, w_KN, y.subcols_mut(offset, w_KN.cols));
+}
+
+/// `x^T w` with `x` `[k, m]`, `w` `[k, n]`: the sum of the outer products of their rows.
+pub(crate) fn outer_products(x_KM: View, w_KN: View) -> Vec<f32> {
+    let (rows, cols) = (x_KM.cols, w_KN.cols);
+    let mut y = vec![0.0; rows * cols];
+    let y_MN = MatMut::from_row_major_slice_mut(&mut y, rows, cols);
+    matmul(y_MN, Accum::Replace, x_KM.mat().transpose(), w_KN.mat(), 1.0, Par::Seq);
+    y
 }
 
 #[cfg(test)]
@@ -141,6 +166,29 @@ mod tests {
                         .collect()
                 };
                 assert_eq!(outside(&wide), outside(&values(rows * stride)), "{cols} columns");
+            }
+        }
+    }
+
+    #[test]
+    fn products_the_other_way_round_are_those_of_the_definition() {
+        let (rows, inner, cols) = (9, 5, 300);
+        let values =
+            |count: usize| -> Vec<f32> { (0..count).map(|i| ((i * 37) % 101) as f32 * 0.01 - 0.5).collect() };
+        let (x, w) = (values(rows * inner), values(inner * cols));
+        let mut wide = vec![1.0; rows * (cols + 3)];
+        add_wide_product(View::new(&x, inner), View::new(&w, cols), &mut wide, cols + 3, 2);
+        // Of the columns of `x` as rows.
+        let turned: Vec<f32> = (0..inner * rows).map(|at| x[at % rows * inner + at / rows]).collect();
+        let outer = outer_products(View::new(&turned, rows), View::new(&w, cols));
+        for row in 0..rows {
+            assert_eq!((wide[row * (cols + 3)], wide[row * (cols + 3) + cols + 2]), (1.0, 1.0));
+            for col in 0..cols {
+                let exact: f64 =
+                    (0..inner).map(|k| f64::from(x[row * inner + k]) * f64::from(w[k * cols + col])).sum();
+                // A few products of numbers up to 0.5, beside a 1.
+                assert!((f64::from(wide[row * (cols + 3) + 2 + col]) - 1.0 - exact).abs() < 1e-6);
+                assert!((f64::from(outer[row * cols + col]) - exact).abs() < 1e-6);
             }
         }
     }

@@ -18,7 +18,7 @@ use crate::family::{LayerRole, Moe, Role, Shared};
 ///
 /// # Errors
 /// When a weight cannot be read or a product is not finite.
-pub(super) fn mixture(
+pub(crate) fn mixture(
     store: &dyn WeightStore,
     layer: usize,
     moe: &Moe,
@@ -74,7 +74,7 @@ fn shared(
 ///
 /// # Errors
 /// As [`mixture`].
-pub(super) fn route(
+pub(crate) fn route(
     store: &dyn WeightStore,
     layer: usize,
     moe: &Moe,

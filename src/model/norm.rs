@@ -8,7 +8,7 @@ use crate::error::Result;
 ///
 /// # Errors
 /// When the states cannot be read or kept.
-pub(super) fn rms_norm(x: &States, weight_K: &[f32], eps: f64) -> Result<States> {
+pub(crate) fn rms_norm(x: &States, weight_K: &[f32], eps: f64) -> Result<States> {
     let cols = weight_K.len();
     let mut y = x.sibling(x.rows(), cols)?;
     y.for_each_block(BLOCK_ROWS, 0..cols, Into::Replace, |tokens, part| {
@@ -25,7 +25,7 @@ pub(super) fn rms_norm(x: &States, weight_K: &[f32], eps: f64) -> Result<States>
 ///
 /// transformers gives the two low-rank norms of latent attention its default epsilon, 1e-6,
 /// rather than the configured one; llama.cpp uses the configured one everywhere, and so do we.
-pub(super) fn norm_row(x_K: &[f32], weight_K: &[f32], eps: f64, y_K: &mut [f32]) {
+pub(crate) fn norm_row(x_K: &[f32], weight_K: &[f32], eps: f64, y_K: &mut [f32]) {
     let scale = scale(x_K, eps);
     for ((y, x), w) in y_K.iter_mut().zip(x_K).zip(weight_K) {
         *y = w * (x * scale);
@@ -33,7 +33,7 @@ pub(super) fn norm_row(x_K: &[f32], weight_K: &[f32], eps: f64, y_K: &mut [f32])
 }
 
 /// Norm of one head, in place.
-pub(super) fn norm_head(x_K: &mut [f32], weight_K: &[f32], eps: f64) {
+pub(crate) fn norm_head(x_K: &mut [f32], weight_K: &[f32], eps: f64) {
     let scale = scale(x_K, eps);
     for (x, w) in x_K.iter_mut().zip(weight_K) {
         *x = w * (*x * scale);
@@ -41,7 +41,7 @@ pub(super) fn norm_head(x_K: &mut [f32], weight_K: &[f32], eps: f64) {
 }
 
 /// `1 / sqrt(mean(x^2) + eps)`.
-fn scale(x_K: &[f32], eps: f64) -> f32 {
+pub(crate) fn scale(x_K: &[f32], eps: f64) -> f32 {
     let sum: f64 = x_K.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
     (1.0 / (sum / x_K.len() as f64 + eps).sqrt()) as f32
 }

@@ -14,19 +14,19 @@ use crate::checkpoint::{Weight, WeightStore};
 use crate::error::Result;
 
 /// Most weights of a tile.
-pub(super) const TILE_WEIGHTS: usize = 4 << 20;
+pub(crate) const TILE_WEIGHTS: usize = 4 << 20;
 /// Rows decoded by one task, about; a multiple of the row blocks of every block format.
-pub(super) const DECODE_ROWS: usize = 128;
+pub(crate) const DECODE_ROWS: usize = 128;
 /// Tiles of a panel for states in a scratch file: reading and writing a block of states then takes a fraction of the
 /// time of its product.
 const SCRATCH_TILES: usize = 4;
 
 /// Rows of one weight.
 #[derive(Clone)]
-pub(super) struct Slice<'a> {
-    pub(super) store: &'a dyn WeightStore,
-    pub(super) weight: &'a Weight,
-    pub(super) rows: Range<usize>,
+pub(crate) struct Slice<'a> {
+    pub(crate) store: &'a dyn WeightStore,
+    pub(crate) weight: &'a Weight,
+    pub(crate) rows: Range<usize>,
 }
 
 impl Slice<'_> {
@@ -43,7 +43,7 @@ impl Slice<'_> {
 }
 
 /// Tiles of a panel.
-pub(super) fn tiles_per_panel(storage: &Storage) -> usize {
+pub(crate) fn tiles_per_panel(storage: &Storage) -> usize {
     match storage {
         Storage::Memory => 1,
         Storage::Scratch(_) => SCRATCH_TILES,
@@ -51,7 +51,7 @@ pub(super) fn tiles_per_panel(storage: &Storage) -> usize {
 }
 
 /// All of a weight in tiles.
-pub(super) fn tiles<'a>(
+pub(crate) fn tiles<'a>(
     store: &'a dyn WeightStore,
     weight: &'a Weight,
 ) -> impl Iterator<Item = Slice<'a>> + 'a {
@@ -67,7 +67,7 @@ pub(super) fn tiles<'a>(
 ///
 /// # Errors
 /// When a weight cannot be read, or what `consume` says.
-pub(super) fn for_each_panel<'a>(
+pub(crate) fn for_each_panel<'a>(
     panels: &[Vec<Slice<'a>>],
     mut consume: impl FnMut(&[Slice<'a>], &[View]) -> Result<()> + Send,
 ) -> Result<()> {
@@ -97,7 +97,7 @@ fn piece_rows(unit_rows: usize) -> usize {
 }
 
 /// Rows of a tile of a weight with `cols` columns: whole pieces, at least one.
-pub(super) fn tile_rows(cols: usize, unit_rows: usize) -> usize {
+pub(crate) fn tile_rows(cols: usize, unit_rows: usize) -> usize {
     let piece_rows = piece_rows(unit_rows);
     (TILE_WEIGHTS / cols / piece_rows).max(1) * piece_rows
 }

@@ -12,7 +12,7 @@ use crate::error::Result;
 use crate::family::{Attention, Divisors, Latent, Pairing, Role, Rotary, Scaling, Yarn};
 
 /// Sine and cosine of every position and pair.
-pub(super) struct Rope {
+pub(crate) struct Rope {
     /// `[positions, pairs]` of (cosine, sine).
     table: Vec<(f32, f32)>,
     pairs: usize,
@@ -20,13 +20,13 @@ pub(super) struct Rope {
 }
 
 /// The tables of a model: of its layers, and of those with a sliding window.
-pub(super) struct Ropes {
+pub(crate) struct Ropes {
     full: Rope,
     sliding: Option<Rope>,
 }
 
 /// The weights that hold a model's divisors of frequencies, for windows of `context` tokens.
-pub(super) fn divisors_role(rotary: &Rotary, context: usize) -> Option<Role> {
+pub(crate) fn divisors_role(rotary: &Rotary, context: usize) -> Option<Role> {
     match rotary.divisors {
         Divisors::Absent | Divisors::ByWavelength(_) => None,
         Divisors::Always => Some(Role::RopeDivisors),
@@ -42,7 +42,7 @@ impl Ropes {
     ///
     /// # Errors
     /// When divisors cannot be read.
-    pub(super) fn new(store: &dyn WeightStore, context: usize, positions: usize) -> Result<Self> {
+    pub(crate) fn new(store: &dyn WeightStore, context: usize, positions: usize) -> Result<Self> {
         let table = |rotary: &Rotary| -> Result<Rope> {
             let divisors = match rotary.divisors {
                 Divisors::ByWavelength(own) => Some(own.divisors(rotary)),
@@ -62,7 +62,7 @@ impl Ropes {
     }
 
     /// The table of a layer.
-    pub(super) fn of(&self, is_sliding: bool) -> &Rope {
+    pub(crate) fn of(&self, is_sliding: bool) -> &Rope {
         self.sliding.as_ref().filter(|_| is_sliding).unwrap_or(&self.full)
     }
 }
@@ -82,16 +82,26 @@ impl Rope {
     }
 
     /// Columns that turn.
-    pub(super) fn dim(&self) -> usize {
+    pub(crate) fn dim(&self) -> usize {
         2 * self.pairs
     }
 
     /// Turns one head's rotary part in place.
-    pub(super) fn rotate(&self, position: usize, x_R: &mut [f32]) {
-        let row = &self.table[position * self.pairs..][..self.pairs];
-        let turn = |a: &mut f32, b: &mut f32, (cos, sin): (f32, f32)| {
+    pub(crate) fn rotate(&self, position: usize, x_R: &mut [f32]) {
+        self.for_each_pair(position, x_R, |a, b, (cos, sin)| {
             (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
-        };
+        });
+    }
+
+    /// The gradient of what was turned from that of what came out, in place: the transposed map.
+    pub(crate) fn rotate_back(&self, position: usize, x_R: &mut [f32]) {
+        self.for_each_pair(position, x_R, |a, b, (cos, sin)| {
+            (*a, *b) = (*a * cos + *b * sin, *b * cos - *a * sin);
+        });
+    }
+
+    fn for_each_pair(&self, position: usize, x_R: &mut [f32], turn: impl Fn(&mut f32, &mut f32, (f32, f32))) {
+        let row = &self.table[position * self.pairs..][..self.pairs];
         match self.pairing {
             Pairing::Adjacent => {
                 for (pair, &angle) in x_R.as_chunks_mut().0.iter_mut().zip(row) {
@@ -110,7 +120,7 @@ impl Rope {
 }
 
 /// Factor on the scores of latent attention: `1 / sqrt(key width)`, times YaRN's temperature.
-pub(super) fn score_scale(latent: &Latent, rotary: &Rotary) -> f32 {
+pub(crate) fn score_scale(latent: &Latent, rotary: &Rotary) -> f32 {
     let scale = 1.0 / ((latent.nope_dim + rotary.dim) as f64).sqrt();
     let temperature = match rotary.yarn() {
         Some(yarn) if yarn.mscale_all_dim != 0.0 => yarn.attention_scale(yarn.mscale_all_dim),

@@ -20,7 +20,7 @@ pub struct Choice {
 }
 
 /// Chooses the experts of one token in layer `layer` from its router logits; `bias` is empty where it has none.
-pub(super) fn choose(moe: &Moe, layer: usize, logits: &[f32], bias: &[f32]) -> Vec<Choice> {
+pub(crate) fn choose(moe: &Moe, layer: usize, logits: &[f32], bias: &[f32]) -> Vec<Choice> {
     let router = &moe.router;
     let scores = scores(router.scoring, logits);
     let biased: Vec<f32> = match bias {

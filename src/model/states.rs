@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 
 /// Rows of a block: the fewer, the more often a tile of weights is packed anew. With 512 a product of 7168 columns
 /// runs at 231 GFLOP/s on one core of an AMD EPYC with AVX-512, with 256 at 219, with 1024 at 236.
-pub(super) const BLOCK_ROWS: usize = 512;
+pub(crate) const BLOCK_ROWS: usize = 512;
 /// Bytes of a value.
 const VALUE_BYTES: usize = size_of::<f32>();
 
@@ -46,17 +46,17 @@ enum Place {
 }
 
 /// Some columns of a block of rows, inside a slice whose rows are `stride` apart.
-pub(super) struct Part<'a> {
-    pub(super) data: &'a mut [f32],
-    pub(super) stride: usize,
+pub(crate) struct Part<'a> {
+    pub(crate) data: &'a mut [f32],
+    pub(crate) stride: usize,
     /// Where the first of the columns is.
-    pub(super) offset: usize,
+    pub(crate) offset: usize,
 }
 
 impl States {
     /// # Errors
     /// When a scratch file cannot be made.
-    pub(super) fn new(storage: &Storage, rows: usize, cols: usize) -> Result<Self> {
+    pub(crate) fn new(storage: &Storage, rows: usize, cols: usize) -> Result<Self> {
         let place = match storage {
             Storage::Memory => Place::Memory(vec![0.0; rows * cols]),
             Storage::Scratch(directory) => {
@@ -88,12 +88,12 @@ impl States {
     ///
     /// # Errors
     /// As [`States::new`].
-    pub(super) fn sibling(&self, rows: usize, cols: usize) -> Result<Self> {
+    pub(crate) fn sibling(&self, rows: usize, cols: usize) -> Result<Self> {
         Self::new(&self.storage(), rows, cols)
     }
 
     /// Where it is kept.
-    pub(super) fn storage(&self) -> Storage {
+    pub(crate) fn storage(&self) -> Storage {
         match &self.place {
             Place::Memory(_) => Storage::Memory,
             Place::Scratch { directory, .. } => Storage::Scratch(directory.clone()),
@@ -111,7 +111,7 @@ impl States {
     }
 
     /// Rows of every block.
-    pub(super) fn blocks(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+    pub(crate) fn blocks(&self) -> impl Iterator<Item = Range<usize>> + use<> {
         let rows = self.rows;
         (0..rows).step_by(BLOCK_ROWS).map(move |first| first..rows.min(first + BLOCK_ROWS))
     }
@@ -132,11 +132,24 @@ impl States {
         }
     }
 
+    /// Replaces rows from `first` on.
+    ///
+    /// # Errors
+    /// When the scratch file cannot be written.
+    pub(crate) fn write(&mut self, first: usize, values: &[f32]) -> Result<()> {
+        let start = first * self.cols;
+        if let Place::Memory(data) = &mut self.place {
+            data[start..start + values.len()].copy_from_slice(values);
+            return Ok(());
+        }
+        self.store(start, values)
+    }
+
     /// Rows `picks`, one after the other.
     ///
     /// # Errors
     /// As [`States::read`].
-    pub(super) fn gather(&self, picks: impl ExactSizeIterator<Item = usize>) -> Result<Vec<f32>> {
+    pub(crate) fn gather(&self, picks: impl ExactSizeIterator<Item = usize>) -> Result<Vec<f32>> {
         // Its full size at once: a vector that grows would take twice as much.
         let mut values = Vec::with_capacity(picks.len() * self.cols);
         for row in picks {
@@ -150,7 +163,7 @@ impl States {
     ///
     /// # Errors
     /// The first of what `fill` says, in the order of rows; when the scratch file cannot be read or written.
-    pub(super) fn for_each_block(
+    pub(crate) fn for_each_block(
         &mut self,
         block_rows: usize,
         columns: Range<usize>,
@@ -183,7 +196,7 @@ impl States {
     ///
     /// # Errors
     /// As [`States::for_each_block`].
-    pub(super) fn add_to_rows(
+    pub(crate) fn add_to_rows(
         &mut self,
         picks: &[(usize, f32)],
         columns: Range<usize>,
@@ -258,7 +271,7 @@ impl States {
 ///
 /// # Errors
 /// The first of what `work` says, in the order of blocks.
-pub(super) fn in_groups<T: Send>(blocks: Vec<T>, work: impl Fn(T) -> Result<()> + Sync) -> Result<()> {
+pub(crate) fn in_groups<T: Send>(blocks: Vec<T>, work: impl Fn(T) -> Result<()> + Sync) -> Result<()> {
     let threads = rayon::current_num_threads();
     let mut blocks = blocks.into_iter();
     loop {

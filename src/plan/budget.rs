@@ -6,7 +6,8 @@
 //! as a recipe (`fit`).
 //!
 //! The output head keeps the type that the format gives it (or a rule): its error reaches the logits directly,
-//! while errors of other tensors are damped by later layers. On the repository's model (`fixtures/tiny-deepseek-v3`) at the size of Q4_K_M,
+//! while errors of other tensors are damped by later layers. (With [`Sensitivity`], which knows this, it is chosen like any
+//! other.) On the repository's model (`fixtures/tiny-deepseek-v3`) at the size of Q4_K_M,
 //! the mean divergence from the source is 0.0014 with the head chosen like any tensor, and 0.0006 with the format's
 //! Q6_K; Q4_K_M itself has 0.0013.
 //!
@@ -92,6 +93,29 @@ impl Candidate {
         let choice = Choice::Type { name: name.to_owned(), group_size: None };
         Self { choice, codec, rounding, len_bytes: encoded_bytes(codec, len_elems), is_copied: false }
     }
+
+    /// What is stored of `x`, whole rows, decoded. `keep` may change the parts before.
+    pub(crate) fn stored(&self, x: &[f32], keep: impl FnOnce(&mut [&mut [u8]])) -> Vec<f32> {
+        let codec = self.codec;
+        let mut rounded = x.to_vec();
+        self.rounding.apply(&mut rounded);
+        let largest = rounded.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+        let factor = codec.tensor_scale(largest).unwrap_or(1.0);
+        let mut bytes = vec![0; encoded_bytes(codec, x.len() as u64) as usize];
+        let mut parts = Vec::with_capacity(codec.parts().len());
+        let mut rest = bytes.as_mut_slice();
+        for part in 0..codec.parts().len() {
+            let len = requant_formats::codec::part_len_bytes(codec, part, x.len() as u64) as usize;
+            let (part, behind) = rest.split_at_mut(len);
+            parts.push(part);
+            rest = behind;
+        }
+        codec.encode_under(factor, &rounded, &mut parts);
+        keep(&mut parts);
+        let parts: Vec<&[u8]> = parts.iter().map(|part| &**part).collect();
+        codec.decode_under(factor, &parts, &mut rounded);
+        rounded
+    }
 }
 
 /// Tensors of a blueprint whose type may be chosen: one, or some of a set that have one shape and are measured as
@@ -104,6 +128,13 @@ pub struct Choices {
     pub set: Option<Set>,
     /// What they could have.
     pub candidates: Vec<Candidate>,
+}
+
+impl Choices {
+    /// Weights of all its tensors in `base`.
+    pub fn len_elems(&self, base: &Blueprint) -> u64 {
+        self.tensors.iter().map(|&tensor| base.tensors[tensor].len_elems()).sum()
+    }
 }
 
 /// Tensors of a layer that get one type: regular expressions for what stands before and after the number of
@@ -126,6 +157,37 @@ pub struct Fitted {
     pub blueprint: Blueprint,
     /// Mean over the parameters that were chosen for of the relative squared error, as measured.
     pub mean_error: f64,
+    /// What the choice made small: the sum over tensors of parameters times relative squared error, or of what
+    /// [`Sensitivity`] says.
+    pub loss: f64,
+}
+
+/// Says what types cost the model, where that is more than how far weights move.
+pub trait Sensitivity {
+    /// The loss of each candidate, for each of `choices`, of the tensors of `base`, which is made of `source`. `errors` has
+    /// their relative squared errors; what has none loses nothing.
+    ///
+    /// # Errors
+    /// Of its own.
+    fn losses(
+        &self,
+        source: &Opened,
+        base: &Blueprint,
+        choices: &[Choices],
+        errors: &[Vec<f64>],
+    ) -> Result<Vec<Vec<f64>>>;
+}
+
+/// How types are measured.
+pub struct Measuring<'a> {
+    /// Threads.
+    pub threads: usize,
+    /// Told how far it is.
+    pub watch: &'a Watch<'a>,
+    /// Ends it.
+    pub stop: &'a AtomicBool,
+    /// What counts instead of the errors of weights. With it the output head is chosen for as well.
+    pub sensitivity: Option<&'a dyn Sensitivity>,
 }
 
 /// Chooses types for the tensors that no rule of `options` is for.
@@ -143,7 +205,23 @@ pub fn fit(
     watch: &Watch<'_>,
     stop: &AtomicBool,
 ) -> Result<Fitted> {
+    fit_with(source, format, options, budget, &Measuring { threads, watch, stop, sensitivity: None })
+}
+
+/// The same, perhaps by what types cost the model.
+///
+/// # Errors
+/// As [`fit`]; those of [`Measuring::sensitivity`].
+pub fn fit_with(
+    source: &Opened,
+    format: &str,
+    options: &Options,
+    budget: Budget,
+    measuring: &Measuring<'_>,
+) -> Result<Fitted> {
+    let Measuring { threads, watch, stop, sensitivity } = *measuring;
     let (target, format) = find_format(format)?;
+    let options = &Options { choose_head: sensitivity.is_some(), ..options.clone() };
     // Types that the format would give to tensors that are chosen for do not matter, so leave is not asked for them.
     let base = super::blueprint(source, format.name, &Options { allow_requantize: true, ..options.clone() })?;
     let mut choices = target.choices(format, source, options, &base)?;
@@ -170,7 +248,18 @@ pub fn fit(
     check_reads(sample::reads(source, &base, &choices), place, budget)?;
     let _sampling = Sampling::of(place, budget)?;
     let errors = measure::errors(source, &base, &choices, threads, watch, stop)?;
-    fit.best(plan, &errors)
+    let losses = match sensitivity {
+        Some(sensitivity) => sensitivity.losses(source, &base, &choices, &errors)?,
+        None => {
+            let with_errors = choices.iter().zip(&errors);
+            let weighed = with_errors.map(|(choices, errors)| {
+                let len = choices.len_elems(&base) as f64;
+                errors.iter().map(|error| len * error).collect()
+            });
+            weighed.collect()
+        }
+    };
+    fit.best(plan, &errors, &losses)
 }
 
 /// A source far away is not asked too often.

@@ -152,7 +152,7 @@ impl Target for GgufTarget {
             return Ok(requantize::choices(model, options, &blueprint.tensors));
         }
         let tied = checkpoint_of(source, format)?.spec().embedding.tied;
-        Ok(overrides::choices(&blueprint.tensors, tied))
+        Ok(overrides::choices(&blueprint.tensors, tied, options.choose_head))
     }
 }
 

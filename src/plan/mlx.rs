@@ -216,14 +216,16 @@ impl Target for MlxTarget {
         &self,
         format: &Format,
         source: &Opened,
-        _: &Options,
+        options: &Options,
         blueprint: &Blueprint,
     ) -> Result<Vec<Choices>> {
         let source = checkpoint_of(source, format)?;
         match FORMATS.iter().find(|row| row.format == *format) {
             Some(MlxFormat { recipe, element, .. }) if *recipe != Recipe::Floats => {
                 let element = element.or_else(|| Element::of_config(source.config()));
-                overrides::choices(source, element, &parameters::parameters(source)?, &blueprint.tensors)
+                let mut parameters = parameters::parameters(source)?;
+                parameters.retain(|parameter| options.choose_head || !parameter.is_head());
+                overrides::choices(source, element, &parameters, &blueprint.tensors)
             }
             _ => Ok(Vec::new()),
         }

@@ -62,7 +62,7 @@ impl Fit<'_> {
         let groups = self.groups()?;
         let items: Vec<Item> = groups.iter().map(|group| self.item(group, None)).collect();
         let options = knapsack::cheapest(&items);
-        let fitted = self.fitted(&groups, &items, &options)?;
+        let fitted = self.fitted(&groups, &items, &options, None)?;
         if self.budget.spent(&fitted.blueprint) > self.budget.limit(&fitted.blueprint) {
             return Err(self.too_small(&fitted.blueprint));
         }
@@ -70,11 +70,10 @@ impl Fit<'_> {
         Ok(Least { groups, fitted, fixed })
     }
 
-    /// The result with the least error; `errors` has the relative squared error of each candidate, by
-    /// [`Fit::choices`].
-    pub(super) fn best(&self, least: Least, errors: &[Vec<f64>]) -> Result<Fitted> {
+    /// The result with the least loss. Relative squared errors and losses of each candidate are by [`Fit::choices`].
+    pub(super) fn best(&self, least: Least, errors: &[Vec<f64>], losses: &[Vec<f64>]) -> Result<Fitted> {
         let Least { groups, fitted: smallest, fixed } = least;
-        let items: Vec<Item> = groups.iter().map(|group| self.item(group, Some(errors))).collect();
+        let items: Vec<Item> = groups.iter().map(|group| self.item(group, Some(losses))).collect();
         let limit = self.budget.limit(&smallest.blueprint);
         let mut allowance = limit.saturating_sub(fixed);
         let mut best: Option<Fitted> = None;
@@ -84,20 +83,20 @@ impl Fit<'_> {
             if !tried.insert(options.clone()) {
                 break;
             }
-            let fitted = self.fitted(&groups, &items, &options)?;
+            let fitted = self.fitted(&groups, &items, &options, Some(errors))?;
             let (taken, spent) = (cost(&items, &options), self.budget.spent(&fitted.blueprint));
             // Beside what was chosen there are headers, shapes and lists of exceptions, which depend on it.
             match spent.checked_sub(limit) {
                 Some(over) if over > 0 => allowance = taken.min(allowance).saturating_sub(over),
                 _ => {
                     allowance = taken + (limit - spent);
-                    if best.as_ref().is_none_or(|best| fitted.mean_error < best.mean_error) {
+                    if best.as_ref().is_none_or(|best| fitted.loss < best.loss) {
                         best = Some(fitted);
                     }
                 }
             }
         }
-        best.map_or_else(|| self.fitted(&groups, &items, &knapsack::cheapest(&items)), Ok)
+        best.map_or_else(|| self.fitted(&groups, &items, &knapsack::cheapest(&items), Some(errors)), Ok)
     }
 
     fn too_small(&self, least: &Blueprint) -> Error {
@@ -150,17 +149,13 @@ impl Fit<'_> {
         vec![Group { members, types }]
     }
 
-    fn item(&self, group: &Group, errors: Option<&[Vec<f64>]>) -> Item {
+    fn item(&self, group: &Group, losses: Option<&[Vec<f64>]>) -> Item {
         let offers = group.types.iter().map(|types| {
             let mut offer = Offer { cost: 0, loss: 0.0 };
             for (&member, &at) in group.members.iter().zip(types) {
                 let Choices { tensors, candidates, .. } = &self.choices[member];
-                let candidate = &candidates[at];
-                for &tensor in tensors {
-                    let len_elems = self.base.tensors[tensor].len_elems();
-                    offer.cost += candidate.len_bytes;
-                    offer.loss += len_elems as f64 * errors.map_or(0.0, |errors| errors[member][at]);
-                }
+                offer.cost += tensors.len() as u64 * candidates[at].len_bytes;
+                offer.loss += losses.map_or(0.0, |losses| losses[member][at]);
             }
             offer
         });
@@ -168,11 +163,20 @@ impl Fit<'_> {
     }
 
     /// The result in which group `i` has its option `options[i]`.
-    fn fitted(&self, groups: &[Group], items: &[Item], options: &[usize]) -> Result<Fitted> {
+    fn fitted(
+        &self,
+        groups: &[Group],
+        items: &[Item],
+        options: &[usize],
+        errors: Option<&[Vec<f64>]>,
+    ) -> Result<Fitted> {
+        let mut error = 0.0;
         let mut chosen: BTreeMap<(String, String, String), (Choice, BTreeSet<usize>)> = BTreeMap::new();
         for (group, &option) in groups.iter().zip(options) {
             for (&member, &at) in group.members.iter().zip(&group.types[option]) {
                 let Choices { tensors, candidates, set } = &self.choices[member];
+                let len = self.choices[member].len_elems(self.base) as f64;
+                error += len * errors.map_or(0.0, |errors| errors[member][at]);
                 let (before, number, after) = match set {
                     Some(Set { before, layer, after }) => ((*before).to_owned(), Some(*layer), after.clone()),
                     None => {
@@ -193,9 +197,9 @@ impl Fit<'_> {
         let options_with = Options { rules: self.options.rules.clone().then(rules), ..self.options.clone() };
         let blueprint = plan::blueprint(self.source, self.format, &options_with)?;
         let loss: f64 = items.iter().zip(options).map(|(item, &option)| item.offers[option].loss).sum();
-        let tensors = self.choices.iter().flat_map(|choices| &choices.tensors);
-        let parameters: u64 = tensors.map(|&tensor| self.base.tensors[tensor].len_elems()).sum();
-        Ok(Fitted { rules: options_with.rules, blueprint, mean_error: loss / parameters.max(1) as f64 })
+        let parameters: u64 = self.choices.iter().map(|choices| choices.len_elems(self.base)).sum();
+        let mean_error = error / parameters.max(1) as f64;
+        Ok(Fitted { rules: options_with.rules, blueprint, mean_error, loss })
     }
 }
 

@@ -2,15 +2,13 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rayon::ThreadPoolBuilder;
-use rayon::prelude::*;
-use requant_formats::codec;
-
 use super::sample::{Read, Sample};
-use super::{Candidate, Choices, encoded_bytes};
+use super::{Candidate, Choices};
 use crate::checkpoint::Catalogue;
 use crate::error::{Error, Result};
 use crate::plan::Blueprint;
+use rayon::ThreadPoolBuilder;
+use rayon::prelude::*;
 
 /// Reads under way at once of a source far away.
 const REMOTE_READS: usize = 16;
@@ -96,26 +94,11 @@ impl<'a> Trial<'a> {
             return;
         }
         let codec = self.candidate.codec;
-        let mut rounded = x.to_vec();
-        self.candidate.rounding.apply(&mut rounded);
-        let largest = rounded.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
-        let factor = codec.tensor_scale(largest).unwrap_or(1.0);
-        let mut bytes = vec![0; encoded_bytes(codec, x.len() as u64) as usize];
-        let mut parts = Vec::with_capacity(codec.parts().len());
-        let mut rest = bytes.as_mut_slice();
-        for part in 0..codec.parts().len() {
-            let len = codec::part_len_bytes(codec, part, x.len() as u64) as usize;
-            let (part, behind) = rest.split_at_mut(len);
-            parts.push(part);
-            rest = behind;
-        }
-        codec.encode_under(factor, &rounded, &mut parts);
-        if let Some(read) = read {
-            read.keep_grids(codec, &mut parts);
-        }
-        let parts: Vec<&[u8]> = parts.iter().map(|part| &**part).collect();
-        let mut decoded = rounded;
-        codec.decode_under(factor, &parts, &mut decoded);
+        let decoded = self.candidate.stored(x, |parts| {
+            if let Some(read) = read {
+                read.keep_grids(codec, parts);
+            }
+        });
         for (&decoded, &x) in decoded.iter().zip(x) {
             let (decoded, x) = (f64::from(decoded), f64::from(x));
             self.error += (decoded - x) * (decoded - x);
@@ -136,6 +119,8 @@ impl<'a> Trial<'a> {
 
 #[cfg(test)]
 mod tests {
+    use requant_formats::codec;
+
     use super::*;
     use crate::plan::Rounding;
 

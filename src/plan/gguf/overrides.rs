@@ -72,27 +72,28 @@ pub(super) fn resolve(
     Ok(assigned.into_iter().map(|rule| rule.map(|rule| (rule, types[rule]))).collect())
 }
 
-/// Block types that fit, for each tensor that can be quantized and is not the output head.
-pub(super) fn choices(tensors: &[OutputTensor], tied_embeddings: bool) -> Vec<Choices> {
-    let is_free =
-        |output: &OutputTensor| can_be_quantized(output) && !mix::is_head(&output.names[0], tied_embeddings);
+/// Block types that fit, for each tensor that can be quantized; the output head is one of them if `with_head` says so.
+pub(super) fn choices(tensors: &[OutputTensor], tied_embeddings: bool, with_head: bool) -> Vec<Choices> {
+    let is_free = |output: &OutputTensor| {
+        can_be_quantized(output) && (with_head || !mix::is_head(&output.names[0], tied_embeddings))
+    };
     let free = tensors.iter().enumerate().filter(|(_, output)| is_free(output));
     free.map(|(tensor, output)| Choices { tensors: vec![tensor], set: None, candidates: fitting(output) })
         .collect()
 }
 
 /// As [`choices`], for a file whose tensors are `stored` as they are: what is in blocks already keeps its type, which
-/// loses nothing, and may have another one with `leave` only. Without leave the output head keeps its type, too.
+/// loses nothing, and may have another one with `leave` only. So does the output head, if `is_head` knows one.
 pub(super) fn choices_again(
     tensors: &[OutputTensor],
     stored: impl Fn(&OutputTensor) -> Option<GgmlType>,
-    tied_embeddings: bool,
+    is_head: impl Fn(&str) -> bool,
     leave: bool,
 ) -> Vec<Choices> {
     let mut all = Vec::new();
     for (tensor, output) in tensors.iter().enumerate().filter(|(_, output)| can_be_quantized(output)) {
         let own = stored(output).filter(|own| own.block_len_elems() > 1);
-        let is_head = mix::is_head(&output.names[0], tied_embeddings);
+        let is_head = is_head(&output.names[0]);
         let candidates = match own.and_then(|own| candidate(own, output)) {
             Some(own) if leave && !is_head => {
                 let own = Candidate { is_copied: true, ..own };

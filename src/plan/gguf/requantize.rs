@@ -106,7 +106,8 @@ pub(super) fn choices(source: &GgufModel, options: &Options, tensors: &[OutputTe
         source.types().get(piece.source).copied()
     };
     let tied_embeddings = !tensors.iter().any(|tensor| tensor.names[0] == mix::OUTPUT);
-    overrides::choices_again(tensors, stored, tied_embeddings, options.allow_requantize)
+    let is_head = |name: &str| !options.choose_head && mix::is_head(name, tied_embeddings);
+    overrides::choices_again(tensors, stored, is_head, options.allow_requantize)
 }
 
 /// What decides on types.

@@ -18,9 +18,6 @@ use crate::plan::OutputTensor;
 use crate::plan::budget::{Candidate, Choices};
 use crate::plan::rules::{self, Choice, Rule, Rules};
 
-/// The output head.
-const HEAD: &str = "lm_head.weight";
-
 /// What a rule says about a parameter.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Override {
@@ -105,7 +102,7 @@ pub(super) fn resolve(
     overrides.collect()
 }
 
-/// Types whose groups fit, of every mode, for each parameter that can be quantized and is not the output head.
+/// Types whose groups fit, of every mode, for each parameter that can be quantized.
 /// mlx-lm's loader takes group, bits and mode of each module from its entry in config.json.
 pub(super) fn choices(
     source: &Checkpoint,
@@ -116,8 +113,7 @@ pub(super) fn choices(
     let by_name: BTreeMap<&str, usize> =
         tensors.iter().enumerate().map(|(tensor, output)| (output.names[0].as_str(), tensor)).collect();
     let mut choices = Vec::new();
-    for parameter in parameters.iter().filter(|parameter| parameter.is_quantizable && parameter.name != HEAD)
-    {
+    for parameter in parameters.iter().filter(|parameter| parameter.is_quantizable) {
         let Some(&tensor) = by_name.get(parameter.name.as_str()) else { continue };
         let is = float_of(source, element, parameter)?;
         let candidates = FORMATS.iter().filter_map(|row| {

@@ -34,6 +34,11 @@ impl Parameter {
         self.shape.last().copied().unwrap_or(1)
     }
 
+    /// Whether it is the output head.
+    pub(super) fn is_head(&self) -> bool {
+        self.name == "lm_head.weight"
+    }
+
     /// Path of its module, under which config.json has what is particular to it.
     pub(super) fn module(&self) -> &str {
         self.name.rsplit_once('.').map_or(&*self.name, |(module, _)| module)
