@@ -11,6 +11,7 @@ mod affine;
 mod block;
 mod block32;
 mod codebook;
+mod codebook_lanes;
 mod codebook_search;
 mod ct_mxfp4;
 mod ct_nvfp4;

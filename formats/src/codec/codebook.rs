@@ -32,16 +32,49 @@ pub(super) struct Codebook<const N: usize> {
     values: Vec<[f32; N]>,
     /// For each code the number of its point, or the complement of where its neighbours are.
     places: Vec<i32>,
-    /// For levels that are no point: how many neighbours there are, and their numbers.
-    neighbours: Vec<u16>,
+    /// For levels that are no point: their neighbours, as many chunks as it takes.
+    chunks: Vec<Chunk<N>>,
+}
+
+/// Neighbours in a chunk.
+pub(super) const CHUNK: usize = 16;
+/// Entries of a table that vectors look up levels in: `TABLE / N` for each weight.
+pub(super) const TABLE: usize = 32;
+
+/// Lanes of the widest vectors.
+const WIDEST: usize = 16;
+
+/// Neighbours side by side. Where there are fewer, the first stands once more: it changes nothing in a search for the first that
+/// is best.
+#[derive(Clone, Copy)]
+pub(super) struct Chunk<const N: usize> {
+    /// Neighbours in this chunk and those after it.
+    len: u16,
+    /// Their numbers.
+    pub(super) numbers: [u16; CHUNK],
+    /// For each weight where their levels stand in the table, modulo [`WIDEST`].
+    pub(super) picks: [[u8; CHUNK]; N],
 }
 
 /// What a codebook says about some levels.
-pub(super) enum Place<'a> {
+pub(super) enum Place<'a, const N: usize> {
     /// They are the point of this number.
     Point(u16),
     /// They are none; these are near.
-    Neighbours(&'a [u16]),
+    Neighbours(Neighbours<'a, N>),
+}
+
+/// Neighbours of some levels.
+#[derive(Clone, Copy)]
+pub(super) struct Neighbours<'a, const N: usize>(pub(super) &'a [Chunk<N>]);
+
+impl<const N: usize> Neighbours<'_, N> {
+    /// Their numbers, the nearest first.
+    #[inline(always)]
+    pub(super) fn numbers(&self) -> impl Iterator<Item = u16> {
+        let len = usize::from(self.0[0].len);
+        self.0.iter().flat_map(|chunk| chunk.numbers).take(len)
+    }
 }
 
 /// Codebooks of one format each; IQ1_S and IQ1_M share theirs.
@@ -77,7 +110,7 @@ impl<const N: usize> Codebook<N> {
         let points: Vec<[u8; N]> = all.clone().filter(is_point).map(digits).collect();
         let values = points.iter().map(|point| point.map(|level| values[usize::from(level)])).collect();
         let bits = levels.next_power_of_two().ilog2() as usize;
-        let mut book = Self { bits, points, values, places: Vec::new(), neighbours: Vec::new() };
+        let mut book = Self { bits, points, values, places: Vec::new(), chunks: Vec::new() };
         book.places = vec![0; book.code(&[levels as u8 - 1; N]) + 1];
         for number in 0..book.points.len() {
             let code = book.code(&book.points[number]);
@@ -86,7 +119,7 @@ impl<const N: usize> Codebook<N> {
         let mut distances = vec![0u8; book.points.len()];
         for own in all.filter(|index| !is_point(index)).map(digits) {
             let code = book.code(&own);
-            book.places[code] = !(book.neighbours.len() as i32);
+            book.places[code] = !(book.chunks.len() as i32);
             book.add_neighbours(&own, rings, &mut distances);
         }
         book
@@ -98,13 +131,19 @@ impl<const N: usize> Codebook<N> {
             *distance = own.iter().zip(point).map(|(a, b)| a.abs_diff(*b) * a.abs_diff(*b)).sum();
             is_there[usize::from(*distance)] = true;
         }
-        let start = self.neighbours.len();
-        self.neighbours.push(0);
+        let mut found: Vec<u16> = Vec::new();
         for ring in (0..=u8::MAX).filter(|&distance| is_there[usize::from(distance)]).take(rings) {
             let in_ring = distances.iter().enumerate().filter(|(_, distance)| **distance == ring);
-            self.neighbours.extend(in_ring.map(|(number, _)| number as u16));
+            found.extend(in_ring.map(|(number, _)| number as u16));
         }
-        self.neighbours[start] = (self.neighbours.len() - start - 1) as u16;
+        for start in (0..found.len()).step_by(CHUNK) {
+            let numbers = from_fn(|lane| *found.get(start + lane).unwrap_or(&found[0]));
+            let pick = |i: usize, number: u16| {
+                self.points[usize::from(number)][i] + (i * (TABLE / N) % WIDEST) as u8
+            };
+            let picks = from_fn(|i| numbers.map(|number| pick(i, number)));
+            self.chunks.push(Chunk { len: (found.len() - start) as u16, numbers, picks });
+        }
     }
 
     /// The code of some levels.
@@ -115,14 +154,25 @@ impl<const N: usize> Codebook<N> {
 
     /// What is there for some levels.
     #[inline(always)]
-    pub(super) fn find(&self, levels: &[u8; N]) -> Place<'_> {
-        let place = self.places[self.code(levels)];
+    pub(super) fn find(&self, levels: &[u8; N]) -> Place<'_, N> {
+        self.find_code(self.code(levels))
+    }
+
+    /// What is there for the levels of this code.
+    #[inline(always)]
+    pub(super) fn find_code(&self, code: usize) -> Place<'_, N> {
+        let place = self.places[code];
         if place >= 0 {
             return Place::Point(place as u16);
         }
-        let start = !place as usize;
-        let len = usize::from(self.neighbours[start]);
-        Place::Neighbours(&self.neighbours[start + 1..][..len])
+        let chunks = &self.chunks[!place as usize..];
+        Place::Neighbours(Neighbours(&chunks[..usize::from(chunks[0].len).div_ceil(CHUNK)]))
+    }
+
+    /// What the level of weight `i` counts in a code.
+    #[inline(always)]
+    pub(super) fn unit(&self, i: usize) -> f32 {
+        (1usize << (self.bits * i)) as f32
     }
 
     /// The number of the point with these levels. Zero if there is none, which happens to weights that are no numbers.
@@ -174,6 +224,7 @@ mod tests {
                     let last = nearest[rings - 1];
                     let expected: Vec<u16> =
                         sorted.iter().take_while(|pair| pair.0 <= last).map(|pair| pair.1).collect();
+                    let found: Vec<u16> = found.numbers().collect();
                     assert!(nearest[0] > 0 && found == expected, "{own:?}");
                     others += 1;
                 }

@@ -14,7 +14,7 @@
 //! Source: llama.cpp, `ggml-quants.c`, the functions `quantize_row_iq2_*_impl`, `quantize_row_iq3_*_impl`,
 //! `iq2_find_best_neighbour`.
 
-use super::codebook::{Codebook, Place};
+use super::codebook::{Codebook, Neighbours, Place};
 use crate::rounding::nearest_int;
 
 /// Weights in a super-block.
@@ -46,6 +46,12 @@ pub(super) struct Recipe {
 }
 
 impl Recipe {
+    /// Candidates.
+    #[inline(always)]
+    pub(super) fn candidates(&self) -> usize {
+        2 * self.steps as usize + 1
+    }
+
     /// The largest odd number that stands for a level.
     #[inline(always)]
     pub(super) fn top(&self) -> f32 {
@@ -57,6 +63,47 @@ impl Recipe {
 pub(super) struct Found<const SUB: usize> {
     pub(super) scale: f32,
     pub(super) levels: [u8; SUB],
+}
+
+/// How sub-blocks are searched: in plain code, or with vectors.
+pub(super) trait Searcher: Copy {
+    /// Searches a sub-block of `SUB` weights `x`, given `m` and the scale to begin with.
+    fn search<const SUB: usize, const N: usize>(
+        self,
+        book: &Codebook<N>,
+        recipe: &Recipe,
+        x: &[f32; SUB],
+        weights: &[f32; SUB],
+        m: f32,
+        first: f32,
+    ) -> Found<SUB>;
+}
+
+/// Plain code.
+#[derive(Clone, Copy)]
+pub(super) struct Plain;
+
+impl Searcher for Plain {
+    #[inline(always)]
+    fn search<const SUB: usize, const N: usize>(
+        self,
+        book: &Codebook<N>,
+        recipe: &Recipe,
+        x: &[f32; SUB],
+        weights: &[f32; SUB],
+        m: f32,
+        first: f32,
+    ) -> Found<SUB> {
+        search(book, recipe, x, weights, m, first)
+    }
+}
+
+/// A format of super-blocks that are searched in this way.
+pub(super) trait Searched {
+    /// Bytes of a super-block.
+    const BYTES: usize;
+    /// Encodes one, with the importance of its columns if there is one.
+    fn encode<S: Searcher>(searcher: S, x: &[f32; LEN], importance: Option<&[f32; LEN]>, y: &mut [u8]);
 }
 
 /// Searches a sub-block of `SUB` weights `x`, given `m` and the scale to begin with.
@@ -108,6 +155,13 @@ pub(super) fn search<const SUB: usize, const N: usize>(
     found
 }
 
+/// The levels nearest to the weights of a group.
+#[inline(always)]
+pub(super) fn levels<const N: usize>(recipe: &Recipe, x: &[f32; N], inverse: f32) -> [u8; N] {
+    let last = i32::from(recipe.levels) - 1;
+    x.map(|v| nearest_int(0.5 * (inverse * v - 1.0)).clamp(0, last) as u8)
+}
+
 /// Rounds a group to a point, and says whether no neighbour was needed.
 #[expect(clippy::too_many_arguments, reason = "a step of the search, with its state")]
 #[inline(always)]
@@ -119,28 +173,27 @@ fn round<const SUB: usize, const N: usize>(
     roots: &[f32; SUB],
     inverse: f32,
     scale: f32,
-    levels: &mut [u8; SUB],
+    levels_of: &mut [u8; SUB],
 ) -> bool {
     let (x, roots) = (&x.as_chunks::<N>().0[group], &roots.as_chunks::<N>().0[group]);
-    let levels = &mut levels.as_chunks_mut::<N>().0[group];
-    let last = i32::from(recipe.levels) - 1;
-    *levels = x.map(|v| nearest_int(0.5 * (inverse * v - 1.0)).clamp(0, last) as u8);
-    let Place::Neighbours(neighbours) = book.find(levels) else { return true };
+    let rounded = &mut levels_of.as_chunks_mut::<N>().0[group];
+    *rounded = levels(recipe, x, inverse);
+    let Place::Neighbours(neighbours) = book.find(rounded) else { return true };
     let error = |point: &[u8; N]| {
         x.iter().zip(roots).zip(point).fold(0.0f32, |sum, ((v, root), level)| {
             let difference = scale * f32::from(2 * level + 1) - v;
             sum + root * difference * difference
         })
     };
-    *levels = *book.point(nearest(neighbours, |number| error(book.point(number))));
+    *rounded = *book.point(nearest(&neighbours, |number| error(book.point(number))));
     false
 }
 
 /// The first neighbour with the least error. Errors that are no numbers are none; if all are, the first neighbour.
 #[inline(always)]
-pub(super) fn nearest(neighbours: &[u16], error: impl Fn(u16) -> f32) -> u16 {
-    let (mut least, mut best) = (f32::MAX, neighbours[0]);
-    for &number in neighbours {
+pub(super) fn nearest<const N: usize>(neighbours: &Neighbours<'_, N>, error: impl Fn(u16) -> f32) -> u16 {
+    let (mut least, mut best) = (f32::MAX, neighbours.0[0].numbers[0]);
+    for number in neighbours.numbers() {
         let error = error(number);
         if error < least {
             (least, best) = (error, number);
@@ -150,7 +203,7 @@ pub(super) fn nearest(neighbours: &[u16], error: impl Fn(u16) -> f32) -> u16 {
 }
 
 #[inline(always)]
-fn sums<const SUB: usize>(x: &[f32; SUB], weights: &[f32; SUB], levels: &[u8; SUB]) -> (f32, f32) {
+pub(super) fn sums<const SUB: usize>(x: &[f32; SUB], weights: &[f32; SUB], levels: &[u8; SUB]) -> (f32, f32) {
     x.iter().zip(weights).zip(levels).fold((0.0, 0.0), |(sum_xl, sum_l2), ((&v, &w), level)| {
         let l = f32::from(2 * level + 1);
         (sum_xl + w * v * l, sum_l2 + w * l * l)
@@ -165,7 +218,7 @@ pub(super) fn take_signs<const SUB: usize>(x: &[f32; SUB], signs: &mut [u8]) -> 
         *signs = 0;
         for (i, v) in magnitudes.iter_mut().enumerate() {
             // Not a number is negative, too.
-            if !(*v >= 0.0) {
+            if *v < 0.0 || v.is_nan() {
                 *v = -*v;
                 *signs |= 1 << i;
             }

@@ -76,7 +76,7 @@ pub(super) fn point(
                     sum + w * difference * difference
                 })
             };
-            (nearest(neighbours, error), false)
+            (nearest(&neighbours, error), false)
         }
     }
 }

@@ -16,8 +16,9 @@
 
 use super::block::{self, Block};
 use super::codebook;
+use super::codebook_lanes;
 use super::codebook_search::{
-    Again, LEN, Recipe, error_weights, largest, scales, search, signed, take_signs,
+    Again, LEN, Plain, Recipe, Searched, Searcher, error_weights, largest, scales, signed, take_signs,
 };
 use crate::rounding::{f16_bits_to_f32, f32_to_f16_bits};
 
@@ -41,23 +42,35 @@ const RECIPE: Recipe = Recipe { levels: 3, steps: 9, step: 0.1, again: Again::Ot
 /// The codec; see the module.
 pub(super) struct Iq2S;
 
-fn encode(x: &[f32; LEN], importance: Option<&[f32; LEN]>, y: &mut [u8]) {
-    let weights = error_weights(x, importance, 2.0, |m, v| 0.25 * m + v * v);
-    let mut searched = [0.0f32; SUBS];
-    y.fill(0);
-    let subs = x.as_chunks().0.iter().zip(weights.as_chunks().0);
-    for (j, (scale, (x, weights))) in searched.iter_mut().zip(subs).enumerate() {
-        *scale = encode_sub(j, x, weights, y);
-    }
-    let Some((d, codes)) = scales(&searched, 15) else { return };
-    y[..2].copy_from_slice(&f32_to_f16_bits(d * 0.9875).to_le_bytes());
-    for (y, [low, high]) in y[SCALES_AT..].iter_mut().zip(codes.as_chunks().0) {
-        *y = low | high << 4;
+impl Searched for Iq2S {
+    const BYTES: usize = BYTES;
+
+    #[inline(always)]
+    fn encode<S: Searcher>(searcher: S, x: &[f32; LEN], importance: Option<&[f32; LEN]>, y: &mut [u8]) {
+        let weights = error_weights(x, importance, 2.0, |m, v| 0.25 * m + v * v);
+        let mut searched = [0.0f32; SUBS];
+        y.fill(0);
+        let subs = x.as_chunks().0.iter().zip(weights.as_chunks().0);
+        for (j, (scale, (x, weights))) in searched.iter_mut().zip(subs).enumerate() {
+            *scale = encode_sub(searcher, j, x, weights, y);
+        }
+        let Some((d, codes)) = scales(&searched, 15) else { return };
+        y[..2].copy_from_slice(&f32_to_f16_bits(d * 0.9875).to_le_bytes());
+        for (y, [low, high]) in y[SCALES_AT..].iter_mut().zip(codes.as_chunks().0) {
+            *y = low | high << 4;
+        }
     }
 }
 
 /// Returns the scale of sub-block `j` and stores everything else.
-fn encode_sub(j: usize, x: &[f32; SUB_LEN], weights: &[f32; SUB_LEN], y: &mut [u8]) -> f32 {
+#[inline(always)]
+fn encode_sub<S: Searcher>(
+    searcher: S,
+    j: usize,
+    x: &[f32; SUB_LEN],
+    weights: &[f32; SUB_LEN],
+    y: &mut [u8],
+) -> f32 {
     let book = codebook::iq2_s();
     let mut signs = [0u8; GROUPS];
     let x = take_signs(x, &mut signs);
@@ -65,7 +78,7 @@ fn encode_sub(j: usize, x: &[f32; SUB_LEN], weights: &[f32; SUB_LEN], y: &mut [u
     if m < EPSILON {
         return 0.0;
     }
-    let mut found = search(book, &RECIPE, &x, weights, m, m / RECIPE.top());
+    let mut found = searcher.search(book, &RECIPE, &x, weights, m, m / RECIPE.top());
     if found.scale < 0.0 {
         found.scale = -found.scale;
         signs = signs.map(|signs| !signs);
@@ -85,7 +98,7 @@ impl Block for Iq2S {
     const LEN_BYTES: usize = BYTES;
 
     fn encode_blocks(src: &[f32], dst: &mut [u8]) {
-        block::encode_plain::<Self>(src, dst);
+        codebook_lanes::encode::<Self>(None, src, dst);
     }
 
     fn decode_blocks(src: &[u8], dst: &mut [f32]) {
@@ -93,13 +106,17 @@ impl Block for Iq2S {
     }
 
     fn encode_block_scalar(x: &[f32], y: &mut [u8]) {
-        block::each(x, None, y, BYTES, encode);
+        block::each(x, None, y, BYTES, |x, importance, y| Self::encode(Plain, x, importance, y));
     }
 
     const WEIGHS: bool = true;
 
+    fn encode_weighted(importance: &[f32], src: &[f32], dst: &mut [u8]) {
+        codebook_lanes::encode::<Self>(Some(importance), src, dst);
+    }
+
     fn encode_row_weighted_scalar(importance: &[f32], x: &[f32], y: &mut [u8]) {
-        block::each(x, Some(importance), y, BYTES, encode);
+        block::each(x, Some(importance), y, BYTES, |x, importance, y| Self::encode(Plain, x, importance, y));
     }
 
     #[inline(always)]

@@ -16,8 +16,10 @@
 
 use super::block::{self, Block};
 use super::codebook::{self, Codebook};
+use super::codebook_lanes;
 use super::codebook_search::{
-    Again, LEN, Recipe, error_weights, even_signs, largest, scales, search, signed, take_even_signs,
+    Again, LEN, Plain, Recipe, Searched, Searcher, error_weights, even_signs, largest, scales, signed,
+    take_even_signs,
 };
 use super::scale_search::EPSILON;
 use crate::rounding::{f16_bits_to_f32, f32_to_f16_bits};
@@ -37,32 +39,44 @@ const RECIPE: Recipe = Recipe { levels: 3, steps: 9, step: 0.1, again: Again::Ot
 /// The codec; see the module.
 pub(super) struct Iq2Xs;
 
-fn encode(x: &[f32; LEN], importance: Option<&[f32; LEN]>, y: &mut [u8]) {
-    let book = codebook::iq2_xs();
-    let weights = error_weights(x, importance, 1.0, |m, v| (m + v * v).sqrt());
-    let mut searched = [0.0f32; SUBS];
-    y.fill(0);
-    let subs = x.as_chunks().0.iter().zip(weights.as_chunks().0);
-    let places = y[2..SCALES_AT].chunks_exact_mut(GROUPS * POINT_BYTES);
-    for ((scale, (x, weights)), y) in searched.iter_mut().zip(subs).zip(places) {
-        *scale = encode_sub(book, x, weights, y);
-    }
-    let Some((d, codes)) = scales(&searched, 15) else { return y.fill(0) };
-    y[..2].copy_from_slice(&f32_to_f16_bits(d).to_le_bytes());
-    for (y, [low, high]) in y[SCALES_AT..].iter_mut().zip(codes.as_chunks().0) {
-        *y = low | high << 4;
+impl Searched for Iq2Xs {
+    const BYTES: usize = BYTES;
+
+    #[inline(always)]
+    fn encode<S: Searcher>(searcher: S, x: &[f32; LEN], importance: Option<&[f32; LEN]>, y: &mut [u8]) {
+        let book = codebook::iq2_xs();
+        let weights = error_weights(x, importance, 1.0, |m, v| (m + v * v).sqrt());
+        let mut searched = [0.0f32; SUBS];
+        y.fill(0);
+        let subs = x.as_chunks().0.iter().zip(weights.as_chunks().0);
+        let places = y[2..SCALES_AT].chunks_exact_mut(GROUPS * POINT_BYTES);
+        for ((scale, (x, weights)), y) in searched.iter_mut().zip(subs).zip(places) {
+            *scale = encode_sub(searcher, book, x, weights, y);
+        }
+        let Some((d, codes)) = scales(&searched, 15) else { return y.fill(0) };
+        y[..2].copy_from_slice(&f32_to_f16_bits(d).to_le_bytes());
+        for (y, [low, high]) in y[SCALES_AT..].iter_mut().zip(codes.as_chunks().0) {
+            *y = low | high << 4;
+        }
     }
 }
 
 /// Returns the scale of a sub-block and stores everything else.
-fn encode_sub(book: &Codebook<GROUP_LEN>, x: &[f32; SUB_LEN], weights: &[f32; SUB_LEN], y: &mut [u8]) -> f32 {
+#[inline(always)]
+fn encode_sub<S: Searcher>(
+    searcher: S,
+    book: &Codebook<GROUP_LEN>,
+    x: &[f32; SUB_LEN],
+    weights: &[f32; SUB_LEN],
+    y: &mut [u8],
+) -> f32 {
     let mut signs = [0u8; GROUPS];
     let x = take_even_signs(x, weights, &mut signs);
     let m = largest(&x);
     if m < EPSILON {
         return 0.0;
     }
-    let mut found = search(book, &RECIPE, &x, weights, m, m / RECIPE.top());
+    let mut found = searcher.search(book, &RECIPE, &x, weights, m, m / RECIPE.top());
     if found.scale < 0.0 {
         found.scale = -found.scale;
         signs = signs.map(|signs| !signs & 127);
@@ -80,7 +94,7 @@ impl Block for Iq2Xs {
     const LEN_BYTES: usize = BYTES;
 
     fn encode_blocks(src: &[f32], dst: &mut [u8]) {
-        block::encode_plain::<Self>(src, dst);
+        codebook_lanes::encode::<Self>(None, src, dst);
     }
 
     fn decode_blocks(src: &[u8], dst: &mut [f32]) {
@@ -88,13 +102,17 @@ impl Block for Iq2Xs {
     }
 
     fn encode_block_scalar(x: &[f32], y: &mut [u8]) {
-        block::each(x, None, y, BYTES, encode);
+        block::each(x, None, y, BYTES, |x, importance, y| Self::encode(Plain, x, importance, y));
     }
 
     const WEIGHS: bool = true;
 
+    fn encode_weighted(importance: &[f32], src: &[f32], dst: &mut [u8]) {
+        codebook_lanes::encode::<Self>(Some(importance), src, dst);
+    }
+
     fn encode_row_weighted_scalar(importance: &[f32], x: &[f32], y: &mut [u8]) {
-        block::each(x, Some(importance), y, BYTES, encode);
+        block::each(x, Some(importance), y, BYTES, |x, importance, y| Self::encode(Plain, x, importance, y));
     }
 
     #[inline(always)]

@@ -17,8 +17,10 @@
 
 use super::block::{self, Block};
 use super::codebook::{self, Codebook};
+use super::codebook_lanes;
 use super::codebook_search::{
-    Again, LEN, Recipe, error_weights, even_signs, largest, scales, search, signed, take_even_signs,
+    Again, LEN, Plain, Recipe, Searched, Searcher, error_weights, even_signs, largest, scales, signed,
+    take_even_signs,
 };
 use super::importance::multiples;
 use super::scale_search::EPSILON;
@@ -38,24 +40,32 @@ const RECIPE: Recipe = Recipe { levels: 3, steps: 6, step: 0.1, again: Again::Al
 /// The codec; see the module.
 pub(super) struct Iq2Xxs;
 
-fn encode(x: &[f32; LEN], importance: Option<&[f32; LEN]>, y: &mut [u8]) {
-    let book = codebook::iq2_xxs();
-    let weights = error_weights(x, importance, 1.0, |m, v| (m + v * v).sqrt());
-    let mut searched = [0.0f32; SUBS];
-    y.fill(0);
-    let subs = x.as_chunks::<SUB_LEN>().0.iter().zip(weights.as_chunks::<SUB_LEN>().0);
-    for ((scale, (x, weights)), y) in searched.iter_mut().zip(subs).zip(y[2..].as_chunks_mut().0) {
-        *scale = encode_sub(book, x, weights, y);
-    }
-    let Some((d, codes)) = scales(&searched, 15) else { return y.fill(0) };
-    y[..2].copy_from_slice(&f32_to_f16_bits(d).to_le_bytes());
-    for (code, y) in codes.iter().zip(y[2..].as_chunks_mut::<SUB_BYTES>().0) {
-        y[SUB_BYTES - 1] |= code << 4;
+impl Searched for Iq2Xxs {
+    const BYTES: usize = BYTES;
+
+    #[inline(always)]
+    fn encode<S: Searcher>(searcher: S, x: &[f32; LEN], importance: Option<&[f32; LEN]>, y: &mut [u8]) {
+        let book = codebook::iq2_xxs();
+        let weights = error_weights(x, importance, 1.0, |m, v| (m + v * v).sqrt());
+        let mut searched = [0.0f32; SUBS];
+        y.fill(0);
+        let subs = x.as_chunks::<SUB_LEN>().0.iter().zip(weights.as_chunks::<SUB_LEN>().0);
+        for ((scale, (x, weights)), y) in searched.iter_mut().zip(subs).zip(y[2..].as_chunks_mut().0) {
+            *scale = encode_sub(searcher, book, x, weights, y);
+        }
+        let Some((d, codes)) = scales(&searched, 15) else { return y.fill(0) };
+        y[..2].copy_from_slice(&f32_to_f16_bits(d).to_le_bytes());
+        for (code, y) in codes.iter().zip(y[2..].as_chunks_mut::<SUB_BYTES>().0) {
+            y[SUB_BYTES - 1] |= code << 4;
+        }
     }
 }
 
 /// Returns the scale of a sub-block and stores everything else.
-fn encode_sub(
+#[inline(always)]
+fn encode_sub<S: Searcher>(
+    searcher: S,
+
     book: &Codebook<GROUP_LEN>,
     x: &[f32; SUB_LEN],
     weights: &[f32; SUB_LEN],
@@ -71,7 +81,7 @@ fn encode_sub(
     if m <= 0.0 {
         return 0.0;
     }
-    let mut found = search(book, &RECIPE, &x, weights, m, first);
+    let mut found = searcher.search(book, &RECIPE, &x, weights, m, first);
     if found.scale < 0.0 {
         found.scale = -found.scale;
         signs = signs.map(|signs| !signs & 127);
@@ -91,7 +101,7 @@ impl Block for Iq2Xxs {
     const LEN_BYTES: usize = BYTES;
 
     fn encode_blocks(src: &[f32], dst: &mut [u8]) {
-        block::encode_plain::<Self>(src, dst);
+        codebook_lanes::encode::<Self>(None, src, dst);
     }
 
     fn decode_blocks(src: &[u8], dst: &mut [f32]) {
@@ -99,13 +109,17 @@ impl Block for Iq2Xxs {
     }
 
     fn encode_block_scalar(x: &[f32], y: &mut [u8]) {
-        block::each(x, None, y, BYTES, encode);
+        block::each(x, None, y, BYTES, |x, importance, y| Self::encode(Plain, x, importance, y));
     }
 
     const WEIGHS: bool = true;
 
+    fn encode_weighted(importance: &[f32], src: &[f32], dst: &mut [u8]) {
+        codebook_lanes::encode::<Self>(Some(importance), src, dst);
+    }
+
     fn encode_row_weighted_scalar(importance: &[f32], x: &[f32], y: &mut [u8]) {
-        block::each(x, Some(importance), y, BYTES, encode);
+        block::each(x, Some(importance), y, BYTES, |x, importance, y| Self::encode(Plain, x, importance, y));
     }
 
     #[inline(always)]

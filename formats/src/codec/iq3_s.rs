@@ -17,8 +17,10 @@
 
 use super::block::{self, Block};
 use super::codebook;
+use super::codebook_lanes;
 use super::codebook_search::{
-    Again, LEN, Recipe, SIGNED_LEN, error_weights, largest, scales, search, signed, take_signs,
+    Again, LEN, Plain, Recipe, SIGNED_LEN, Searched, Searcher, error_weights, largest, scales, signed,
+    take_signs,
 };
 use crate::rounding::{f16_bits_to_f32, f32_to_f16_bits};
 
@@ -40,32 +42,45 @@ const RECIPE: Recipe = Recipe { levels: 8, steps: 9, step: 0.2, again: Again::Al
 /// The codec; see the module.
 pub(super) struct Iq3S;
 
-fn encode(x: &[f32; LEN], importance: Option<&[f32; LEN]>, y: &mut [u8]) {
-    let weights = error_weights(x, importance, 2.0, |_, v| v * v);
-    let mut searched = [0.0f32; SUBS];
-    y.fill(0);
-    let subs = x.as_chunks().0.iter().zip(weights.as_chunks().0);
-    let mut at = 0;
-    for (j, (scale, (x, weights))) in searched.iter_mut().zip(subs).enumerate() {
-        if x.iter().any(|&v| v != 0.0) {
-            *scale = encode_sub(j, at, x, weights, y);
-            at += 1;
+impl Searched for Iq3S {
+    const BYTES: usize = BYTES;
+
+    #[inline(always)]
+    fn encode<S: Searcher>(searcher: S, x: &[f32; LEN], importance: Option<&[f32; LEN]>, y: &mut [u8]) {
+        let weights = error_weights(x, importance, 2.0, |_, v| v * v);
+        let mut searched = [0.0f32; SUBS];
+        y.fill(0);
+        let subs = x.as_chunks().0.iter().zip(weights.as_chunks().0);
+        let mut at = 0;
+        for (j, (scale, (x, weights))) in searched.iter_mut().zip(subs).enumerate() {
+            if x.iter().any(|&v| v != 0.0) {
+                *scale = encode_sub(searcher, j, at, x, weights, y);
+                at += 1;
+            }
         }
-    }
-    let Some((d, codes)) = scales(&searched, 15) else { return };
-    y[..2].copy_from_slice(&f32_to_f16_bits(d * 1.033).to_le_bytes());
-    for (y, [low, high]) in y[SCALES_AT..].iter_mut().zip(codes.as_chunks().0) {
-        *y = low | high << 4;
+        let Some((d, codes)) = scales(&searched, 15) else { return };
+        y[..2].copy_from_slice(&f32_to_f16_bits(d * 1.033).to_le_bytes());
+        for (y, [low, high]) in y[SCALES_AT..].iter_mut().zip(codes.as_chunks().0) {
+            *y = low | high << 4;
+        }
     }
 }
 
 /// Returns the scale of sub-block `j` and stores everything else, points and signs as those of number `at`.
-fn encode_sub(j: usize, at: usize, x: &[f32; SUB_LEN], weights: &[f32; SUB_LEN], y: &mut [u8]) -> f32 {
+#[inline(always)]
+fn encode_sub<S: Searcher>(
+    searcher: S,
+    j: usize,
+    at: usize,
+    x: &[f32; SUB_LEN],
+    weights: &[f32; SUB_LEN],
+    y: &mut [u8],
+) -> f32 {
     let book = codebook::iq3_s();
     let mut signs = [0u8; SIGNS_BYTES];
     let x = take_signs(x, &mut signs);
     let m = largest(&x);
-    let mut found = search(book, &RECIPE, &x, weights, m, m / RECIPE.top());
+    let mut found = searcher.search(book, &RECIPE, &x, weights, m, m / RECIPE.top());
     if found.scale < 0.0 {
         found.scale = -found.scale;
         signs = signs.map(|signs| !signs);
@@ -85,7 +100,7 @@ impl Block for Iq3S {
     const LEN_BYTES: usize = BYTES;
 
     fn encode_blocks(src: &[f32], dst: &mut [u8]) {
-        block::encode_plain::<Self>(src, dst);
+        codebook_lanes::encode::<Self>(None, src, dst);
     }
 
     fn decode_blocks(src: &[u8], dst: &mut [f32]) {
@@ -93,13 +108,17 @@ impl Block for Iq3S {
     }
 
     fn encode_block_scalar(x: &[f32], y: &mut [u8]) {
-        block::each(x, None, y, BYTES, encode);
+        block::each(x, None, y, BYTES, |x, importance, y| Self::encode(Plain, x, importance, y));
     }
 
     const WEIGHS: bool = true;
 
+    fn encode_weighted(importance: &[f32], src: &[f32], dst: &mut [u8]) {
+        codebook_lanes::encode::<Self>(Some(importance), src, dst);
+    }
+
     fn encode_row_weighted_scalar(importance: &[f32], x: &[f32], y: &mut [u8]) {
-        block::each(x, Some(importance), y, BYTES, encode);
+        block::each(x, Some(importance), y, BYTES, |x, importance, y| Self::encode(Plain, x, importance, y));
     }
 
     #[inline(always)]

@@ -15,9 +15,10 @@
 
 use super::block::{self, Block};
 use super::codebook;
+use super::codebook_lanes;
 use super::codebook_search::{
-    Again, LEN, Recipe, SIGNED_LEN, error_weights, even_signs, largest, scales, search, signed,
-    take_even_signs,
+    Again, LEN, Plain, Recipe, SIGNED_LEN, Searched, Searcher, error_weights, even_signs, largest, scales,
+    signed, take_even_signs,
 };
 use crate::rounding::{f16_bits_to_f32, f32_to_f16_bits};
 
@@ -40,25 +41,33 @@ const RECIPE: Recipe = Recipe { levels: 8, steps: 15, step: 0.2, again: Again::O
 /// The codec; see the module.
 pub(super) struct Iq3Xxs;
 
-fn encode(x: &[f32; LEN], importance: Option<&[f32; LEN]>, y: &mut [u8]) {
-    let weights = error_weights(x, importance, 2.0, |_, v| v * v);
-    let mut searched = [0.0f32; SUBS];
-    y.fill(0);
-    let (head, signs) = y.split_at_mut(SIGNS_AT);
-    let subs = x.as_chunks().0.iter().zip(weights.as_chunks().0);
-    let places = head[2..].as_chunks_mut().0.iter_mut().zip(signs.as_chunks_mut().0);
-    for ((scale, (x, weights)), (points, signs)) in searched.iter_mut().zip(subs).zip(places) {
-        *scale = encode_sub(x, weights, points, signs);
-    }
-    let Some((d, codes)) = scales(&searched, 15) else { return y.fill(0) };
-    head[..2].copy_from_slice(&f32_to_f16_bits(d * 1.0125).to_le_bytes());
-    for (code, y) in codes.iter().zip(signs.as_chunks_mut::<SIGNS_BYTES>().0) {
-        y[SIGNS_BYTES - 1] |= code << 4;
+impl Searched for Iq3Xxs {
+    const BYTES: usize = BYTES;
+
+    #[inline(always)]
+    fn encode<S: Searcher>(searcher: S, x: &[f32; LEN], importance: Option<&[f32; LEN]>, y: &mut [u8]) {
+        let weights = error_weights(x, importance, 2.0, |_, v| v * v);
+        let mut searched = [0.0f32; SUBS];
+        y.fill(0);
+        let (head, signs) = y.split_at_mut(SIGNS_AT);
+        let subs = x.as_chunks().0.iter().zip(weights.as_chunks().0);
+        let places = head[2..].as_chunks_mut().0.iter_mut().zip(signs.as_chunks_mut().0);
+        for ((scale, (x, weights)), (points, signs)) in searched.iter_mut().zip(subs).zip(places) {
+            *scale = encode_sub(searcher, x, weights, points, signs);
+        }
+        let Some((d, codes)) = scales(&searched, 15) else { return y.fill(0) };
+        head[..2].copy_from_slice(&f32_to_f16_bits(d * 1.0125).to_le_bytes());
+        for (code, y) in codes.iter().zip(signs.as_chunks_mut::<SIGNS_BYTES>().0) {
+            y[SIGNS_BYTES - 1] |= code << 4;
+        }
     }
 }
 
 /// Returns the scale of a sub-block and stores everything else.
-fn encode_sub(
+#[inline(always)]
+fn encode_sub<S: Searcher>(
+    searcher: S,
+
     x: &[f32; SUB_LEN],
     weights: &[f32; SUB_LEN],
     points: &mut [u8; GROUPS],
@@ -71,7 +80,7 @@ fn encode_sub(
     if m < EPSILON {
         return 0.0;
     }
-    let mut found = search(book, &RECIPE, &x, weights, m, m / RECIPE.top());
+    let mut found = searcher.search(book, &RECIPE, &x, weights, m, m / RECIPE.top());
     if found.scale < 0.0 {
         found.scale = -found.scale;
         signs = signs.map(|signs| !signs & 127);
@@ -90,7 +99,7 @@ impl Block for Iq3Xxs {
     const LEN_BYTES: usize = BYTES;
 
     fn encode_blocks(src: &[f32], dst: &mut [u8]) {
-        block::encode_plain::<Self>(src, dst);
+        codebook_lanes::encode::<Self>(None, src, dst);
     }
 
     fn decode_blocks(src: &[u8], dst: &mut [f32]) {
@@ -98,13 +107,17 @@ impl Block for Iq3Xxs {
     }
 
     fn encode_block_scalar(x: &[f32], y: &mut [u8]) {
-        block::each(x, None, y, BYTES, encode);
+        block::each(x, None, y, BYTES, |x, importance, y| Self::encode(Plain, x, importance, y));
     }
 
     const WEIGHS: bool = true;
 
+    fn encode_weighted(importance: &[f32], src: &[f32], dst: &mut [u8]) {
+        codebook_lanes::encode::<Self>(Some(importance), src, dst);
+    }
+
     fn encode_row_weighted_scalar(importance: &[f32], x: &[f32], y: &mut [u8]) {
-        block::each(x, Some(importance), y, BYTES, encode);
+        block::each(x, Some(importance), y, BYTES, |x, importance, y| Self::encode(Plain, x, importance, y));
     }
 
     #[inline(always)]

@@ -66,7 +66,7 @@ impl Block for Tq1 {
             for (i, &y) in y[at..][..len].iter().enumerate() {
                 let mut rest = y;
                 for n in 0..weights {
-                    x[first + n * len + i] = ((u16::from(rest) * 3 >> 8) as f32 - 1.0) * d;
+                    x[first + n * len + i] = (((u16::from(rest) * 3) >> 8) as f32 - 1.0) * d;
                     rest = rest.wrapping_mul(3);
                 }
             }

@@ -131,6 +131,15 @@ impl Lanes for Avx2 {
         dst[..LEN].copy_from_slice(&bytes.to_le_bytes());
     }
     #[inline(always)]
+    fn lookup(self, table: F32x8, picks: &[u8]) -> F32x8 {
+        let picks = &picks[..LEN];
+        // SAFETY: `picks` has `LEN` bytes.
+        F32x8(unsafe {
+            let index = _mm256_cvtepu8_epi32(_mm_loadl_epi64(picks.as_ptr().cast()));
+            _mm256_permutevar8x32_ps(table.0, index)
+        })
+    }
+    #[inline(always)]
     fn abs(self, a: F32x8) -> F32x8 {
         // SAFETY: AVX2.
         F32x8(unsafe { _mm256_andnot_ps(_mm256_set1_ps(-0.0), a.0) })

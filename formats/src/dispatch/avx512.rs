@@ -109,6 +109,15 @@ impl Lanes for Avx512 {
         }
     }
     #[inline(always)]
+    fn lookup(self, table: F32x16, picks: &[u8]) -> F32x16 {
+        let picks = &picks[..LEN];
+        // SAFETY: `picks` has `LEN` bytes.
+        F32x16(unsafe {
+            let index = _mm512_cvtepu8_epi32(_mm_loadu_si128(picks.as_ptr().cast()));
+            _mm512_permutexvar_ps(index, table.0)
+        })
+    }
+    #[inline(always)]
     fn abs(self, a: F32x16) -> F32x16 {
         // SAFETY: AVX-512.
         F32x16(unsafe { _mm512_abs_ps(a.0) })

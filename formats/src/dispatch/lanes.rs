@@ -32,6 +32,9 @@ pub trait Lanes: Copy {
     /// [`Self::LEN`]. Lanes hold integers from -128 to 255; anything else gives any byte.
     fn store_bytes(self, value: Self::F, dst: &mut [u8]);
 
+    /// Lane `j` is lane `picks[j]`, modulo [`Self::LEN`], of `table`. Panics when there are fewer picks than that.
+    fn lookup(self, table: Self::F, picks: &[u8]) -> Self::F;
+
     /// `|a|`, bit for bit.
     fn abs(self, a: Self::F) -> Self::F;
     /// The correctly rounded square root.

@@ -70,6 +70,11 @@ impl Lanes for Portable {
         }
     }
     #[inline(always)]
+    fn lookup(self, table: F32x8, picks: &[u8]) -> F32x8 {
+        let picks = &picks[..LEN];
+        F32x8(from_fn(|j| table.0[usize::from(picks[j]) % LEN]))
+    }
+    #[inline(always)]
     fn abs(self, a: F32x8) -> F32x8 {
         F32x8(a.0.map(f32::abs))
     }
