@@ -21,13 +21,15 @@
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 
+mod embedding;
 pub(crate) mod gram;
-mod inputs;
+pub(crate) mod inputs;
 mod quantized;
 mod recorder;
 mod rounding;
 mod targets;
 
+use gram::Square;
 use inputs::Kind;
 use quantized::Quantized;
 use recorder::{Recorder, has_query_latent};
@@ -72,6 +74,7 @@ pub struct Calibration<'a> {
     storage: Storage,
     threads: usize,
     observer: Mutex<&'a mut dyn Observer>,
+    lookups: Lookups<'a>,
     damped: Mutex<Vec<(Role, f64)>>,
 }
 
@@ -89,7 +92,13 @@ pub struct Settings<'a> {
     pub threads: usize,
     /// Told of every layer.
     pub observer: &'a mut dyn Observer,
+    /// What an error in the embedding costs.
+    pub lookups: Lookups<'a>,
 }
+
+/// Finds the sum over tokens of the outer products of gradients of rows of the embedding, `[D, D]`: its rows are looked up, not
+/// multiplied, so nothing else says which errors in them count.
+pub type Lookups<'a> = Box<dyn Fn(&mut dyn Observer) -> Result<Vec<f32>> + Send + Sync + 'a>;
 
 impl<'a> Calibration<'a> {
     /// Of the conversion of `opened` that `blueprint` describes.
@@ -104,9 +113,21 @@ impl<'a> Calibration<'a> {
                            convert without it";
             return Err(Error::Request(message.into()));
         }
-        let Settings { tokens, context, mode, storage, threads, observer } = settings;
+        let Settings { tokens, context, mode, storage, threads, observer, lookups } = settings;
         let (observer, damped) = (Mutex::new(observer), Mutex::default());
-        Ok(Self { opened, blueprint, targets, tokens, context, mode, storage, threads, observer, damped })
+        Ok(Self {
+            opened,
+            blueprint,
+            targets,
+            tokens,
+            context,
+            mode,
+            storage,
+            threads,
+            observer,
+            lookups,
+            damped,
+        })
     }
 
     /// Number of matrices that are calibrated.
@@ -141,7 +162,15 @@ impl<'a> Calibration<'a> {
         let layers = store.spec().layers;
         let original = Recorder::new(store, self.storage.clone());
         let is_parallel = self.mode == Mode::Parallel;
-        let quantized = Quantized::new(store, self.blueprint, &self.targets, desk, &original, is_parallel);
+        let mut quantized =
+            Quantized::new(store, self.blueprint, &self.targets, desk, &original, is_parallel);
+        if self.targets.by_role.contains_key(&Role::TokenEmbedding) {
+            let mut observer = self.observer.lock().unwrap_or_else(PoisonError::into_inner);
+            let data = (self.lookups)(&mut **observer)?;
+            let hidden = store.spec().hidden;
+            quantized.round_embedding(Square { rows: hidden, cols: hidden, data }, self.tokens)?;
+        }
+        let quantized = quantized;
         let watching = Watching { store, watcher: &original };
         let mut right = Walk::new(&watching, self.tokens, self.context, &self.storage)?;
         let mut own = match self.mode {

@@ -35,6 +35,7 @@ use crate::plan::budget::{self, Choices};
 mod attention;
 mod attention_gqa;
 mod attention_mla;
+mod embedding;
 mod ffn;
 mod head;
 mod layer;
@@ -45,6 +46,7 @@ mod moe;
 mod norm;
 mod router;
 
+pub use embedding::lookups;
 pub use losses::TensorSensitivity;
 
 use meter::Meter;
@@ -63,7 +65,7 @@ pub struct Settings<'a> {
     /// Threads.
     pub threads: usize,
     /// Told of every layer, forwards and backwards.
-    pub observer: &'a mut (dyn Observer + Send),
+    pub observer: &'a mut dyn Observer,
 }
 
 /// Says what types cost the model on a text.

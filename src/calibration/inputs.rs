@@ -84,9 +84,9 @@ impl Matrix for Picked<'_> {
 }
 
 /// A matrix whose rows have the factors of others.
-pub(super) struct WithFactors<'a> {
-    pub(super) of: &'a States,
-    pub(super) picks: Option<&'a [(usize, f32)]>,
+pub(crate) struct WithFactors<'a> {
+    pub(crate) of: &'a States,
+    pub(crate) picks: Option<&'a [(usize, f32)]>,
 }
 
 impl Matrix for WithFactors<'_> {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
+use super::embedding::{self, Stored};
 use super::gram::{Square, cross, gram, weighed};
 use super::inputs::{Kind, Picked, WithFactors};
 use super::recorder::{Recorder, has_query_latent};
@@ -32,6 +33,8 @@ pub(super) struct Quantized<'a> {
     pub(super) is_parallel: bool,
     /// Matrices of this layer as they are stored.
     known: RwLock<HashMap<Role, Arc<Vec<f32>>>>,
+    /// Rows of the embedding as they are stored.
+    embedded: Stored,
     state: Mutex<State>,
     /// Matrices for which more damping was needed.
     pub(super) damped: Mutex<Vec<(Role, f64)>>,
@@ -59,7 +62,7 @@ struct Stage {
 }
 
 /// Rows that are ready.
-struct Ready(Vec<Encoded>);
+pub(super) struct Ready(pub(super) Vec<Encoded>);
 
 impl Refinement for Ready {
     fn encode(&self, output: &OutputTensor, _: f32, rows: &[usize], _: &[f32], dst: &mut [&mut [u8]]) {
@@ -93,6 +96,7 @@ impl<'a> Quantized<'a> {
             original,
             is_parallel,
             known: RwLock::default(),
+            embedded: Stored::new(),
             state: Mutex::default(),
             damped: Mutex::default(),
         }
@@ -100,6 +104,14 @@ impl<'a> Quantized<'a> {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Rounds the embedding, if it is calibrated, under sums of outer products of gradients of its rows.
+    pub(super) fn round_embedding(&mut self, h: Square, tokens: &[u32]) -> Result<()> {
+        if let Some(target) = self.targets.by_role.get(&Role::TokenEmbedding) {
+            self.embedded = embedding::round(self.store, self.blueprint, (target, self.desk), h, tokens)?;
+        }
+        Ok(())
     }
 
     /// A new layer, or the head.
@@ -350,6 +362,12 @@ impl WeightStore for Quantized<'_> {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner).get(&weight.role).cloned();
         if let Some(stored) = known {
             tile.copy_from_slice(&stored[rows.start * weight.cols..rows.end * weight.cols]);
+            return Ok(());
+        }
+        if weight.role == Role::TokenEmbedding
+            && let Some(stored) = self.embedded.get(&rows.start).filter(|_| rows.len() == 1)
+        {
+            tile.copy_from_slice(stored);
             return Ok(());
         }
         self.store.read_rows(weight, rows, tile)?;

@@ -103,6 +103,7 @@ fn is_calibrated(role: Role, store: &dyn WeightStore) -> bool {
     let spec = store.spec();
     match role {
         Role::Output => !spec.embedding.tied,
+        Role::TokenEmbedding => true,
         Role::Layer(layer, own) => layer < spec.layers && own.is_linear() && Kind::of(role, true).is_some(),
         _ => false,
     }

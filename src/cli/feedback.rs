@@ -8,17 +8,21 @@ use sha2::{Digest, Sha256};
 
 use super::perplexity::Layers;
 use super::plan::Request;
-use super::{applies, console, texts};
+use super::{applies, console, sensitivity, texts};
 use crate::calibration::{self, Calibration, Mode};
 use crate::error::{Error, Result};
 use crate::evaluate::{self, Bos, Tokens, Windows};
-use crate::model::Storage;
+use crate::model::{Observer, Storage};
 use crate::opened::Opened;
 use crate::pipeline::{self, CalibrationRecord, CalibrationText, OR_IGNORE_SPACE};
+use crate::sensitivity::{Settings, lookups};
 use crate::small;
 
 /// Options that mean nothing without a text.
 const OF_TEXTS: [&str; 3] = ["calibrate-tokens", "calibrate-mode", "calibrate-context"];
+
+/// Windows that say which errors in the embedding count.
+const LOOKUP_WINDOWS: usize = 16;
 
 /// The arguments.
 pub(super) fn arguments() -> [Arg; 4] {
@@ -57,6 +61,8 @@ pub(super) struct Prepared {
     windows: Windows,
     mode: Mode,
     storage: Storage,
+    /// Of the gradients of the embedding.
+    lookup_storage: Storage,
     /// For journal and manifest.
     pub(super) record: CalibrationRecord,
     layers: Layers,
@@ -135,20 +141,25 @@ pub(super) fn prepare(matches: &ArgMatches, request: &Request) -> Result<Option<
         memory_bytes: None,
         scratch: None,
     };
+    let mut needs = Vec::new();
     let storage = match evaluate::scratch_need(&measured)? {
         None => Storage::Memory,
         Some(need) => {
             let directory = need.directory.clone();
-            if !matches.get_flag("ignore-space") {
-                pipeline::check_space(&[need], OR_IGNORE_SPACE)?;
-            }
+            needs.push(need);
             Storage::Scratch(directory)
         }
     };
+    let tokens = windows.drawn(LOOKUP_WINDOWS).len();
+    let (lookup_storage, need) = sensitivity::storage(store.spec(), tokens, context);
+    needs.extend(need);
+    if !needs.is_empty() && !matches.get_flag("ignore-space") {
+        pipeline::check_space(&needs, OR_IGNORE_SPACE)?;
+    }
     let record =
         CalibrationRecord { mode: mode.name().into(), texts: read, tokens: windows.tokens.len(), context };
     let layers = Layers::new(matches.get_flag("quiet"));
-    Ok(Some(Prepared { windows, mode, storage, record, layers }))
+    Ok(Some(Prepared { windows, mode, storage, lookup_storage, record, layers }))
 }
 
 impl Prepared {
@@ -157,6 +168,13 @@ impl Prepared {
     /// # Errors
     /// When nothing of the result can be calibrated.
     pub(super) fn calibration<'a>(&'a mut self, request: &'a Request) -> Result<Calibration<'a>> {
+        let (windows, storage) = (&self.windows, &self.lookup_storage);
+        let of_embedding: calibration::Lookups<'a> = Box::new(move |observer: &mut dyn Observer| {
+            let tokens = windows.drawn(LOOKUP_WINDOWS);
+            let (context, storage) = (windows.context, storage.clone());
+            let settings = Settings { tokens: &tokens, context, storage, threads: request.threads, observer };
+            lookups(request.source.store()?, settings)
+        });
         let settings = calibration::Settings {
             tokens: &self.windows.tokens,
             context: self.windows.context,
@@ -164,6 +182,7 @@ impl Prepared {
             storage: self.storage.clone(),
             threads: request.threads,
             observer: &mut self.layers,
+            lookups: of_embedding,
         };
         Calibration::new(&request.source, &request.blueprint, settings)
     }

@@ -8,6 +8,7 @@ use super::perplexity::Layers;
 use super::{applies, feedback};
 use crate::error::Result;
 use crate::evaluate;
+use crate::family::Spec;
 use crate::model::{Storage, Workload, peak_ram_bytes};
 use crate::opened::Opened;
 use crate::pipeline::{self, Need, OR_IGNORE_SPACE};
@@ -62,6 +63,20 @@ pub(super) struct Prepared {
     layers: Layers,
 }
 
+/// Where the states of a backward pass are kept, and what that takes of a disk.
+pub(super) fn storage(spec: &Spec, tokens: usize, context: usize) -> (Storage, Option<Need>) {
+    let load = Workload { tokens, context, scored: tokens, models: 1, predictions: 0 };
+    let bytes = states_bytes(spec, tokens);
+    let storage = evaluate::storage_for(bytes + peak_ram_bytes(spec, &load, &Storage::Memory));
+    let need = match &storage {
+        Storage::Memory => None,
+        Storage::Scratch(directory) => {
+            Some(Need { what: "scratch files", directory: directory.clone(), bytes })
+        }
+    };
+    (storage, need)
+}
+
 /// Windows of the text, evenly drawn, if there is one.
 ///
 /// # Errors
@@ -69,24 +84,13 @@ pub(super) struct Prepared {
 /// files.
 pub(super) fn prepare(matches: &ArgMatches, source: &Opened, is_streamed: bool) -> Result<Option<Prepared>> {
     let Some(texts) = feedback::windows(matches, source, is_streamed)? else { return Ok(None) };
-    let (all, context) = (&texts.windows.tokens, texts.windows.context);
-    let count = all.len() / context;
-    let drawn = WINDOWS.min(count);
-    let tokens: Vec<u32> = (0..drawn)
-        .map(|number| (2 * number + 1) * count / (2 * drawn))
-        .flat_map(|window| &all[window * context..(window + 1) * context])
-        .copied()
-        .collect();
-    let spec = source.store()?.spec();
-    let load = Workload { tokens: tokens.len(), context, scored: tokens.len(), models: 1, predictions: 0 };
-    let states = states_bytes(spec, tokens.len());
-    let storage = evaluate::storage_for(states + peak_ram_bytes(spec, &load, &Storage::Memory));
-    if let Storage::Scratch(directory) = &storage {
-        let need = Need { what: "scratch files", directory: directory.clone(), bytes: states };
-        let ignores_space = matches.try_get_one::<bool>("ignore-space").ok().flatten().copied();
-        if !ignores_space.unwrap_or(false) {
-            pipeline::check_space(&[need], OR_IGNORE_SPACE)?;
-        }
+    let context = texts.windows.context;
+    let tokens = texts.windows.drawn(WINDOWS);
+    let drawn = tokens.len() / context;
+    let (storage, need) = self::storage(source.store()?.spec(), tokens.len(), context);
+    let ignores_space = matches.try_get_one::<bool>("ignore-space").ok().flatten().copied();
+    if let Some(need) = need.filter(|_| !ignores_space.unwrap_or(false)) {
+        pipeline::check_space(&[need], OR_IGNORE_SPACE)?;
     }
     let quiet = matches.get_flag("quiet");
     if !quiet {

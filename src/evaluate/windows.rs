@@ -161,6 +161,17 @@ impl Windows {
         self.scored.retain(|&token| token < len);
     }
 
+    /// The tokens of so many windows at most, evenly drawn; of whole windows alone.
+    pub fn drawn(&self, most: usize) -> Vec<u32> {
+        let count = self.tokens.len() / self.context;
+        let drawn = most.min(count);
+        (0..drawn)
+            .map(|number| (2 * number + 1) * count / (2 * drawn))
+            .flat_map(|window| &self.tokens[window * self.context..(window + 1) * self.context])
+            .copied()
+            .collect()
+    }
+
     fn slide(ids: &[u32], context: usize, stride: usize) -> Result<Self> {
         if stride == 0 || stride > context {
             let message = format!("a stride of {stride} in windows of {context}: expected 1 to {context}");

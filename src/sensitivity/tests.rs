@@ -358,7 +358,7 @@ fn spec(attention: Attention, rope: Rotary) -> Spec {
             scale: 1.0,
             logit_cap: None,
         },
-        norms: Norms { eps: 1e-5, post: false },
+        norms: Norms { eps: 1e-5, post: false, from_one: false },
     }
 }
 
