@@ -81,6 +81,12 @@ pub(crate) fn checkpoint(directory: &Path, name: &str, golden: &Value) -> PathBu
             }
         }
     }
+    for (old, new) in golden.get("tokens").and_then(Value::as_object).into_iter().flatten() {
+        for name in ["tokenizer.json", "tokenizer_config.json"] {
+            let text = std::fs::read_to_string(path.join(name)).unwrap().replace(old, new.as_str().unwrap());
+            std::fs::write(path.join(name), text).unwrap();
+        }
+    }
     path
 }
 
@@ -288,6 +294,61 @@ fn settings_of_gemma_that_a_consumer_does_not_have_are_refused_for_it() {
         let named = error.replace("scaled rotary positions", "rope_scaling");
         assert!(named.contains(key), "{name} {key}: {error}");
     }
+}
+
+/// Settings of GLM that mlx-lm's model has no place for, or that this version does not compute, and a tokenizer without its tokens.
+#[test]
+fn settings_of_glm_that_a_consumer_does_not_have_are_refused_for_it() {
+    let linear = json!({"rope_type": "linear", "factor": 2.0});
+    for (key, value, format) in [("rope_scaling", linear, "mlx-4bit"), ("tokens", Value::Null, "q8_0")] {
+        let (directory, mut golden) = (tempfile::tempdir().unwrap(), golden("glm4_moe-a"));
+        if key == "tokens" {
+            golden.as_object_mut().unwrap().remove(key);
+        } else {
+            golden["config"][key] = value;
+        }
+        let opened = Opened::open(&checkpoint(directory.path(), "glm4_moe-a", &golden)).unwrap();
+        let error = plan::blueprint(&opened, format, &Options::default()).err().unwrap().to_string();
+        assert!(error.contains(if key == "tokens" { "[gMASK]" } else { key }), "{key}: {error}");
+        let other = if format == "q8_0" { "mlx-4bit" } else { "q8_0" };
+        plan::blueprint(&opened, other, &Options::default()).unwrap();
+    }
+    for (key, value) in [
+        ("scoring_func", json!("softmax")),
+        ("topk_method", json!("greedy")),
+        ("n_group", json!(3)),
+        ("topk_group", json!(2)),
+        ("num_experts_per_tok", json!(9)),
+        ("partial_rotary_factor", json!(2.0)),
+        ("hidden_act", json!("gelu")),
+    ] {
+        let (directory, mut golden) = (tempfile::tempdir().unwrap(), golden("glm4_moe-a"));
+        golden["config"][key] = value;
+        let error =
+            Opened::open(&checkpoint(directory.path(), "glm4_moe-a", &golden)).err().unwrap().to_string();
+        assert!(error.contains(key), "{key}: {error}");
+    }
+}
+
+/// llama.cpp's converter keeps the prediction layer of GLM, which `block_count` includes; mlx-lm leaves it out.
+#[test]
+fn prediction_layers_stay_where_the_converter_keeps_them() {
+    let name = "glm4_moe-b";
+    let (directory, golden) = (tempfile::tempdir().unwrap(), golden(name));
+    let source = checkpoint(directory.path(), name, &golden);
+    let opened = Opened::open(&source).unwrap();
+    let gguf = plan::blueprint(&opened, "q8_0", &Options::default()).unwrap();
+    assert!(
+        gguf.dropped.is_empty()
+            && gguf.tensors.iter().any(|tensor| tensor.names[0] == "blk.3.nextn.eh_proj.weight")
+    );
+    let mlx = plan::blueprint(&opened, "mlx-4bit", &Options::default()).unwrap();
+    assert!(mlx.dropped.len() == 1 && mlx.dropped[0].reason.contains("prediction layer 3"));
+    let output = directory.path().join("m.gguf");
+    convert_with(&source, &settings("f32", 2), &Options::default(), &output, &Silent).unwrap();
+    let spec = |path: &Path| Opened::open(path).unwrap().store().unwrap().spec().clone();
+    let (here, there) = (spec(&source), spec(&output));
+    assert_eq!((here.layers, here.mtp_layers), (there.layers, there.mtp_layers));
 }
 
 /// Only what sees images is left out, and said to be; targets that keep the checkpoint's names keep it as it is.

@@ -12,7 +12,10 @@ use super::{
 };
 use crate::error::{Error, Result};
 
+mod mlx;
 pub(super) mod rope;
+
+pub(super) use mlx::{MlxRope, check_mlx_head_dim, check_mlx_keys, check_mlx_rope};
 
 /// How checkpoints of such a family are read, where nothing is particular about them but what mlx-lm's model asks of
 /// config.json.
@@ -25,91 +28,6 @@ pub(super) const fn checkpoints(
 
 /// mlx-lm's order of a decoder layer: attention, the feed-forward block with the router first, norms.
 pub(super) const MLX: MlxOrder = MlxOrder { down_before_up: true, router_first: true, ..NAMING.mlx };
-
-/// Refuses a config.json without keys that mlx-lm's model has no default for.
-///
-/// # Errors
-/// Names the first that is missing.
-pub(super) fn check_mlx_keys(config: &Config, keys: &[&str]) -> Result<()> {
-    match keys.iter().find(|key| !config.has(key)) {
-        None => Ok(()),
-        Some(key) => Err(Error::Unsupported {
-            what: format!("config.json: no {key}"),
-            hint: format!(
-                "mlx-lm reads {} models only with one",
-                config.text("model_type").unwrap_or("such")
-            ),
-        }),
-    }
-}
-
-/// What mlx-lm's model of a family makes of rotary positions.
-pub(super) struct MlxRope {
-    /// Base where config.json has none at its top level; none of its own with `None`.
-    pub(super) theta: Option<f64>,
-    /// Whether it looks into `rope_parameters`.
-    pub(super) is_nested: bool,
-    /// Whether it scales them.
-    pub(super) scales: bool,
-}
-
-/// Refuses rotary positions that mlx-lm's model would take for others.
-///
-/// # Errors
-/// Names the key.
-pub(super) fn check_mlx_rope(config: &Config, rope: &MlxRope, default_theta: f64) -> Result<()> {
-    let nested = config.section("rope_parameters");
-    let scaling = config.section("rope_scaling").or_else(|| nested.clone().filter(|_| rope.is_nested));
-    let theta = rope::theta(config, default_theta)?;
-    let refuse = |what: String, hint: &str| {
-        Err(Error::Unsupported { what: format!("config.json: {what}"), hint: hint.into() })
-    };
-    let reads_theta = config.get("rope_theta").is_some()
-        || rope.is_nested && nested.as_ref().is_some_and(|nested| nested.get("rope_theta").is_some());
-    if !reads_theta && rope.theta != Some(theta) {
-        return refuse(
-            format!("no rope_theta at the top level, and a base of {theta}"),
-            "mlx-lm's model reads it there and has another default; add it to config.json",
-        );
-    }
-    let kind = |section: &Config| match rope::kind(section) {
-        "default" => None,
-        kind => Some(kind.to_owned()),
-    };
-    let said = config.section("rope_scaling").or(nested).and_then(|section| kind(&section));
-    if let Some(kind) = &said
-        && !(rope.scales && scaling.as_ref().is_some_and(|section| rope::kind(section) == kind))
-    {
-        return refuse(
-            format!("rope_scaling or rope_parameters of type {kind}"),
-            "mlx-lm's model of this family leaves it out; where it reads rope_scaling, it does so at the top level",
-        );
-    }
-    match scaling {
-        Some(section) if said.is_some() && section.get("attention_factor").is_some() => refuse(
-            "rope_scaling with an attention_factor".into(),
-            "mlx-lm leaves it out; it has mscale and mscale_all_dim instead",
-        ),
-        _ => Ok(()),
-    }
-}
-
-/// Refuses heads that are not hidden / heads wide, which mlx-lm's model takes them to be.
-///
-/// # Errors
-/// Names the key.
-pub(super) fn check_mlx_head_dim(config: &Config) -> Result<()> {
-    let expected = config.dimension("hidden_size")? / config.dimension("num_attention_heads")?;
-    match config.get("head_dim") {
-        Some(width) if width.as_u64() != Some(expected as u64) => Err(Error::Unsupported {
-            what: format!("config.json: head_dim {width}"),
-            hint: format!(
-                "mlx-lm reads models of this family only with hidden_size / num_attention_heads, {expected}"
-            ),
-        }),
-        _ => Ok(()),
-    }
-}
 
 /// Widths of heads, which the converter writes where transformers has `head_dim`.
 ///
@@ -154,6 +72,17 @@ pub(super) fn experts(config: &Config, count_key: &str, width: usize, normalize:
     Ok(Moe { experts, per_token: ByLayer::all(per_token), width: ByLayer::all(width), router, shared: None })
 }
 
+/// What of a head turns with the position.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Turns {
+    /// All.
+    All,
+    /// All, and otherwise in layers with a sliding window.
+    Local,
+    /// `partial_rotary_factor`, or so much.
+    Part(f64),
+}
+
 /// What config.json means where it is silent.
 pub(super) struct Defaults {
     pub(super) model_type: &'static str,
@@ -164,8 +93,8 @@ pub(super) struct Defaults {
     pub(super) rope_theta: f64,
     pub(super) norm_eps: f64,
     pub(super) tied: bool,
-    /// Whether layers with a sliding window have rotary positions of their own.
-    pub(super) has_local_base: bool,
+    /// What turns with the position.
+    pub(super) turns: Turns,
     /// The only one that is read.
     pub(super) activation: Activation,
 }
@@ -178,7 +107,7 @@ pub(super) const DEFAULTS: Defaults = Defaults {
     rope_theta: 10000.0,
     norm_eps: 1e-6,
     tied: false,
-    has_local_base: false,
+    turns: Turns::All,
     activation: Activation::Silu,
 };
 
@@ -211,7 +140,7 @@ pub(super) fn spec(config: &Config, defaults: &Defaults) -> Result<Spec> {
     if let Some(other) = config.get(key).filter(|name| name.as_str() != Some(expected)) {
         return Err(config.invalid(key, &other.to_string(), &format!("{expected:?}")));
     }
-    check_nothing_else(config)?;
+    check_nothing_else(config, defaults)?;
     let attention = Attention::Grouped(Grouped {
         heads: ByLayer::all(Heads { query, key_value }),
         key_dim: head_dim,
@@ -227,9 +156,10 @@ pub(super) fn spec(config: &Config, defaults: &Defaults) -> Result<Spec> {
         defaults.model_type,
         layers,
         attention,
-        match defaults.has_local_base {
-            true => rope::layered(config, head_dim)?[0].clone(),
-            false => rope::rotary(config, defaults.rope_theta, head_dim)?,
+        match defaults.turns {
+            Turns::Local => rope::layered(config, head_dim)?[0].clone(),
+            Turns::All => rope::rotary(config, defaults.rope_theta, head_dim)?,
+            Turns::Part(part) => rope::partial(config, defaults.rope_theta, head_dim, part)?,
         },
     );
     spec.hidden = hidden;
@@ -260,8 +190,9 @@ const NEUTRAL: &[(&str, f64)] = &[
 ];
 
 /// Refuses keys with which a model computes what this version does not.
-fn check_nothing_else(config: &Config) -> Result<()> {
-    for &(key, neutral) in NEUTRAL {
+fn check_nothing_else(config: &Config, defaults: &Defaults) -> Result<()> {
+    let is_read = |key: &str| key == "partial_rotary_factor" && matches!(defaults.turns, Turns::Part(_));
+    for &(key, neutral) in NEUTRAL.iter().filter(|(key, _)| !is_read(key)) {
         if config.number_or(key, neutral)? != neutral {
             let found = config.get(key).map_or_else(String::new, ToString::to_string);
             return Err(config.invalid(key, &found, &format!("{neutral} in models of this family")));

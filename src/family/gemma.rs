@@ -31,6 +31,7 @@ pub(super) const VOCABULARY: Vocabulary = Vocabulary {
     size_without_bos: None,
     states_pooling: false,
     rerankers: &[],
+    special: &[],
 };
 
 /// Reads and checks what they share; `rope` makes the rotary positions of layers with a window, all but each `period`th.

@@ -1,7 +1,7 @@
 //! The text model of Gemma 3: five of six layers have a sliding window, and rotary positions of their own.
 
 use super::decoder::rope::{self, GLOBAL_BASE, LOCAL_BASE};
-use super::decoder::{self, Defaults, check_mlx_keys, head_lengths, with_attention};
+use super::decoder::{self, Defaults, Turns, check_mlx_keys, head_lengths, with_attention};
 use super::gemma::{self, GEMMA, beyond_mlx};
 use super::gguf::{Architecture, Vocabulary, Windows, Written};
 use super::{Activation, Attention, Config, Family, NAMING, Naming, Presence, Spec};
@@ -36,7 +36,7 @@ const PATTERN: &str = "sliding_window_pattern";
 /// # Errors
 /// Names the key of config.json that is missing or out of range.
 pub(super) fn spec(config: &Config, model_type: &'static str) -> Result<Spec> {
-    let defaults = Defaults { model_type, has_local_base: true, ..GEMMA };
+    let defaults = Defaults { model_type, turns: Turns::Local, ..GEMMA };
     let period = match config.count_or(PATTERN, PERIOD as u64)? as usize {
         0 => return Err(config.invalid(PATTERN, "0", "more than 0")),
         period => period,

@@ -50,6 +50,8 @@ pub struct Architecture {
     pub(super) has_sections: bool,
     /// Whether a model is taken for one of 70 billion parameters, of those with 80 layers.
     pub(super) is_70b: fn(&Size) -> bool,
+    /// Whether the converter keeps prediction layers.
+    pub(super) keeps_predictors: bool,
     /// Whether files begin with the keys of every architecture.
     pub(super) states_common: bool,
     /// What the converter does with tokenizers beyond reading tokenizer.json.
@@ -77,6 +79,8 @@ pub struct Vocabulary {
     pub denies_space_prefix: bool,
     /// Models called so become classifiers there.
     pub rerankers: &'static [&'static str],
+    /// Kinds of special tokens that it finds by their text, which have to be there.
+    pub special: &'static [(&'static str, &'static str)],
     /// Models with a vocabulary of this size begin without a token for it, whatever their files say.
     pub size_without_bos: Option<usize>,
 }
@@ -129,12 +133,13 @@ pub struct Size {
 }
 
 impl Size {
-    /// Of a model that is about to be written without its prediction layers.
-    pub fn of(spec: &Spec) -> Self {
+    /// Of a model that is about to be written, with its prediction layers if the architecture keeps them.
+    pub fn of(architecture: &Architecture, spec: &Spec) -> Self {
         let heads = spec.heads();
+        let predictors = architecture.predictors(spec);
         Self {
-            blocks: spec.layers,
-            predictors: 0,
+            blocks: spec.layers + predictors,
+            predictors,
             experts: spec.experts(),
             heads: heads.query,
             kv_heads: heads.key_value,
@@ -165,6 +170,7 @@ impl Architecture {
             has_output_bias: false,
             has_sections: false,
             is_70b: |_| false,
+            keeps_predictors: false,
             states_common: true,
             vocabulary: Vocabulary {
                 prefers_sentence_piece: false,
@@ -174,6 +180,7 @@ impl Architecture {
                 states_space_prefix: false,
                 denies_space_prefix: false,
                 rerankers: &[],
+                special: &[],
                 size_without_bos: None,
             },
             keys: |_| Ok(()),
@@ -184,6 +191,16 @@ impl Architecture {
     /// Whether layers with a sliding window have rotary positions of their own, which are not scaled.
     fn has_local_base(&self) -> bool {
         matches!(self.windows, Windows::AllBut(..)) && self.caps.is_none()
+    }
+
+    /// Whether files keep prediction layers.
+    pub fn keeps_predictors(&self) -> bool {
+        self.keeps_predictors
+    }
+
+    /// Prediction layers that a file counts.
+    fn predictors(&self, spec: &Spec) -> usize {
+        if self.keeps_predictors { spec.mtp_layers } else { 0 }
     }
 
     /// Whether llama.cpp takes a model for one of 70 billion parameters (`LLM_TYPE_70B`).

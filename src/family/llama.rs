@@ -33,6 +33,7 @@ pub(super) const GGUF: Architecture = Architecture {
         size_without_bos: Some(49152),
         states_pooling: false,
         rerankers: &[],
+        special: &[],
     },
     keys,
     ..Architecture::plain("llama")

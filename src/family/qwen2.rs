@@ -26,6 +26,7 @@ pub(super) const VOCABULARY: Vocabulary = Vocabulary {
     denies_space_prefix: false,
     states_space_prefix: false,
     rerankers: &[],
+    special: &[],
     size_without_bos: None,
 };
 

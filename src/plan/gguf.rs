@@ -112,7 +112,7 @@ impl Target for GgufTarget {
         imatrix::add(&mut metadata, options);
 
         let spec = source.spec();
-        let size = Size::of(spec);
+        let size = Size::of(source.family().gguf, spec);
         let model = mix::Model {
             layers: size.blocks,
             experts: size.experts,
@@ -243,6 +243,7 @@ fn tokenizer(metadata: &mut Metadata, source: &Checkpoint, options: &Options) ->
         tokenizer_config: tokenizer_config.as_ref(),
         config: source.config(),
         end: is_sentence_piece.then_some(vocab),
+        named: habits.special,
     };
     special::add(metadata, &sources)?;
     let (jinja, json) = (read(chat_template::JINJA_FILE)?, read(chat_template::JSON_FILE)?);

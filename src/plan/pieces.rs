@@ -16,7 +16,7 @@ pub(super) struct Arranged {
     pub(super) pieces: Vec<Piece>,
 }
 
-/// The tensors that `ecosystem` has of a checkpoint, prediction layers left out, in the order in which modules hold them;
+/// The tensors that `ecosystem` has of a checkpoint, with prediction layers only where it keeps them, in the order in which modules hold them;
 /// of the roles that `is_written` accepts.
 ///
 /// # Errors
@@ -28,8 +28,10 @@ pub(super) fn arranged(
 ) -> Result<Vec<Arranged>> {
     let spec = source.spec();
     let tensors = source.family().tensors(spec);
+    let keeps_predictors = ecosystem == Ecosystem::Gguf && source.family().gguf.keeps_predictors();
     let is_kept = |tensor: &&Tensor| {
-        let is_predictor = matches!(tensor.role, Role::Layer(layer, _) if layer >= spec.layers);
+        let is_predictor =
+            !keeps_predictors && matches!(tensor.role, Role::Layer(layer, _) if layer >= spec.layers);
         let is_there = tensor.presence == Presence::Always || serving(source, tensor.role).is_some();
         !is_predictor && is_there && is_written(tensor.role)
     };

@@ -35,7 +35,24 @@ const KEYS_OF: &[(&str, &[&str])] = &[
 /// # Errors
 /// Names the key that is missing, out of range, or unknown to this kind of scaling.
 pub(super) fn rotary(config: &Config, default_theta: f64, head_dim: usize) -> Result<Rotary> {
-    rotary_of(config, section(config), theta(config, default_theta)?, head_dim)
+    rotary_of(config, section(config), theta(config, default_theta)?, head_dim, false)
+}
+
+/// The same where a part of a head turns: `partial_rotary_factor` of it, or `default`.
+///
+/// # Errors
+/// As [`rotary`].
+pub(super) fn partial(config: &Config, default_theta: f64, head_dim: usize, default: f64) -> Result<Rotary> {
+    const KEY: &str = "partial_rotary_factor";
+    let section = section(config);
+    let nested = section.as_ref().map_or(Ok(default), |section| section.number_or(KEY, default))?;
+    let factor = config.number_or(KEY, nested)?;
+    let dim = (head_dim as f64 * factor) as usize;
+    if dim == 0 || dim > head_dim || !dim.is_multiple_of(2) {
+        let expected = format!("an even number of the {head_dim} columns of a head");
+        return Err(config.invalid(KEY, &factor.to_string(), &expected));
+    }
+    rotary_of(config, section, theta(config, default_theta)?, dim, true)
 }
 
 /// Rotary positions of layers without a sliding window and of those with one, where they differ: `full_attention` and
@@ -59,8 +76,8 @@ pub(in crate::family) fn layered(config: &Config, head_dim: usize) -> Result<[Ro
     };
     let thetas = [theta(&full, GLOBAL_BASE.0, GLOBAL_BASE.1)?, theta(&sliding, LOCAL_BASE.0, LOCAL_BASE.1)?];
     let full = config.section("rope_scaling").or(full);
-    let full = rotary_of(config, full, thetas[0], head_dim)?;
-    let sliding = rotary_of(config, sliding, thetas[1], head_dim)?;
+    let full = rotary_of(config, full, thetas[0], head_dim, false)?;
+    let sliding = rotary_of(config, sliding, thetas[1], head_dim, false)?;
     let is_plain = |rope: &Rotary| rope.divisors == Divisors::Absent && rope.yarn().is_none();
     if sliding.scaling.is_some() || !is_plain(&full) || !is_plain(&sliding) {
         return Err(Error::Unsupported {
@@ -77,10 +94,16 @@ pub(in crate::family) const GLOBAL_BASE: (&str, f64) = ("rope_theta", 1e6);
 /// The same of layers with one.
 pub(in crate::family) const LOCAL_BASE: (&str, f64) = ("rope_local_base_freq", 1e4);
 
-/// Rotary positions of this base, scaled as `section` says.
-fn rotary_of(config: &Config, section: Option<Config>, theta: f64, head_dim: usize) -> Result<Rotary> {
+/// Rotary positions of so many columns and of this base, scaled as `section` says.
+fn rotary_of(
+    config: &Config,
+    section: Option<Config>,
+    theta: f64,
+    dim: usize,
+    is_partial: bool,
+) -> Result<Rotary> {
     let mut rope = Rotary {
-        dim: head_dim,
+        dim,
         pairing: Pairing::Halves,
         theta,
         scaling: None,
@@ -93,7 +116,7 @@ fn rotary_of(config: &Config, section: Option<Config>, theta: f64, head_dim: usi
     }
     let Some(section) = section else { return Ok(rope) };
     let kind = kind(&section);
-    check_keys(&section, kind)?;
+    check_keys(&section, kind, is_partial)?;
     match kind {
         "default" => {}
         "linear" => rope.scaling = Some(Scaling::Linear(factor(&section)?)),
@@ -176,7 +199,7 @@ fn positive(section: &Config, key: &str, default: f64) -> Result<f64> {
 }
 
 /// Refuses keys that this kind of scaling does not have: an evaluation without them might be of another model.
-fn check_keys(section: &Config, kind: &str) -> Result<()> {
+fn check_keys(section: &Config, kind: &str, is_partial: bool) -> Result<()> {
     let Some((_, own)) = KEYS_OF.iter().find(|(name, _)| *name == kind) else { return Ok(()) };
     if let Some(key) = section.keys().find(|key| !KEYS.contains(key) && !own.contains(key)) {
         let found = section.get(key).map_or_else(String::new, ToString::to_string);
@@ -187,7 +210,7 @@ fn check_keys(section: &Config, kind: &str) -> Result<()> {
             &format!("{kind} rotary positions with no keys but {known}"),
         ));
     }
-    if section.number_or("partial_rotary_factor", 1.0)? != 1.0 {
+    if !is_partial && section.number_or("partial_rotary_factor", 1.0)? != 1.0 {
         let found = section.number_or("partial_rotary_factor", 1.0)?;
         return Err(section.invalid(
             "partial_rotary_factor",

@@ -39,16 +39,18 @@ pub(super) fn add(
 ) -> Result<()> {
     let mut keys = Keys { metadata, architecture: architecture.name, config, spec };
     if architecture.states_common {
-        keys.of_every_architecture(architecture.has_local_base())?;
+        keys.of_every_architecture(architecture)?;
     }
     (architecture.keys)(&mut keys)
 }
 
 impl<'a> Keys<'a> {
     /// `TextModel.set_gguf_parameters`.
-    fn of_every_architecture(&mut self, has_local_base: bool) -> Result<()> {
+    fn of_every_architecture(&mut self, architecture: &Architecture) -> Result<()> {
+        let has_local_base = architecture.has_local_base();
         let (config, spec) = (self.config, self.spec);
-        self.count("block_count", spec.layers as u64, "num_hidden_layers")?;
+        let blocks = (spec.layers + architecture.predictors(spec)) as u64;
+        self.count("block_count", blocks, "num_hidden_layers")?;
         let context = config.count_or("max_position_embeddings", 4096)?;
         self.count("context_length", context, "max_position_embeddings")?;
         self.count("embedding_length", spec.hidden as u64, "hidden_size")?;
@@ -170,7 +172,7 @@ pub(super) fn check_loadable(architecture: &Architecture, metadata: &Metadata, s
         metadata.get(&format!("{}.{name}", architecture.name)).and_then(Value::as_u64).unwrap_or(0)
     };
     let (groups, top) = (written("expert_group_count"), written("expert_group_used_count"));
-    let (layers, experts) = (spec.layers, spec.experts());
+    let (layers, experts) = (spec.layers + architecture.predictors(spec), spec.experts());
     let refuse = |key: &str, found: String, limit: &str| Err(beyond(architecture.name, key, &found, limit));
     if layers > MAX_LAYERS {
         return refuse("num_hidden_layers", layers.to_string(), "512 layers at most");

@@ -89,7 +89,7 @@ pub(super) fn dropped(source: &Checkpoint) -> Vec<Dropped> {
 
 fn drop_reason(family: &Family, spec: &Spec, tensor: &SourceTensor) -> Option<String> {
     match tensor.role {
-        Some(Role::Layer(layer, _)) if layer >= spec.layers => {
+        Some(Role::Layer(layer, _)) if layer >= spec.layers && !family.gguf.keeps_predictors() => {
             Some(format!("multi-token prediction layer {layer}: llama.cpp does not read it"))
         }
         Some(Role::Output) if spec.embedding.tied => {

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::template_processing;
 use crate::error::{Error, Result};
-use crate::tokenizer::{AddedEntry, Definition, special_token};
+use crate::tokenizer::{AddedEntry, Definition, TOKENIZER_FILE, special_token};
 
 /// Kinds of special tokens, in the order in which ids are looked for.
 const KINDS: [&str; 7] = ["bos", "eos", "unk", "sep", "pad", "cls", "mask"];
@@ -39,12 +39,14 @@ pub(super) struct Sources<'a> {
     pub(super) config: &'a Value,
     /// Ids from here on are passed over.
     pub(super) end: Option<usize>,
+    /// Kinds that the converter finds by the text of an added token.
+    pub(super) named: &'static [(&'static str, &'static str)],
 }
 
 /// Appends ids and flags.
 ///
 /// # Errors
-/// A negative token id in config.json.
+/// A negative token id in config.json; a tokenizer without a token that the family's has.
 pub(super) fn add(metadata: &mut Metadata, sources: &Sources) -> Result<()> {
     let mut found = Found::new(sources.tokenizer_config);
     found.end = sources.end.unwrap_or(usize::MAX);
@@ -55,6 +57,15 @@ pub(super) fn add(metadata: &mut Metadata, sources: &Sources) -> Result<()> {
     found.read_tokenizer_config(added);
     found.read_config(sources.config)?;
 
+    for &(kind, text) in sources.named {
+        let token = added.iter().find(|token| token.content == text);
+        let id = token.map(|token| token.id).ok_or_else(|| Error::Unsupported {
+            what: format!("{TOKENIZER_FILE}: no added token {text}"),
+            hint: "llama.cpp writes models of this family only with it".into(),
+        })?;
+        // The first that is found counts.
+        found.set_id(kind, id);
+    }
     for (kind, id) in &found.ids {
         if let Some((_, name)) = ID_KEYS.iter().find(|row| row.0 == *kind) {
             metadata.set(format!("tokenizer.ggml.{name}_token_id"), *id);
