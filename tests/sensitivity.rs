@@ -67,9 +67,7 @@ fn size(format: &str) -> String {
 fn what_is_chosen_by_sensitivity_diverges_less() {
     let place = Place::new();
     let text = place.word("known.txt");
-    for (format, suffix, by_choice, by_both) in
-        [("q4_k_m", ".gguf", 0.6, 0.3), ("q2_k", ".gguf", 0.7, 0.35), ("mlx-3bit", "", 0.7, 0.35)]
-    {
+    for (format, suffix, by_choice, by_both) in [("q4_k_m", ".gguf", 0.6, 0.2), ("mlx-3bit", "", 0.4, 0.1)] {
         let (size, recipe) = (size(format), place.word(&format!("{format}.toml")));
         let name = |kind: &str| format!("{format}-{kind}{suffix}");
         place.plan(format, &size, &["--save-recipe", &recipe]);
