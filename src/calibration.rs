@@ -28,12 +28,14 @@ mod quantized;
 mod recorder;
 mod rounding;
 mod targets;
+mod texts;
 
 use gram::Square;
 use inputs::Kind;
 use quantized::Quantized;
 use recorder::{Recorder, has_query_latent};
 use targets::Targets;
+pub use texts::DEFAULT as DEFAULT_TEXT;
 
 use crate::checkpoint::Watching;
 use crate::error::{Error, Result};

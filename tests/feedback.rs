@@ -106,9 +106,9 @@ fn suffix(format: &str) -> &'static str {
 #[test]
 fn matrices_that_make_good_what_was_lost_are_better_than_each_for_itself() {
     let place = Place::new();
-    place.convert("q4_k_s", "r.gguf", &[]);
-    let parallel = place.calibrated("q4_k_s", "p.gguf", &["--calibrate-mode", "parallel"]);
-    let sequential = place.calibrated("q4_k_s", "s.gguf", &[]);
+    place.convert("q2_k", "r.gguf", &[]);
+    let parallel = place.calibrated("q2_k", "p.gguf", &["--calibrate-mode", "parallel"]);
+    let sequential = place.calibrated("q2_k", "s.gguf", &[]);
     let [rounded, alone, together] = ["r.gguf", "p.gguf", "s.gguf"].map(|name| place.divergence(name));
     assert!(together < alone && alone < rounded, "{together} {alone} {rounded}");
     for (value, mode) in [(parallel, "parallel"), (sequential, "sequential")] {
@@ -119,6 +119,37 @@ fn matrices_that_make_good_what_was_lost_are_better_than_each_for_itself() {
         assert_eq!((&record["tokens"], &record["context"]), (&8192.into(), &512.into()));
         assert_eq!(record["texts"][0]["sha256"], digest(&place.path("known.txt")));
     }
+}
+
+/// A GGUF file holds the experts of a layer in one tensor; each of them is calibrated for itself there too.
+#[test]
+fn experts_that_are_stacked_in_the_source_are_calibrated() {
+    let place = Place::new();
+    place.convert("q8_0", "source.gguf", &[]);
+    let (source, text) = (place.word("source.gguf"), place.word("known.txt"));
+    let convert = |output: &str, more: &[&str]| {
+        let output = place.word(output);
+        let words = ["convert", &source, "--to", "q4_k_s", "--allow-requantize", "-o", &output];
+        succeed(&[&words[..], more].concat())
+    };
+    convert("rounded.gguf", &[]);
+    convert("calibrated.gguf", &["--calibrate", &text, "--calibrate-tokens", TOKENS]);
+    let [rounded, calibrated] = ["rounded.gguf", "calibrated.gguf"].map(|name| place.divergence(name));
+    assert!(calibrated < 0.4 * rounded, "{calibrated} of {rounded}");
+}
+
+/// The text that ships with the program is a text of another kind than the one that is measured on, and still better than none.
+#[test]
+fn the_text_that_ships_with_the_program_is_used_in_equal_parts() {
+    let place = Place::new();
+    place.convert("q4_0", "r.gguf", &[]);
+    let more = ["--calibrate", "default", "--calibrate-tokens", "6144", "--calibrate-context", "256"];
+    let found = place.convert("q4_0", "d.gguf", &more);
+    let manifest = std::fs::read(found["manifest"].as_str().unwrap()).unwrap();
+    let record = &serde_json::from_slice::<Value>(&manifest).unwrap()["calibration"];
+    assert_eq!((&record["tokens"], &record["texts"][0]["file"]), (&6144.into(), &"default".into()));
+    let [rounded, calibrated] = ["r.gguf", "d.gguf"].map(|name| place.divergence(name));
+    assert!(calibrated < 0.8 * rounded, "{calibrated} of {rounded}");
 }
 
 #[test]

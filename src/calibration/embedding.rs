@@ -56,7 +56,7 @@ pub(super) fn round(
         for (number, rows) in jobs {
             let read = |rows: Range<usize>, tile: &mut [f32]| store.read_rows(&weight, rows, tile);
             let mut stored = vec![0.0; rows.len() * cols];
-            let encoded = task.encode(rows.clone(), &read, &mut stored)?;
+            let encoded = task.encode(rows.clone(), &read, &mut stored)?.behind(target.first);
             desk.encode(&[*number], Arc::new(Ready(vec![encoded])))?;
             for &row in wanted.range(rows.clone()) {
                 found.insert(row, stored[(row - rows.start) * cols..][..cols].to_vec());

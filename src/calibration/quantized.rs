@@ -61,21 +61,30 @@ struct Stage {
     feedbacks: Mutex<BTreeMap<Lengths, Arc<Feedback>>>,
 }
 
-/// Rows that are ready.
+/// Rows that are ready, as rows of the source's tensor.
 pub(super) struct Ready(pub(super) Vec<Encoded>);
 
 impl Refinement for Ready {
-    fn encode(&self, output: &OutputTensor, _: f32, rows: &[usize], _: &[f32], dst: &mut [&mut [u8]]) {
+    fn encode(
+        &self,
+        output: &OutputTensor,
+        _: f32,
+        rows: &[usize],
+        _: &[f32],
+        dst: &mut [&mut [u8]],
+    ) -> Result<()> {
         let cols = output.row_len_elems() as u64;
         for (part, dst) in dst.iter_mut().enumerate() {
             let bytes = requant_formats::codec::part_len_bytes(output.codec, part, cols) as usize;
             for (row, to) in rows.iter().zip(dst.chunks_exact_mut(bytes)) {
-                let Some(encoded) = self.0.iter().find(|encoded| encoded.rows.contains(row)) else {
-                    continue;
-                };
+                let encoded = self.0.iter().find(|encoded| encoded.rows.contains(row)).ok_or_else(|| {
+                    let name = &output.names[0];
+                    Error::Request(format!("tensor {name}: row {row} was not calibrated; please report this"))
+                })?;
                 to.copy_from_slice(&encoded.parts[part][(row - encoded.rows.start) * bytes..][..bytes]);
             }
         }
+        Ok(())
     }
 }
 
@@ -247,7 +256,7 @@ impl<'a> Quantized<'a> {
             for (_, rows) in jobs {
                 let read = |rows: Range<usize>, tile: &mut [f32]| self.store.read_rows(&weight, rows, tile);
                 let stored = &mut stored[rows.start * cols..rows.end * cols];
-                encoded.push(task.encode(rows.clone(), &read, stored)?);
+                encoded.push(task.encode(rows.clone(), &read, stored)?.behind(target.first));
             }
             let numbers: Vec<usize> = jobs.iter().map(|&(number, _)| number).collect();
             self.desk.encode(&numbers, Arc::new(Ready(encoded)))?;

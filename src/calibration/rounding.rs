@@ -144,6 +144,13 @@ pub(super) struct Encoded {
     pub(super) parts: Vec<Vec<u8>>,
 }
 
+impl Encoded {
+    /// The same rows as those of a tensor in which the matrix begins with row `first`.
+    pub(super) fn behind(self, first: usize) -> Self {
+        Self { rows: self.rows.start + first..self.rows.end + first, parts: self.parts }
+    }
+}
+
 impl Task<'_> {
     /// Encodes `rows`; `read` gives the weights of some of them, and `decoded` gets what is stored, `[rows, K]`.
     pub(super) fn encode(&self, rows: Range<usize>, read: Read<'_>, decoded: &mut [f32]) -> Result<Encoded> {

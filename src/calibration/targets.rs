@@ -16,6 +16,8 @@ use crate::plan::{Blueprint, Job, OutputTensor};
 pub(super) struct Target {
     /// Rows and columns.
     pub(super) shape: [usize; 2],
+    /// Which row of the source's tensor is its first.
+    pub(super) first: usize,
     /// Jobs that write rows of it, and these rows, by the output tensor.
     pub(super) outputs: BTreeMap<usize, Vec<(usize, Range<usize>)>>,
 }
@@ -50,7 +52,7 @@ impl Targets {
             let Some((id, weight)) = ids.get(name.as_str()).copied().zip(store.weight(role).ok()) else {
                 continue;
             };
-            let mut target = Target { shape: [weight.rows, weight.cols], outputs: BTreeMap::new() };
+            let mut target = Target { shape: [weight.rows, weight.cols], first, outputs: BTreeMap::new() };
             for &number in of_source.get(&id).into_iter().flatten() {
                 let job = &jobs[number];
                 let (output, rows) = (&blueprint.tensors[job.tensor], &job.source_rows);

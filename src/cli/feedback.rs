@@ -21,6 +21,8 @@ use crate::small;
 /// Options that mean nothing without a text.
 const OF_TEXTS: [&str; 3] = ["calibrate-tokens", "calibrate-mode", "calibrate-context"];
 
+/// Names the text that ships with the program; a file of this name is given as `./default`.
+const DEFAULT: &str = "default";
 /// Windows that say which errors in the embedding count.
 const LOOKUP_WINDOWS: usize = 16;
 
@@ -41,7 +43,10 @@ pub(super) fn arguments() -> [Arg; 4] {
             .action(ArgAction::Append)
             .value_parser(clap::value_parser!(PathBuf))
             .conflicts_with("imatrix")
-            .help("Round with error feedback, for what the model computes on this text; may be given several times"),
+            .help(
+                "Round with error feedback, for what the model computes on this text; may be given several times. default is a \
+                 mixed text that ships with the program",
+            ),
         number("calibrate-tokens", "131072", "Tokens of the texts to use at most, in equal parts"),
         number("calibrate-context", "512", "Tokens of a window"),
         Arg::new("calibrate-mode")
@@ -106,14 +111,28 @@ pub(super) fn windows(matches: &ArgMatches, source: &Opened, is_streamed: bool) 
     let tokenizer = source.tokenizer()?;
     let mut read = Vec::with_capacity(paths.len());
     let windows = texts::windows(&paths, |path| {
-        let bytes = small::read_given(path, small::TEXT)?;
-        let sha256 = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        let given;
+        let parts: &[&str] = if path == Path::new(DEFAULT) {
+            &calibration::DEFAULT_TEXT
+        } else {
+            given = small::text(path, small::read_given(path, small::TEXT)?)?;
+            &[&given]
+        };
+        let sha256 = Sha256::digest(parts.concat()).iter().map(|byte| format!("{byte:02x}")).collect();
         read.push(CalibrationText { file: path.display().to_string(), sha256 });
-        let tokens = Tokens::encode(&tokenizer, &small::text(path, bytes)?, Bos::default())?;
-        let mut windows = Windows::cut(&tokens, context, None)
-            .map_err(|error| Error::Request(format!("{}: {error}", path.display())))?;
-        windows.truncate((most / context / paths.len()).max(1));
-        Ok(windows)
+        let share = (most / context / paths.len() / parts.len()).max(1);
+        let mut all: Option<Windows> = None;
+        for part in parts {
+            let tokens = Tokens::encode(&tokenizer, part, Bos::default())?;
+            let mut windows = Windows::cut(&tokens, context, None)
+                .map_err(|error| Error::Request(format!("{}: {error}", path.display())))?;
+            windows.truncate(share);
+            match &mut all {
+                None => all = Some(windows),
+                Some(all) => all.append(windows),
+            }
+        }
+        Ok(all.unwrap_or_else(|| Windows::from_tokens(Vec::new(), context)))
     })?;
     Ok(windows.map(|windows| Texts { windows, read }))
 }

@@ -22,6 +22,9 @@ const PATIENCE: Duration = Duration::from_millis(100);
 pub trait Refinement: Send + Sync {
     /// Encodes rows of `output` into one slice per part of its codec: `tile`, which is what was read of the rows `rows` of the
     /// source tensor, in this order.
+    ///
+    /// # Errors
+    /// When it has not been told of these rows.
     fn encode(
         &self,
         output: &OutputTensor,
@@ -29,7 +32,7 @@ pub trait Refinement: Send + Sync {
         rows: &[usize],
         tile: &[f32],
         dst: &mut [&mut [u8]],
-    );
+    ) -> Result<()>;
 }
 
 /// Decides when and how jobs are encoded.

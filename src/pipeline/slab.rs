@@ -202,7 +202,7 @@ impl<'a> Slab<'a> {
         }
         if let Some(refinement) = &self.refinement {
             let rows = from.piece.turn.order(from.rows.clone());
-            refinement.encode(self.output, self.tensor_scale, &rows, tile, &mut ends);
+            refinement.encode(self.output, self.tensor_scale, &rows, tile, &mut ends)?;
             self.rows += rows.len();
             return Ok(());
         }

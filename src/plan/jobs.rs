@@ -33,15 +33,20 @@ pub fn jobs(blueprint: &Blueprint, sources: &[SourceTensor]) -> Vec<Job> {
     for (tensor, output) in blueprint.tensors.iter().enumerate() {
         let mut first_row = 0;
         for (number, piece) in output.pieces.iter().enumerate() {
-            let (_, cols) = sources[piece.source].matrix();
+            let source = &sources[piece.source];
+            let (_, cols) = source.matrix();
             let step = if !piece.turn.is_none() {
                 piece.rows.len()
             } else {
                 whole_bands(MAX_JOB_ELEMS / cols.max(1), output.layout.band_rows())
             };
+            let stacked = stacked_rows(source, output.layout.band_rows()).filter(|_| piece.turn.is_none());
             let mut start = piece.rows.start;
             while start < piece.rows.end {
-                let end = piece.rows.end.min(start + step);
+                let mut end = piece.rows.end.min(start + step);
+                if let Some(rows) = stacked {
+                    end = end.min((start / rows + 1) * rows);
+                }
                 let job = Job { tensor, piece: number, source_rows: start..end, first_row };
                 first_row += output_rows(piece, end - start, cols);
                 jobs.push(job);
@@ -53,6 +58,12 @@ pub fn jobs(blueprint: &Blueprint, sources: &[SourceTensor]) -> Vec<Job> {
         );
     }
     jobs
+}
+
+/// Rows of one of the matrices that are stacked in a tensor: each is calibrated for inputs of its own, so no job has rows of two.
+fn stacked_rows(source: &SourceTensor, band_rows: usize) -> Option<usize> {
+    let &[_, rows, _] = source.shape.as_slice() else { return None };
+    (rows > 0 && rows.is_multiple_of(band_rows)).then_some(rows)
 }
 
 /// Output rows that `rows` source rows of `piece` become.

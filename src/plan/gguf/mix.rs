@@ -141,7 +141,9 @@ pub(super) fn types(
             }
             let wanted = forced.unwrap_or_else(|| choose(file_type, model, attention_v, &mut seen, name, ne));
             let row = row_len_elems(ne);
-            if forced.is_none() && !row.is_multiple_of(wanted.block_len_elems()) && !can_fall_back(wanted) {
+            // Files of NVFP4 are made here alone: their short rows become F16.
+            let has_stand_in = can_fall_back(wanted) || wanted == GgmlType::NVFP4;
+            if forced.is_none() && !row.is_multiple_of(wanted.block_len_elems()) && !has_stand_in {
                 return Err(Error::Request(format!(
                     "--to {}: rows of {name} have {row} weights, which blocks of {wanted} ({}) do not divide, and \
                      llama-quantize has no stand-in for it; give it another type: --tensor-type '{name}=q8_0'",
