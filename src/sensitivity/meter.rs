@@ -12,30 +12,28 @@
 //!
 //! Legend: R rows that are looked at, K columns.
 
-use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 
 use rayon::prelude::*;
 
+mod outputs;
+mod sample;
+
+use outputs::{Weighed, dot, squares, under};
+use sample::{SAMPLE_ELEMS, sample, wanted};
+
 use super::Sink;
 use crate::calibration::gram::{Square, gram};
-use crate::checkpoint::{Matrix, Weight, WeightStore};
+use crate::checkpoint::{Weight, WeightStore};
 use crate::error::Result;
 use crate::family::{Role, Turn};
 use crate::model::linear::{Input, Picks};
-use crate::model::matmul::{Into, View, outer_products, product, wide_product_transposed};
-use crate::model::states::{BLOCK_ROWS, States};
+use crate::model::matmul::{View, outer_products};
+use crate::model::states::States;
 use crate::opened::Opened;
 use crate::plan::Blueprint;
 use crate::plan::budget::{Candidate, Choices};
-
-/// Weights of a matrix that are looked at, about.
-const SAMPLE_ELEMS: usize = 1 << 20;
-/// Rows that are looked at, at least.
-const MIN_ROWS: usize = 16;
-/// Rows of a run.
-const RUN_ROWS: usize = 8;
 
 /// Rows of a weight that become rows of tensors whose type is chosen.
 #[derive(Debug, Clone)]
@@ -259,138 +257,5 @@ impl Sink for Meter<'_> {
             }
         }
         Ok(())
-    }
-}
-
-/// Rows to look at, of so many that came of a weight.
-fn wanted(rows: usize, weight: &Weight) -> usize {
-    let of_all = (SAMPLE_ELEMS / weight.cols).max(MIN_ROWS);
-    if of_all >= weight.rows { rows } else { (rows * of_all).div_ceil(weight.rows).max(1) }
-}
-
-/// So many of `rows`: runs in the middle of stretches of one length.
-fn sample(rows: &Range<usize>, count: usize) -> Vec<usize> {
-    if count >= rows.len() {
-        return rows.clone().collect();
-    }
-    let runs = count.div_ceil(RUN_ROWS);
-    let mut sample = Vec::with_capacity(count);
-    for run in 0..runs {
-        let (start, end) = (run * rows.len() / runs, (run + 1) * rows.len() / runs);
-        let own = ((run + 1) * count / runs - run * count / runs).min(end - start);
-        let first = rows.start + start + (end - start - own) / 2;
-        sample.extend(first..first + own);
-    }
-    sample
-}
-
-/// In parts that a product sums side by side.
-fn dot(a: &[f32], b: &[f32]) -> f64 {
-    const LEN: usize = 4096;
-    let parts = a.chunks(LEN).zip(b.chunks(LEN));
-    let of_part = |(a, b): (&[f32], &[f32])| {
-        let mut sum = [0.0];
-        wide_product_transposed(View::new(a, a.len()), View::new(b, b.len()), &mut sum, 1, 0, Into::Replace);
-        f64::from(sum[0])
-    };
-    parts.map(of_part).sum()
-}
-
-/// `tr(dW S dW^T)`.
-fn under(change: &[f32], sums: &Square) -> f64 {
-    let cols = sums.cols;
-    let mut passed = vec![0.0; change.len()];
-    product(View::new(change, cols), View::new(&sums.data, cols), &mut passed, cols, 0);
-    dot(&passed, change)
-}
-
-/// The sum over inputs of `|dW x|^2`, for each change.
-fn squares(changes: &[Vec<f32>], inputs: &Weighed) -> Result<Vec<f64>> {
-    let cols = Matrix::cols(inputs);
-    let mut sums = vec![0.0; changes.len()];
-    for first in (0..Matrix::rows(inputs)).step_by(BLOCK_ROWS) {
-        let rows = first..Matrix::rows(inputs).min(first + BLOCK_ROWS);
-        let x = crate::calibration::gram::weighed(inputs, rows)?;
-        let of_change = |change: &Vec<f32>| {
-            let (x_BK, dw_RK) = (View::new(&x, cols), View::new(change, cols));
-            let mut y = vec![0.0; x_BK.rows * dw_RK.rows];
-            wide_product_transposed(x_BK, dw_RK, &mut y, dw_RK.rows, 0, Into::Replace);
-            dot(&y, &y)
-        };
-        let found: Vec<f64> = changes.par_iter().map(of_change).collect();
-        sums.iter_mut().zip(found).for_each(|(sum, more)| *sum += more);
-    }
-    Ok(sums)
-}
-
-/// Inputs whose rows have factors.
-struct Weighed<'a> {
-    x: &'a Input<'a>,
-    picks: Option<&'a Picks>,
-}
-
-impl Matrix for Weighed<'_> {
-    fn rows(&self) -> usize {
-        self.x.rows()
-    }
-
-    fn cols(&self) -> usize {
-        self.x.states().cols()
-    }
-
-    fn read(&self, rows: Range<usize>) -> Result<Cow<'_, [f32]>> {
-        self.x.read(rows)
-    }
-
-    fn picks(&self) -> Option<&[(usize, f32)]> {
-        self.picks
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn samples_are_as_many_rows_as_wanted_and_spread() {
-        for (rows, count) in [(0..10, 10), (5..105, 17), (0..2048, 146), (3..4, 1), (0..129_280, 16)] {
-            let sample = sample(&rows, count);
-            assert_eq!(sample.len(), count, "{rows:?}");
-            assert!(sample.windows(2).all(|pair| pair[0] < pair[1]), "{rows:?}");
-            assert!(sample.iter().all(|row| rows.contains(row)), "{rows:?}");
-            // No stretch is left out.
-            let gap = sample.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0);
-            assert!(gap <= 2 * rows.len().div_ceil(count.div_ceil(RUN_ROWS)), "{rows:?}: {gap}");
-        }
-    }
-
-    /// Both ways to the error of outputs, against the definition.
-    #[test]
-    fn errors_of_outputs_are_those_of_the_definition() {
-        let (rows, tokens, cols) = (3, 700, 5);
-        let (x, change) = (
-            crate::sensitivity::tests::numbers(tokens * cols, 3),
-            crate::sensitivity::tests::numbers(rows * cols, 4),
-        );
-        let mut states = States::new(&crate::model::Storage::Memory, tokens, cols).unwrap();
-        states.write(0, &x).unwrap();
-        let picks: Vec<(usize, f32)> = (0..tokens).map(|token| (token, 0.5 + (token % 3) as f32)).collect();
-        let input = Input::All(&states);
-        let inputs = Weighed { x: &input, picks: Some(&picks) };
-        let exact: f64 = (0..tokens)
-            .map(|token| {
-                let outputs = change.chunks_exact(cols).map(|change| {
-                    let x = &x[token * cols..(token + 1) * cols];
-                    x.iter().zip(change).map(|(&x, &w)| f64::from(x) * f64::from(w)).sum::<f64>()
-                });
-                let square: f64 = outputs.map(|output| output * output).sum();
-                square * f64::from(picks[token].1).powi(2)
-            })
-            .sum();
-        let sums = gram(&inputs).unwrap();
-        // Sums of some thousand products in f32.
-        for found in [under(&change, &sums), squares(std::slice::from_ref(&change), &inputs).unwrap()[0]] {
-            assert!((found / exact - 1.0).abs() < 1e-4, "{found} {exact}");
-        }
     }
 }
