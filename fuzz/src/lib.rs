@@ -28,4 +28,5 @@ pub const TARGETS: &[Target] = &[
     ("journal", records::journal),
     ("kept", records::kept),
     ("listing", records::listing),
+    ("imatrix", records::imatrix),
 ];

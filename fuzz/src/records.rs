@@ -4,6 +4,7 @@ use std::path::Path;
 
 use requant::disk::Disk;
 use requant::fuzzing;
+use requant::imatrix::Imatrix;
 use requant::plan::Rules;
 use requant::source::Spool;
 
@@ -63,6 +64,26 @@ pub(crate) fn kept(bytes: &[u8]) {
     }
     if let Err(error) = Spool::open(&Disk::default(), directory.path(), 0) {
         panic!("a kept file stops a run: {error}");
+    }
+}
+
+/// An importance matrix either is refused, or has a number that is not below zero for every column.
+pub(crate) fn imatrix(bytes: &[u8]) {
+    let Ok(directory) = tempfile::tempdir() else { return };
+    let path = directory.path().join("imatrix");
+    if std::fs::write(&path, bytes).is_err() {
+        return;
+    }
+    let Ok(imatrix) = Imatrix::open(&path) else { return };
+    for name in imatrix.names() {
+        let Some(len) = imatrix.len(name) else { panic!("{name} is named and has nothing") };
+        match imatrix.importance(name, 0..len) {
+            Ok(values) => {
+                assert_eq!(values.len(), len, "{name}");
+                assert!(values.iter().all(|value| *value >= 0.0), "{name}");
+            }
+            Err(error) => panic!("what was opened cannot be read: {error}"),
+        }
     }
 }
 
