@@ -17,7 +17,7 @@ mod statistics;
 mod windows;
 
 pub use divergence::{Divergence, Estimate};
-pub use importance::importance;
+pub use importance::{Way, importance};
 pub use layers::{ExpertReport, LayerReport};
 pub use pairs::{Pair, Pairs, Side, Stored as StoredModel, pairs};
 pub use perplexity::{Perplexity, perplexity};

@@ -19,6 +19,7 @@ pub(crate) mod exponential;
 pub(crate) mod ffn;
 pub(crate) mod head;
 pub(crate) mod linear;
+mod log_sum;
 pub(crate) mod matmul;
 mod memory;
 pub(crate) mod moe;
@@ -28,15 +29,19 @@ mod order;
 pub(crate) mod panel;
 pub(crate) mod rope;
 pub(crate) mod router;
+mod saved;
 pub(crate) mod states;
 mod watch;
 
 pub use head::{for_each_logit_chunk, for_each_logit_chunk_pair, logits, watch_output};
+pub(crate) use log_sum::LogSum;
+pub use matmul::product_rate;
 pub use memory::{Workload, peak_ram_bytes, scratch_bytes};
 pub use moe::picks;
-pub use mtp::{has_second_next, second_next};
+pub use mtp::{before_second_next, has_second_next, second_next};
 pub use order::order_of_need;
 pub use router::Choice;
+pub use saved::{Saved, Stopped, There};
 pub use states::{States, Storage};
 
 use linear::Rows;
@@ -93,6 +98,31 @@ impl<'a> Walk<'a> {
         })?;
         let ropes = rope::Ropes::new(store, context, context.min(tokens.len()))?;
         Ok(Self { store, context, ropes, states, layer: 0 })
+    }
+
+    /// Goes on behind the first `layers` layers, where `tokens` tokens had these `states`.
+    ///
+    /// # Errors
+    /// When they are not states of this model and these tokens.
+    pub fn resume(
+        store: &'a dyn WeightStore,
+        tokens: usize,
+        context: usize,
+        layers: usize,
+        states: States,
+    ) -> Result<Self> {
+        let spec = store.spec();
+        let found = [layers, states.rows(), states.cols()];
+        if layers > spec.layers || found[1..] != [tokens, spec.hidden] {
+            let message = format!(
+                "a walk was saved of {} tokens, {} columns and {} layers; this model has {} columns and {} layers, and \
+                 there are {tokens} tokens",
+                found[1], found[2], found[0], spec.hidden, spec.layers
+            );
+            return Err(Error::Request(message));
+        }
+        let ropes = rope::Ropes::new(store, context, context.min(tokens))?;
+        Ok(Self { store, context, ropes, states, layer: layers })
     }
 
     /// Runs the next layer; in a mixture of experts, returns the choices of every token.

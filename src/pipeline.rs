@@ -53,8 +53,9 @@ pub(crate) use journal::resumed_jobs;
 pub use manifest::{FileRecord, Manifest, SourceRecord, TensorRecord};
 pub(crate) use names::INSIDE as MANIFEST_NAME;
 pub use names::manifest_path;
-pub use refining::{Calibration, Desk, Refinement};
-pub use request::{CalibrationRecord, CalibrationText, Pinned, RequestRecord};
+pub(crate) use names::walk;
+pub use refining::{Calibration, Damped, Desk, Keep, Refinement};
+pub use request::{CalibrationRecord, CalibrationText, Pinned, RequestRecord, source_digest};
 pub use shares::{
     Agreed, ArraySpan, Asked, Joined, Joining, Share, ShareOutcome, ShareState, Standing, StandingOfShare,
     agreed, convert_share, files_of_share, join, standing,
@@ -199,12 +200,14 @@ pub fn convert_with(
     let Helpers { judge, calibration } = helpers;
     let jobs = plan::jobs(blueprint, source.tensors());
     let all = vec![true; jobs.len()];
-    let conversion =
-        Conversion::whole(source, blueprint, settings, progress, stop, (&jobs, &all)).calibrated(calibration);
     let pinned = settings.pinned.clone();
     let request =
         RequestRecord::new(source, blueprint, &settings.format, pinned, jobs.len(), settings.error_report)
             .calibrated(settings.calibration.clone());
+    let (disk, path) = (settings.disk.clone(), names::walk(output));
+    let keep = || Keep { disk, path, request: serde_json::to_value(&request).unwrap_or_default() };
+    let conversion = Conversion::whole(source, blueprint, settings, progress, stop, (&jobs, &all))
+        .calibrated(calibration.map(|calibration| (calibration, keep())));
     let Settings { force, restart, .. } = *settings;
     let asked =
         staging::Request { disk: &settings.disk, blueprint, output, record: &request, force, restart };
@@ -238,7 +241,7 @@ fn sealed(
     stage: &mut staging::Stage,
     begun: staging::Begun,
 ) -> Result<(Manifest, usize)> {
-    let Conversion { source, blueprint, settings, progress, .. } = *conversion;
+    let &Conversion { source, blueprint, settings, progress, .. } = conversion;
     let staging::Begun { mut journal, done } = begun;
     let mut executed = conversion.execute(stage.files(), &mut journal, done)?;
     // All of it is done and recorded: whatever happens now, the next run goes on from here.
@@ -250,6 +253,7 @@ fn sealed(
         ErrorReport::new(blueprint, tensors, &sums)
     });
     let mut manifest = Manifest::new(about, blueprint, output, executed.digests.as_ref(), errors);
+    manifest.damped = conversion.damped();
     if let Some(judge) = judge {
         // What is measured may come through the same spool once more.
         if let Some(supply) = source.source().supply() {

@@ -103,7 +103,8 @@ impl budget::Sensitivity for Sensitivities<'_> {
             .map_err(|error| Error::Request(format!("cannot start {threads} threads: {error}")))?;
         let store = source.store()?;
         pool.install(|| backward(store, tokens, *context, SEED, storage, &mut meter, &mut **observer))?;
-        let (losses, found) = losses::losses(base, choices, errors, &meter.found, tokens.len());
+        let (found, left) = pool.install(|| meter.finish());
+        let (losses, found) = losses::losses(base, choices, errors, (&found, &left), tokens.len());
         *self.found.lock().unwrap_or_else(PoisonError::into_inner) = found;
         Ok(losses)
     }

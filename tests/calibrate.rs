@@ -110,6 +110,49 @@ fn a_gguf_file_gives_what_its_checkpoint_gives_on_any_number_of_threads() {
     assert!(first == run(model, "2") && first == run(&f32, "2"));
 }
 
+/// Killed behind any layer, the same command goes on with the next one and gives the same bytes; another one says so.
+#[test]
+fn a_killed_run_goes_on_behind_the_last_layer_that_was_done() {
+    let place = Place::new();
+    let (model, text, output) = (model(), place.text("text.txt", 0..12_000), place.path("i.gguf"));
+    let words = ["calibrate", model.to_str().unwrap(), "-o", &output, "--process-output", "--text", &text];
+    succeed(&words);
+    let expected = std::fs::read(&output).unwrap();
+    std::fs::remove_file(&output).unwrap();
+    let walk = place.path("i.gguf.walk");
+    let layers_done = || {
+        let bytes = std::fs::read(&walk).ok()?;
+        let line = bytes.split(|&byte| byte == b'\n').next()?;
+        serde_json::from_slice::<Value>(line).ok()?["layers"].as_u64()
+    };
+    for layers in [1, 2] {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_requant")).args(words).arg("-q").spawn().unwrap();
+        while layers_done().is_none_or(|done| done < layers) {
+            assert!(child.try_wait().unwrap().is_none(), "{layers}: too fast to be killed");
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!Path::new(&output).exists());
+        let done = layers_done().unwrap();
+        let other = place.text("other.txt", 30_000..42_000);
+        let (_, error) = fail(&[&words[..6], &[other.as_str()]].concat());
+        assert!(error.contains("tokens") && error.contains("--restart"), "{error}");
+        let again = requant(&words);
+        let said = String::from_utf8(again.stderr).unwrap();
+        assert!(again.status.success(), "{said}");
+        assert!(said.contains(&format!("{done} of 3 layers are done")), "{said}");
+        assert!(done == 3 || said.contains(&format!("layer {} of 3", done + 1)), "{said}");
+        assert!(!said.contains(&format!("layer {done} of 3")), "{said}");
+        assert!(std::fs::read(&output).unwrap() == expected && !Path::new(&walk).exists());
+        // Thrown away, a run of another request leaves no trace.
+        std::fs::remove_file(&output).unwrap();
+    }
+    std::fs::write(&walk, "not a walk").unwrap();
+    succeed(&[&words[..], &["--restart"]].concat());
+    assert!(std::fs::read(&output).unwrap() == expected && !Path::new(&walk).exists());
+}
+
 #[test]
 fn texts_together_are_texts_one_after_the_other() {
     let place = Place::new();

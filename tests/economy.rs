@@ -70,7 +70,7 @@ fn every_weight_is_read_once() {
 fn check_reads(store: &dyn WeightStore, reads: &[(usize, u64, u64)], what: &str) {
     let mut bytes = 0;
     // The first is the embedding, of which rows are read.
-    for role in order_of_need(store, false).into_iter().skip(1).flatten() {
+    for role in order_of_need(store, 0, false).into_iter().skip(1).flatten() {
         for extent in store.extents(role).unwrap() {
             let inside = reads
                 .iter()

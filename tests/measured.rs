@@ -322,7 +322,7 @@ fn the_order_of_need_is_the_order_of_reading() {
         };
         evaluate::measure(&request, &mut Unobserved).unwrap();
         let with_prediction = requant::model::has_second_next(model.store().unwrap());
-        let mut visits = order_of_need(model.store().unwrap(), with_prediction).into_iter();
+        let mut visits = order_of_need(model.store().unwrap(), 0, with_prediction).into_iter();
         let mut now = visits.next().unwrap();
         let mut missed = 0;
         for role in recorder.read.into_inner().unwrap() {
@@ -333,6 +333,6 @@ fn the_order_of_need_is_the_order_of_reading() {
         }
         // All were read, and every expert got tokens.
         assert_eq!(visits.len(), 0);
-        assert_eq!(missed + 1, order_of_need(model.store().unwrap(), with_prediction).len());
+        assert_eq!(missed + 1, order_of_need(model.store().unwrap(), 0, with_prediction).len());
     }
 }

@@ -112,13 +112,15 @@ fn the_choice_is_the_same_at_any_number_of_threads_and_in_a_conversion() {
 }
 
 #[test]
-fn a_text_without_a_budget_is_nothing_to_plan_with() {
+fn texts_that_do_not_do_are_said_first() {
     let place = Place::new();
     let (model, text) = (model(), place.word("known.txt"));
     let words = ["plan", model.to_str().unwrap(), "--to", "q4_k_m"];
     for (more, parts) in [
-        (&["--calibrate", text.as_str()][..], &["--calibrate", "--target-size"][..]),
-        (&["--target-bpw", "4.5", "--calibrate-tokens", "4096"], &["--calibrate-tokens", "there is none"]),
+        (
+            &["--target-bpw", "4.5", "--calibrate-tokens", "4096"][..],
+            &["--calibrate-tokens", "there is none"][..],
+        ),
         (
             &["--target-bpw", "4.5", "--calibrate", &text, "--calibrate-context", "100000"],
             &["known.txt", "fewer than one window"],

@@ -12,14 +12,14 @@ use super::targets::Target;
 use crate::checkpoint::WeightStore;
 use crate::error::{Error, Result};
 use crate::family::Role;
-use crate::pipeline::Desk;
+use crate::pipeline::{Damped, Desk};
 use crate::plan::Blueprint;
 
 /// Rows that are looked up, as they are stored.
 pub(super) type Stored = HashMap<usize, Vec<f32>>;
 
 /// Rounds the table that `target` writes under `h`, job by job: all rows of a large vocabulary would be gigabytes. Gives the
-/// rows of `tokens`.
+/// rows of `tokens`, and adds to `damped` when `h` left directions open.
 ///
 /// # Errors
 /// When a row cannot be read, `h` holds no numbers, or the run is over.
@@ -29,6 +29,7 @@ pub(super) fn round(
     (target, desk): (&Target, &dyn Desk),
     mut h: Square,
     tokens: &[u32],
+    damped: &mut Vec<Damped>,
 ) -> Result<Stored> {
     let weight = store.weight(Role::TokenEmbedding)?;
     let cols = weight.cols;
@@ -46,6 +47,9 @@ pub(super) fn round(
             );
             Error::checkpoint(&weight.file, message)
         })?;
+        if feedback.is_damped() {
+            damped.push(Damped { name: weight.name.clone(), damping: feedback.damping });
+        }
         let task = Task {
             output,
             tensor_scale: desk.tensor_scale(output)?,

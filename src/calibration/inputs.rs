@@ -10,7 +10,7 @@ use crate::model::States;
 
 /// An input that several matrices of a layer may share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     /// Of attention: normed hidden states.
     Attention,
     /// The low-rank query.
@@ -33,7 +33,7 @@ pub(super) enum Kind {
 
 impl Kind {
     /// Of the matrix with this role, if it is one that is multiplied.
-    pub(super) fn of(role: Role, has_query_latent: bool) -> Option<Self> {
+    pub(crate) fn of(role: Role, has_query_latent: bool) -> Option<Self> {
         let own = match role {
             Role::Output => return Some(Self::Output),
             Role::Layer(_, own) => own,

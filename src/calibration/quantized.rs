@@ -1,6 +1,6 @@
 //! The model as it is quantized so far. Whenever a matrix is about to be multiplied with inputs, it is rounded for them first.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -12,9 +12,9 @@ use super::rounding::{Correction, Encoded, Feedback, Lengths, Task};
 use super::targets::Targets;
 use crate::checkpoint::{Matrix, Watcher, Weight, WeightStore};
 use crate::error::{Error, Result};
-use crate::family::{Role, Spec};
+use crate::family::{LayerRole, Role, Spec};
 use crate::model::{Choice, States, picks};
-use crate::pipeline::{Desk, Refinement};
+use crate::pipeline::{Damped, Desk, Refinement};
 use crate::plan::{Blueprint, OutputTensor};
 use crate::source::Extent;
 
@@ -31,13 +31,14 @@ pub(super) struct Quantized<'a> {
     pub(super) original: &'a Recorder<'a>,
     /// Whether inputs are those of the original, so that there is nothing to make good.
     pub(super) is_parallel: bool,
-    /// Matrices of this layer as they are stored.
+    /// Matrices of this layer as they are stored, of experts only those of the one that is at work: all of a large model's layer
+    /// would be tens of gigabytes.
     known: RwLock<HashMap<Role, Arc<Vec<f32>>>>,
     /// Rows of the embedding as they are stored.
-    embedded: Stored,
+    embedded: RwLock<Stored>,
     state: Mutex<State>,
     /// Matrices for which more damping was needed.
-    pub(super) damped: Mutex<Vec<(Role, f64)>>,
+    pub(super) damped: Mutex<Vec<Damped>>,
 }
 
 #[derive(Default)]
@@ -48,6 +49,8 @@ struct State {
     ffn: Option<Arc<(Square, usize)>>,
     /// Hidden states of the original behind this half of the layer.
     right: Option<Arc<States>>,
+    /// Matrices of this layer that are rounded.
+    rounded: BTreeSet<Role>,
 }
 
 /// What is known of one input.
@@ -105,7 +108,7 @@ impl<'a> Quantized<'a> {
             original,
             is_parallel,
             known: RwLock::default(),
-            embedded: Stored::new(),
+            embedded: RwLock::default(),
             state: Mutex::default(),
             damped: Mutex::default(),
         }
@@ -118,7 +121,9 @@ impl<'a> Quantized<'a> {
     /// Rounds the embedding, if it is calibrated, under sums of outer products of gradients of its rows.
     pub(super) fn round_embedding(&mut self, h: Square, tokens: &[u32]) -> Result<()> {
         if let Some(target) = self.targets.by_role.get(&Role::TokenEmbedding) {
-            self.embedded = embedding::round(self.store, self.blueprint, (target, self.desk), h, tokens)?;
+            let damped = self.damped.get_mut().unwrap_or_else(PoisonError::into_inner);
+            let rows = embedding::round(self.store, self.blueprint, (target, self.desk), h, tokens, damped)?;
+            *self.embedded.get_mut().unwrap_or_else(PoisonError::into_inner) = rows;
         }
         Ok(())
     }
@@ -127,6 +132,13 @@ impl<'a> Quantized<'a> {
     pub(super) fn begin(&self) {
         self.known.write().unwrap_or_else(PoisonError::into_inner).clear();
         *self.state() = State::default();
+    }
+
+    /// The prediction layer. It looks its tokens up as they are rounded without calibration: so a run that is gone on with, which
+    /// does not know how they were calibrated, comes to the same.
+    pub(super) fn begin_prediction(&self) {
+        self.begin();
+        self.embedded.write().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// The hidden states that this half of the layer is to come to.
@@ -149,8 +161,8 @@ impl<'a> Quantized<'a> {
     /// Rounds the matrices of experts that no token reached, for what experts see on average.
     pub(super) fn finish_layer(&self, layer: usize) -> Result<()> {
         for (role, _) in self.targets.of_layer(layer) {
-            let is_known = self.known.read().unwrap_or_else(PoisonError::into_inner).contains_key(&role);
-            if !is_known {
+            let is_rounded = self.state().rounded.contains(&role);
+            if !is_rounded {
                 let cols = self.store.weight(role)?.cols;
                 self.round(role, &Nothing { cols }, None)?;
             }
@@ -250,7 +262,8 @@ impl<'a> Quantized<'a> {
                 mean: stage.mean,
             };
             if feedback.is_damped() {
-                self.damped.lock().unwrap_or_else(PoisonError::into_inner).push((role, feedback.damping));
+                let found = Damped { name: weight.name.clone(), damping: feedback.damping };
+                self.damped.lock().unwrap_or_else(PoisonError::into_inner).push(found);
             }
             let mut encoded = Vec::with_capacity(jobs.len());
             for (_, rows) in jobs {
@@ -261,7 +274,14 @@ impl<'a> Quantized<'a> {
             let numbers: Vec<usize> = jobs.iter().map(|&(number, _)| number).collect();
             self.desk.encode(&numbers, Arc::new(Ready(encoded)))?;
         }
-        self.known.write().unwrap_or_else(PoisonError::into_inner).insert(role, Arc::new(stored));
+        self.state().rounded.insert(role);
+        if !self.is_parallel {
+            let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+            if let Some(expert) = expert(role) {
+                known.retain(|&other, _| self::expert(other).is_none_or(|other| other == expert));
+            }
+            known.insert(role, Arc::new(stored));
+        }
         Ok(())
     }
 
@@ -310,6 +330,14 @@ impl<'a> Quantized<'a> {
         };
         let mean = h.mean_diagonal() as f32;
         Ok(Stage { kind, h, mean, differences, feedbacks: Mutex::default() })
+    }
+}
+
+/// The number of the expert that a matrix is of.
+fn expert(role: Role) -> Option<usize> {
+    match role {
+        Role::Layer(_, LayerRole::Expert(expert, _)) => Some(expert),
+        _ => None,
     }
 }
 
@@ -374,7 +402,9 @@ impl WeightStore for Quantized<'_> {
             return Ok(());
         }
         if weight.role == Role::TokenEmbedding
-            && let Some(stored) = self.embedded.get(&rows.start).filter(|_| rows.len() == 1)
+            && rows.len() == 1
+            && let Some(stored) =
+                self.embedded.read().unwrap_or_else(PoisonError::into_inner).get(&rows.start)
         {
             tile.copy_from_slice(stored);
             return Ok(());

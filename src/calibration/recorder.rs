@@ -76,6 +76,6 @@ impl Watcher for Recorder<'_> {
 }
 
 /// Whether queries come from a latent of lower rank.
-pub(super) fn has_query_latent(store: &dyn WeightStore) -> bool {
+pub(crate) fn has_query_latent(store: &dyn WeightStore) -> bool {
     matches!(&store.spec().attention, crate::family::Attention::Latent(latent) if latent.q_lora.is_some())
 }

@@ -113,6 +113,15 @@ impl Feedback {
     }
 }
 
+/// How much of the error of rounding is left with feedback under `h`, if every column is rounded as coarsely: the mean of what
+/// remains of each column when those that are rounded later make up for it, of the mean of the diagonal.
+pub(crate) fn left_by_feedback(h: &Square) -> f64 {
+    let Some(feedback) = Feedback::new(h, Lengths { group: 1, sub_block: 1 }) else { return 1.0 };
+    let costs = &feedback.factor.costs;
+    let mean = costs.iter().map(|&cost| f64::from(cost)).sum::<f64>() / costs.len().max(1) as f64;
+    mean / (1.0 + feedback.damping)
+}
+
 /// What a matrix should be instead of itself.
 pub(super) enum Correction<'a> {
     /// Itself.
@@ -300,6 +309,18 @@ mod tests {
             assert!(Feedback::new(&h, GROUPS).is_none(), "{value}");
         }
         assert!(Feedback::new(&of_one(&vector, f32::MAX), GROUPS).is_none());
+    }
+
+    #[test]
+    fn feedback_leaves_all_of_the_error_where_columns_have_nothing_in_common_and_little_where_they_have_all()
+    {
+        let mut own = Square::new(64, 64);
+        (0..64).for_each(|k| own.data[k * 64 + k] = 0.5 + k as f32);
+        assert!((left_by_feedback(&own) - 1.0).abs() < 1e-5);
+        // One direction: its first column carries it, and of the others the damping remains.
+        let left = left_by_feedback(&of_one(&[1.0; 64], 5.0));
+        assert!(left > 0.0 && left < 0.05, "{left}");
+        assert_eq!(left_by_feedback(&of_one(&[f32::NAN; 64], 1.0)), 1.0);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use super::rounding;
 use crate::checkpoint::WeightStore;
 use crate::error::{Error, Result};
 use crate::family::{Role, Turn};
+use crate::model::has_second_next;
 use crate::opened::Opened;
 use crate::plan::{Blueprint, Job, OutputTensor};
 
@@ -88,6 +89,17 @@ impl Targets {
         Ok(targets)
     }
 
+    /// Jobs of the embedding and of the first `layers` layers.
+    pub(super) fn jobs_before(&self, layers: usize) -> impl Iterator<Item = usize> {
+        let is_before = move |role: &Role| match role {
+            Role::TokenEmbedding => true,
+            Role::Layer(layer, _) => *layer < layers,
+            _ => false,
+        };
+        let targets = self.by_role.iter().filter(move |(role, _)| is_before(role)).map(|(_, target)| target);
+        targets.flat_map(|target| target.outputs.values().flatten().map(|&(job, _)| job))
+    }
+
     /// Those of one layer, in the order of their roles.
     pub(super) fn of_layer(&self, layer: usize) -> impl Iterator<Item = (Role, &Target)> {
         let own =
@@ -100,13 +112,17 @@ fn can(output: &OutputTensor, cols: usize) -> bool {
     output.row_len_elems() == cols && rounding::can(output.codec)
 }
 
-/// Matrices of layers, and a head of its own.
+/// Matrices of layers, that of the first prediction module too, and a head of its own.
 fn is_calibrated(role: Role, store: &dyn WeightStore) -> bool {
     let spec = store.spec();
     match role {
         Role::Output => !spec.embedding.tied,
         Role::TokenEmbedding => true,
-        Role::Layer(layer, own) => layer < spec.layers && own.is_linear() && Kind::of(role, true).is_some(),
+        Role::Layer(layer, own) => {
+            layer < spec.layers + usize::from(has_second_next(store))
+                && own.is_linear()
+                && Kind::of(role, true).is_some()
+        }
         _ => false,
     }
 }

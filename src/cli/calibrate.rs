@@ -5,17 +5,20 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
-use serde_json::json;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use super::console::{self, Page};
 use super::measured::{Measured, Which};
 use super::perplexity::{self, Room};
 use super::{Subcommand, applies, destination, model, named, texts};
-use crate::disk::Disk;
+use crate::disk::{self, Disk};
 use crate::error::{Error, Result};
-use crate::evaluate::{self, Tokens, Windows};
+use crate::evaluate::{self, Tokens, Way, Windows};
 use crate::imatrix::{Collected, Format, Imatrix};
+use crate::model::Saved;
 use crate::pipeline::output::{self, Kept};
+use crate::pipeline::{self, Need};
 
 /// Names of experts that are listed.
 const LISTED: usize = 20;
@@ -59,6 +62,7 @@ impl Subcommand for Calibrate {
             .arg(
                 Arg::new("max-tokens")
                     .long("max-tokens")
+                    .visible_alias("tokens")
                     .value_name("N")
                     .value_parser(clap::value_parser!(u64).range(1..))
                     .help("Use so many tokens of the texts at most, from their beginnings, in equal parts"),
@@ -72,6 +76,12 @@ impl Subcommand for Calibrate {
             .arg(texts::bos_argument())
             .arg(
                 Arg::new("force").long("force").action(ArgAction::SetTrue).help("Replace an existing output"),
+            )
+            .arg(
+                Arg::new("restart")
+                    .long("restart")
+                    .action(ArgAction::SetTrue)
+                    .help("Throw away what an unfinished run has collected"),
             )
             .args(perplexity::room_arguments())
             .args(model::arguments())
@@ -95,6 +105,8 @@ impl Subcommand for Calibrate {
             _ => Format::Gguf,
         };
         merged.write(output, format, &Disk::default())?;
+        // Last: as long as it is there, the next run goes on with it.
+        saved(output, Value::Null).remove()?;
         let seconds = started.elapsed().as_secs_f64();
         let unseen = merged.unseen();
         let missing: usize = unseen.iter().map(|(_, numbers)| numbers.len()).sum();
@@ -154,7 +166,7 @@ fn check(matches: &ArgMatches, output: &Path) -> Result<()> {
         let why = "is for texts, and there is none";
         applies::refuse(
             matches,
-            &["max-tokens", "chunks", "process-output", "bos", "memory", "scratch"],
+            &["max-tokens", "chunks", "process-output", "bos", "memory", "scratch", "restart"],
             why,
         )?;
     }
@@ -186,15 +198,54 @@ fn collect(matches: &ArgMatches, context: usize) -> Result<(Collected, usize)> {
     let quiet = matches.get_flag("quiet");
     let room =
         Room { threads: super::threads(matches), ignore_space: matches.get_flag("ignore-space"), quiet };
-    perplexity::check_room(&request, measured.follow(false, quiet)?, &room)?;
-    let output = matches.get_flag("process-output");
-    let mut collected = measured.run(quiet, || {
+    let with_output = matches.get_flag("process-output");
+    let output = super::path(matches, "output");
+    let asked = json!({
+        "requant": env!("CARGO_PKG_VERSION"),
+        "model": measured.model.catalogue().source().location(),
+        "its files": pipeline::source_digest(measured.model.catalogue()),
+        "tokens of the text": windows.tokens.len(),
+        "digest of the tokens": digest(&windows.tokens),
+        "--context": context,
+        "--process-output": with_output,
+    });
+    let saved = saved(output, asked);
+    if matches.get_flag("restart") {
+        saved.remove()?;
+    }
+    let pool = perplexity::pool(room.threads)?;
+    let way = pool.install(|| Way::find(&request, saved))?;
+    if way.layers() > 0 && !quiet {
+        console::note(format_args!(
+            "going on with an unfinished run: {} of {} layers are done",
+            way.layers(),
+            request.model.spec().layers
+        ));
+    }
+    let mut needs = measured.follow(way.layers(), false, quiet)?;
+    let states = windows.tokens.len() * request.model.spec().hidden * size_of::<f32>();
+    let directory = disk::parent_of(output).to_owned();
+    // That behind a layer, and the one before it until it is on the disk.
+    needs.push(Need { what: "how far the run has come", directory, bytes: 2 * states as u64 });
+    perplexity::check_room(&request, needs, &room)?;
+    let mut collected = measured.feed(quiet, || {
         let mut progress = perplexity::Layers::new(quiet);
-        perplexity::pool(room.threads)?
-            .install(|| evaluate::importance(&request, family, output, &mut progress))
+        pool.install(|| evaluate::importance(&request, family, with_output, way, &mut progress))
     })?;
     collected.datasets = texts::given(matches).into_iter().map(|path| path.display().to_string()).collect();
     Ok((collected, windows.tokens.len()))
+}
+
+/// Where it is kept how far a run has come that is to write `output`.
+fn saved(output: &Path, asked: Value) -> Saved {
+    Saved::new(Disk::default(), pipeline::walk(output), asked)
+}
+
+/// SHA-256 of the ids of tokens.
+fn digest(tokens: &[u32]) -> String {
+    let mut sha256 = Sha256::new();
+    tokens.iter().for_each(|token| sha256.update(token.to_le_bytes()));
+    sha256.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The windows of all texts.

@@ -132,7 +132,7 @@ impl Convert {
             pipeline::check_space(&needs(&request, output), pipeline::OR_IGNORE_SPACE)?;
         }
         let validation = Validation::prepare(matches, &request.source)?;
-        let mut prepared = feedback::prepare(matches, &request)?;
+        let mut prepared = feedback::prepare(matches, &request, output)?;
         let mut settings = settings(matches, &request);
         settings.calibration = prepared.as_ref().map(|prepared| prepared.record.clone());
         let calibration = prepared.as_mut().map(|prepared| prepared.calibration(&request)).transpose()?;
@@ -148,7 +148,7 @@ impl Convert {
         let outcome =
             pipeline::convert_with(source, blueprint, output, &settings, helpers, &*progress, stop)?;
         drop(progress);
-        calibration.iter().for_each(feedback::note);
+        feedback::note(&outcome.manifest.damped);
         let found =
             validation.as_ref().map(|validation| validation.found(&outcome.manifest, output)).transpose()?;
 

@@ -8,13 +8,15 @@ use sha2::{Digest, Sha256};
 
 use super::perplexity::Layers;
 use super::plan::Request;
+use super::size::human;
 use super::{applies, console, sensitivity, texts};
-use crate::calibration::{self, Calibration, Mode};
+use crate::calibration::{self, Calibration, Cost, LOOKUP_WINDOWS, Mode};
+use crate::disk;
 use crate::error::{Error, Result};
-use crate::evaluate::{self, Bos, Tokens, Windows};
+use crate::evaluate::{Bos, Tokens, Windows};
 use crate::model::{Observer, Storage};
 use crate::opened::Opened;
-use crate::pipeline::{self, CalibrationRecord, CalibrationText, OR_IGNORE_SPACE};
+use crate::pipeline::{self, CalibrationRecord, CalibrationText, Damped, Need, OR_IGNORE_SPACE};
 use crate::sensitivity::{Settings, lookups};
 use crate::small;
 
@@ -23,8 +25,6 @@ const OF_TEXTS: [&str; 3] = ["calibrate-tokens", "calibrate-mode", "calibrate-co
 
 /// Names the text that ships with the program; a file of this name is given as `./default`.
 const DEFAULT: &str = "default";
-/// Windows that say which errors in the embedding count.
-const LOOKUP_WINDOWS: usize = 16;
 
 /// The arguments.
 pub(super) fn arguments() -> [Arg; 4] {
@@ -137,47 +137,64 @@ pub(super) fn windows(matches: &ArgMatches, source: &Opened, is_streamed: bool) 
     Ok(windows.map(|windows| Texts { windows, read }))
 }
 
+/// `--calibrate-mode`.
+fn mode(matches: &ArgMatches) -> Mode {
+    match matches.get_one::<String>("calibrate-mode").map(String::as_str) {
+        Some("parallel") => Mode::Parallel,
+        _ => Mode::Sequential,
+    }
+}
+
+/// What the calibration of `request` on `windows` costs.
+///
+/// # Errors
+/// When the model cannot be evaluated, nothing of the result can be calibrated, or `--memory` will not do.
+pub(super) fn cost(matches: &ArgMatches, request: &Request, windows: &Windows) -> Result<Cost> {
+    let memory = matches.get_one::<u64>("memory").copied();
+    let (tokens, context) = (windows.tokens.len(), windows.context);
+    let cost =
+        calibration::cost(&request.source, &request.blueprint, tokens, context, mode(matches), memory)?;
+    match memory.filter(|&memory| memory < cost.ram_bytes) {
+        None => Ok(cost),
+        Some(memory) => Err(Error::Request(format!(
+            "--memory {}: calibrating on {tokens} tokens needs about {} even with hidden states on the disk; allow more, or \
+             use fewer tokens (--calibrate-tokens)",
+            human(memory),
+            human(cost.ram_bytes)
+        ))),
+    }
+}
+
 /// The calibration that was asked for, if one was.
 ///
 /// # Errors
 /// When a text cannot be read or is shorter than a window, the model cannot be evaluated, or there is no room for scratch
 /// files.
-pub(super) fn prepare(matches: &ArgMatches, request: &Request) -> Result<Option<Prepared>> {
+pub(super) fn prepare(matches: &ArgMatches, request: &Request, output: &Path) -> Result<Option<Prepared>> {
     let Some(Texts { windows, read }) = windows(matches, &request.source, request.streaming.is_some())?
     else {
         return Ok(None);
     };
     let context = windows.context;
-    let mode = match matches.get_one::<String>("calibrate-mode").map(String::as_str) {
-        Some("parallel") => Mode::Parallel,
-        _ => Mode::Sequential,
-    };
+    let mode = mode(matches);
     let store = request.source.store()?;
-    let measured = evaluate::Request {
-        model: store,
-        original: Some(store),
-        windows: &windows,
-        memory_bytes: None,
-        scratch: None,
-    };
+    let cost = cost(matches, request, &windows)?;
     let mut needs = Vec::new();
-    let storage = match evaluate::scratch_need(&measured)? {
-        None => Storage::Memory,
-        Some(need) => {
-            let directory = need.directory.clone();
-            needs.push(need);
-            Storage::Scratch(directory)
-        }
-    };
+    if let Storage::Scratch(directory) = &cost.storage {
+        needs.push(Need { what: "scratch files", directory: directory.clone(), bytes: cost.scratch_bytes });
+    }
     let tokens = windows.drawn(LOOKUP_WINDOWS).len();
     let (lookup_storage, need) = sensitivity::storage(store.spec(), tokens, context);
     needs.extend(need);
-    if !needs.is_empty() && !matches.get_flag("ignore-space") {
+    let directory = disk::parent_of(output).to_owned();
+    needs.push(Need { what: "how far the calibration has come", directory, bytes: cost.kept_bytes });
+    if !matches.get_flag("ignore-space") {
         pipeline::check_space(&needs, OR_IGNORE_SPACE)?;
     }
     let record =
         CalibrationRecord { mode: mode.name().into(), texts: read, tokens: windows.tokens.len(), context };
     let layers = Layers::new(matches.get_flag("quiet"));
+    let storage = cost.storage;
     Ok(Some(Prepared { windows, mode, storage, lookup_storage, record, layers }))
 }
 
@@ -208,8 +225,8 @@ impl Prepared {
 }
 
 /// Says where more damping than usual was needed.
-pub(super) fn note(calibration: &Calibration<'_>) {
-    for (name, damping) in calibration.damped() {
+pub(super) fn note(damped: &[Damped]) {
+    for Damped { name, damping } in damped {
         console::note(format_args!(
             "{name}: the text says too little about its inputs; {damping} times their mean square was added to each column"
         ));

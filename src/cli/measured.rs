@@ -108,9 +108,9 @@ impl Measured {
         Ok(Self { model, shards: Some(Shards { feed, spool_directory, limit_bytes, cache_directory }) })
     }
 
-    /// Fixes the order in which weights will come; says on stderr how much that is. Returns what they will take of
+    /// Fixes the order in which weights will come to a walk that begins with layer `first`; says on stderr how much that is. Returns what they will take of
     /// the disk.
-    pub(super) fn follow(&self, with_prediction: bool, quiet: bool) -> Result<Vec<Need>> {
+    pub(super) fn follow(&self, first: usize, with_prediction: bool, quiet: bool) -> Result<Vec<Need>> {
         let Some(shards) = &self.shards else { return Ok(Vec::new()) };
         let Shards { feed, spool_directory, limit_bytes, cache_directory } = shards;
         let store = self.model.store()?;
@@ -118,7 +118,8 @@ impl Measured {
             let lists: Result<Vec<Vec<_>>> = roles.into_iter().map(|role| store.extents(role)).collect();
             lists.map(|lists| lists.concat())
         };
-        let visits: Result<Vec<_>> = order_of_need(store, with_prediction).into_iter().map(extents).collect();
+        let visits: Result<Vec<_>> =
+            order_of_need(store, first, with_prediction).into_iter().map(extents).collect();
         feed.follow(visits?)?;
         let bytes = feed.download_bytes();
         if !quiet {
@@ -134,8 +135,18 @@ impl Measured {
         Ok([spool].into_iter().chain(kept).collect())
     }
 
-    /// Runs `work`, which reads the weights.
+    /// Runs `work`, which reads the weights, all of it.
     pub(super) fn run<T>(&self, quiet: bool, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.feed(quiet, work).map_err(|error| match error {
+            Error::Interrupted => {
+                Error::Request("interrupted; a measurement has to begin again from its first shard".into())
+            }
+            other => other,
+        })
+    }
+
+    /// Runs `work`, which reads the weights, and which the same command can go on with.
+    pub(super) fn feed<T>(&self, quiet: bool, work: impl FnOnce() -> Result<T>) -> Result<T> {
         let on_file = |arrival: Arrival| {
             let Arrival { name, bytes, number, files, is_again, held_bytes } = arrival;
             if !quiet {
@@ -146,16 +157,10 @@ impl Measured {
                 ));
             }
         };
-        let result = match &self.shards {
+        match &self.shards {
             Some(Shards { feed, .. }) => feed.run(&on_file, work),
             None => work(),
-        };
-        result.map_err(|error| match error {
-            Error::Interrupted => {
-                Error::Request("interrupted; a measurement has to begin again from its first shard".into())
-            }
-            other => other,
-        })
+        }
     }
 }
 

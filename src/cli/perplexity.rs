@@ -175,9 +175,9 @@ fn measure_fed(
     let &Room { threads, quiet, .. } = room;
     let predicts = has_second_next(request.model);
     let compares = predicts && request.original.is_some_and(has_second_next);
-    let mut needs = model.follow(predicts, quiet)?;
+    let mut needs = model.follow(0, predicts, quiet)?;
     if let Some(original) = original {
-        needs.extend(original.follow(compares, quiet)?);
+        needs.extend(original.follow(0, compares, quiet)?);
     }
     check_room(request, needs, room)?;
     let measure = || measure(request, threads, quiet);
@@ -280,20 +280,23 @@ fn print_running(report: &Report, windows: usize) {
 pub(super) struct Layers {
     quiet: bool,
     started: Instant,
+    /// Layers since.
+    done: usize,
 }
 
 impl Layers {
     /// The clock starts now.
     pub(super) fn new(quiet: bool) -> Self {
-        Self { quiet, started: Instant::now() }
+        Self { quiet, started: Instant::now(), done: 0 }
     }
 }
 
 impl Observer for Layers {
     fn layer(&mut self, layer: usize, layers: usize, _: Option<&[Vec<Choice>]>) {
+        self.done += 1;
         if !self.quiet {
             let seconds = self.started.elapsed().as_secs_f64();
-            let left = seconds / (layer + 1) as f64 * (layers - layer - 1) as f64;
+            let left = seconds / self.done as f64 * (layers - layer - 1) as f64;
             console::note(format_args!("layer {} of {layers}: {seconds:.1} s, ETA {left:.0} s", layer + 1));
         }
     }

@@ -12,7 +12,8 @@ use super::console::{self, Page};
 use super::model::{self, Streaming};
 use super::size::{self, human};
 use super::{
-    MODEL_HELP, Subcommand, applies, formats, headings, imatrix, job, named, report, rules, sensitivity,
+    MODEL_HELP, Subcommand, applies, feedback, formats, headings, imatrix, job, named, report, rules,
+    sensitivity,
 };
 use crate::checkpoint::Catalogue;
 use crate::error::{Error, Result};
@@ -22,6 +23,7 @@ use crate::plan::budget::{self, Fitted, Measuring, Watch};
 use crate::plan::{self, Blueprint, Budget, Options, Rules, Summary, summary};
 use crate::sensitivity::{Sensitivities, TensorSensitivity};
 
+mod cost;
 mod shares;
 
 /// The subcommand.
@@ -262,10 +264,11 @@ impl Subcommand for Plan {
 
     fn run(&self, matches: &ArgMatches) -> Result<()> {
         check(matches)?;
-        sensitivity::check(matches)?;
+        feedback::check(matches)?;
         let request = Request::from_matches(matches, None, None, &super::stop_on_signal())?;
         let source = request.source.catalogue();
         let ram = pipeline::peak_ram_bytes(source, &request.blueprint, request.threads);
+        let calibration = cost::estimate(matches, &request)?;
         let mut summary = summary(source, &request.blueprint, ram);
         (summary.download_files, summary.download_bytes) = request.download();
         let limit = model::spool_limit(matches, request.largest_shard_bytes())?;
@@ -281,6 +284,7 @@ impl Subcommand for Plan {
             value["rules"] = rules::to_json(&request.rules, &request.blueprint);
             value["recipe"] = request.recipe().into();
             value["measured_error"] = request.mean_error.map(f64::sqrt).into();
+            value["calibration"] = calibration.as_ref().map(cost::Estimate::to_json).into();
             value["sensitivities"] = sensitivity::to_json(request.sensitivities.as_deref());
             if let Some(shares) = &shares {
                 value["shares"] = shares.iter().map(shares::OfShare::to_json).collect();
@@ -289,6 +293,7 @@ impl Subcommand for Plan {
         }
         let mut page = Page::default();
         print_human(&request, &summary, &mut page);
+        calibration.iter().for_each(|calibration| calibration.print(&mut page));
         if let Some(shares) = &shares {
             shares::print(shares, &mut page);
         }

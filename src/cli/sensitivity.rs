@@ -4,8 +4,8 @@ use clap::{Arg, ArgMatches};
 use serde_json::{Value, json};
 
 use super::console::{self, Page};
+use super::feedback;
 use super::perplexity::Layers;
-use super::{applies, feedback};
 use crate::error::Result;
 use crate::evaluate;
 use crate::family::Spec;
@@ -19,40 +19,18 @@ const WINDOWS: usize = 32;
 /// Rows of the table for people.
 const MOST_ROWS: usize = 40;
 
-/// The arguments of `plan`; `convert` has more.
+/// The arguments of `plan`: those of `convert`, where the text does more.
 pub(super) fn arguments() -> impl Iterator<Item = Arg> {
-    feedback::arguments().into_iter().filter(|argument| argument.get_id() != "calibrate-mode").map(
-        |argument| {
-            if argument.get_id() == "calibrate" {
-                argument.help(
-                    "With --target-size or --target-bpw: choose types by what they cost the model on this text; may be given \
-                     several times",
-                )
-            } else {
-                argument
-            }
-        },
-    )
-}
-
-/// Refuses what means nothing for `plan`.
-///
-/// # Errors
-/// Names the option.
-pub(super) fn check(matches: &ArgMatches) -> Result<()> {
-    // `convert --dry-run`, where the text is for more: its mode has a default.
-    if matches.try_contains_id("calibrate-mode").is_ok_and(|there| there) {
-        return Ok(());
-    }
-    if !matches.contains_id("calibrate") {
-        let of_texts = ["calibrate-tokens", "calibrate-context"];
-        return applies::refuse(matches, &of_texts, "is for --calibrate TEXT, and there is none");
-    }
-    if super::rules::budget(matches).is_none() {
-        let why = "is for choosing types here, with --target-size or --target-bpw; there is neither";
-        return applies::refuse(matches, &["calibrate"], why);
-    }
-    Ok(())
+    feedback::arguments().into_iter().map(|argument| {
+        if argument.get_id() == "calibrate" {
+            argument.help(
+                "Say what calibrating on this text takes; with --target-size or --target-bpw, choose types by what they cost \
+                 the model on it. May be given several times",
+            )
+        } else {
+            argument
+        }
+    })
 }
 
 /// What was asked for, ready to be measured.
@@ -67,7 +45,7 @@ pub(super) struct Prepared {
 pub(super) fn storage(spec: &Spec, tokens: usize, context: usize) -> (Storage, Option<Need>) {
     let load = Workload { tokens, context, scored: tokens, models: 1, predictions: 0 };
     let bytes = states_bytes(spec, tokens);
-    let storage = evaluate::storage_for(bytes + peak_ram_bytes(spec, &load, &Storage::Memory));
+    let storage = evaluate::storage_for(bytes + peak_ram_bytes(spec, &load, &Storage::Memory), None);
     let need = match &storage {
         Storage::Memory => None,
         Storage::Scratch(directory) => {

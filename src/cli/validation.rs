@@ -169,7 +169,7 @@ impl Judge for Measurement<'_> {
             Original::Streamed(streamed) => {
                 let predicts =
                     has_second_next(request.model) && request.original.is_some_and(has_second_next);
-                let needs = streamed.follow(predicts, quiet)?;
+                let needs = streamed.follow(0, predicts, quiet)?;
                 let room = Room { threads, ignore_space: validation.ignore_space, quiet };
                 perplexity::check_room(&request, needs, &room)?;
                 streamed.run(quiet, measure)?

@@ -1,7 +1,8 @@
 //! Importance matrices: sums of the squares of what each weight is multiplied with, over a text.
 //!
 //! Every weight is read once, and all tokens of the text go through a layer together, so a model of any size is
-//! calibrated in the memory that `perplexity` takes, plus the sums themselves.
+//! calibrated in the memory that `perplexity` takes, plus the sums themselves. Behind every layer states and sums are kept on
+//! the disk, so that a run that was stopped goes on there.
 //!
 //! Source: llama.cpp `tools/imatrix/imatrix.cpp`. It leaves out batches of fewer than 16 tokens; here all tokens of all
 //! windows count.
@@ -12,13 +13,14 @@ use std::sync::{Mutex, PoisonError};
 
 use super::{Request, check, room};
 use crate::checkpoint::{Watched, Watcher, Watching, WeightStore};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::family::{Ecosystem, Family, LayerRole, Place, Role, Spec};
 use crate::imatrix::{Collected, Sums};
-use crate::model::{self, Observer};
+use crate::model::{self, Observer, Saved, Stopped, Storage, There, Walk};
 
 /// Collects over the windows of `request`, whose original is not looked at. `family` is the model's: entries have the
-/// names that tensors have in GGUF files. With `output` the head is among them.
+/// names that tensors have in GGUF files. With `output` the head is among them. How far it has come is kept behind every
+/// layer.
 ///
 /// # Errors
 /// As [`super::measure`].
@@ -26,18 +28,75 @@ pub fn importance(
     request: &Request,
     family: &Family,
     output: bool,
+    way: Way,
     observer: &mut dyn Observer,
 ) -> Result<Collected> {
     check(request)?;
-    let storage = room::find(request)?;
     let Request { model, windows, .. } = *request;
-    let collector = Collector::new(family, model);
+    let Way { saved, stopped, storage } = way;
+    let mut collector = Collector::new(family, model);
+    let first = stopped.as_ref().map_or(0, |stopped| stopped.layers);
+    let states = match stopped {
+        None => None,
+        Some(stopped) => {
+            collector.take_in(&stopped.own).ok_or_else(|| {
+                let message = format!("{}: not of this model; remove it", saved.path().display());
+                Error::Request(message)
+            })?;
+            stopped.states.into_iter().next()
+        }
+    };
     let watching = Watching { store: model, watcher: &collector };
-    let hidden = model::forward(&watching, &windows.tokens, windows.context, &storage, observer)?;
+    let mut walk = match states {
+        Some(states) => Walk::resume(&watching, windows.tokens.len(), windows.context, first, states)?,
+        None => Walk::new(&watching, &windows.tokens, windows.context, &storage)?,
+    };
+    let layers = model.spec().layers;
+    for layer in first..layers {
+        let choices = walk.step()?;
+        saved.write(layer + 1, &[walk.hidden()], &collector.to_bytes())?;
+        observer.layer(layer, layers, choices.as_deref());
+    }
     if output {
-        model::watch_output(&watching, &hidden)?;
+        model::watch_output(&watching, &walk.finish())?;
     }
     Ok(Collected { chunk_size: windows.context as u32, ..collector.finish() })
+}
+
+/// How far a collection has come, and where that is kept.
+pub struct Way {
+    saved: Saved,
+    stopped: Option<Stopped>,
+    storage: Storage,
+}
+
+impl Way {
+    /// That of the collection that `request` and `saved` speak of.
+    ///
+    /// # Errors
+    /// When memory will not do, when what was kept cannot be read, or when it is another request's.
+    pub fn find(request: &Request, saved: Saved) -> Result<Self> {
+        check(request)?;
+        let storage = room::find(request)?;
+        let stopped = match saved.read(&storage)? {
+            There::Nothing => None,
+            There::Walk(stopped) => Some(stopped),
+            There::Other(other) => {
+                let difference = saved.difference(&other);
+                return Err(Error::Request(format!(
+                    "{}: an unfinished run of another request is there: {difference}. Repeat that command to finish it, or \
+                     add --restart to throw its work away",
+                    saved.path().display()
+                )));
+            }
+        };
+        Ok(Self { saved, stopped, storage })
+    }
+
+    /// Layers that are done.
+    pub fn layers(&self) -> usize {
+        self.stopped.as_ref().map_or(0, |stopped| stopped.layers)
+    }
 }
 
 /// Where the sums of an input go.
@@ -125,6 +184,39 @@ impl Collector {
 
     fn put(&mut self, watched: Watched, slot: Slot) {
         self.slots.insert(watched, slot);
+    }
+
+    /// What was collected so far: for each entry whether there is one, its sums as f32 and its counts as u64, little-endian.
+    fn to_bytes(&self) -> Vec<u8> {
+        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut bytes = Vec::new();
+        for entry in &*entries {
+            bytes.push(u8::from(entry.is_some()));
+            if let Some(Sums { sums, counts }) = entry {
+                bytes.extend(sums.iter().flat_map(|sum| sum.to_le_bytes()));
+                bytes.extend(counts.iter().flat_map(|count| count.to_le_bytes()));
+            }
+        }
+        bytes
+    }
+
+    /// Goes on with what [`Collector::to_bytes`] gave; `None` when it is another collector's.
+    fn take_in(&mut self, mut bytes: &[u8]) -> Option<()> {
+        let entries = self.entries.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for (entry, &(cols, counts)) in entries.iter_mut().zip(&self.sizes) {
+            let (is_there, rest) = bytes.split_first()?;
+            bytes = rest;
+            if *is_there == 0 {
+                continue;
+            }
+            let (of_sums, rest) = bytes.split_at_checked(cols * size_of::<f32>())?;
+            let (of_counts, rest) = rest.split_at_checked(counts * size_of::<u64>())?;
+            bytes = rest;
+            let sums = of_sums.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+            let counts = of_counts.as_chunks().0.iter().map(|bytes| u64::from_le_bytes(*bytes)).collect();
+            *entry = Some(Sums { sums, counts });
+        }
+        bytes.is_empty().then_some(())
     }
 
     fn finish(self) -> Collected {

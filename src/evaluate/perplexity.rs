@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use super::Windows;
 use crate::checkpoint::WeightStore;
 use crate::error::{Error, Result};
-use crate::model::{self, Hidden, Observer, Storage};
+use crate::model::{self, Hidden, LogSum, Observer, Storage};
 
 /// The measure, and what it was taken on.
 #[derive(Debug, Clone, PartialEq)]
@@ -47,31 +47,6 @@ impl Perplexity {
     }
 }
 
-/// Log of a sum of exponentials that grows chunk by chunk.
-#[derive(Clone, Copy)]
-struct LogSum {
-    largest: f32,
-    /// Sum of `exp(logit - largest)`.
-    sum: f64,
-}
-
-impl LogSum {
-    const EMPTY: Self = Self { largest: f32::NEG_INFINITY, sum: 0.0 };
-
-    fn add(&mut self, logits: &[f32]) {
-        let largest = logits.iter().fold(self.largest, |largest, &logit| largest.max(logit));
-        if self.sum > 0.0 {
-            self.sum *= f64::from(self.largest - largest).exp();
-        }
-        self.largest = largest;
-        self.sum += logits.iter().map(|logit| f64::from((logit - largest).exp())).sum::<f64>();
-    }
-
-    fn value(self) -> f64 {
-        f64::from(self.largest) + self.sum.ln()
-    }
-}
-
 /// What is known of a scored token while the vocabulary goes by.
 #[derive(Clone, Copy)]
 pub(super) struct Score {
@@ -91,19 +66,31 @@ impl Score {
     /// Takes in the logits of a chunk of the vocabulary that begins with token `first`.
     pub(super) fn add(&mut self, first: usize, logits: &[f32]) {
         self.log_sum.add(logits);
+        self.look(first, logits);
+    }
+
+    /// The same, with what [`LogSum::add_weighted`] adds.
+    pub(super) fn add_weighted(&mut self, weighted: &mut f64, first: usize, logits: &[f32], others: &[f32]) {
+        self.log_sum.add_weighted(weighted, logits, others);
+        self.look(first, logits);
+    }
+
+    /// Finds the target's logit and the first of the largest, which the sum knows already.
+    fn look(&mut self, first: usize, logits: &[f32]) {
         if let Some(&logit) = self.target.checked_sub(first).and_then(|at| logits.get(at)) {
             self.target_logit = logit;
         }
-        for (at, &logit) in logits.iter().enumerate() {
-            if logit > self.top_logit {
-                (self.top, self.top_logit) = ((first + at) as u32, logit);
-            }
+        let largest = self.log_sum.largest();
+        if largest > self.top_logit {
+            self.top_logit = largest;
+            let at = logits.iter().position(|&logit| logit == largest).unwrap_or(0);
+            self.top = (first + at) as u32;
         }
     }
 
-    /// Log of the sum of all exponentials so far.
-    pub(super) fn log_sum(&self) -> f64 {
-        self.log_sum.value()
+    /// Of all logits so far.
+    pub(super) fn log_sum(&self) -> &LogSum {
+        &self.log_sum
     }
 }
 
@@ -118,7 +105,7 @@ impl Scores {
     /// When a target was not in the vocabulary of the head.
     pub(super) fn finish(scores: &[Score]) -> Result<Self> {
         let losses: Vec<f64> =
-            scores.iter().map(|score| score.log_sum() - f64::from(score.target_logit)).collect();
+            scores.iter().map(|score| score.log_sum.value() - f64::from(score.target_logit)).collect();
         if let Some(at) = losses.iter().position(|loss| !loss.is_finite()) {
             let message =
                 format!("no likelihood for token {}: it is outside the output head", scores[at].target);
@@ -170,13 +157,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn chunks_of_the_vocabulary_sum_up_to_the_whole() {
-        let logits: Vec<f32> = (0..100).map(|i| ((i * 37) % 100) as f32 * 0.7 - 30.0).collect();
-        let whole = logits.iter().map(|&logit| f64::from(logit).exp()).sum::<f64>().ln();
-        for size in [1, 7, 100] {
-            let mut sum = LogSum::EMPTY;
-            logits.chunks(size).for_each(|chunk| sum.add(chunk));
-            assert!((sum.value() - whole).abs() < 1e-5, "{size}: {} {whole}", sum.value());
+    fn the_target_and_the_first_of_the_largest_are_found_in_any_chunk() {
+        let logits = [0.5, -2.0, 3.0, 1.0, 3.0, -1.0];
+        for size in 1..=6 {
+            let mut score = Score::new(3);
+            for (at, chunk) in logits.chunks(size).enumerate() {
+                score.add(at * size, chunk);
+            }
+            assert_eq!((score.target_logit, score.top, score.top_logit), (1.0, 2, 3.0), "{size}");
         }
     }
 

@@ -34,9 +34,9 @@ pub(super) fn find(request: &Request) -> Result<Storage> {
     }
 }
 
-/// Storage for states with which a run takes so much memory.
-pub fn storage_for(peak_ram_bytes: u64) -> Storage {
-    match available_bytes() {
+/// Storage for states with which a run takes so much memory; `limit_bytes` of it may be used, else what is available.
+pub fn storage_for(peak_ram_bytes: u64, limit_bytes: Option<u64>) -> Storage {
+    match limit_bytes.or_else(available_bytes) {
         Some(limit) if limit < peak_ram_bytes => Storage::Scratch(default_scratch_directory()),
         _ => Storage::Memory,
     }

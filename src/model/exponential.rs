@@ -1,8 +1,10 @@
-//! Exponentials of many numbers at once: softmax, gated units and soft caps as loops that compile to vectors.
+//! Exponentials of many numbers at once: softmax, gated units, soft caps and sums over a vocabulary as loops that compile to
+//! vectors.
 //!
 //! `exp` is the polynomial of Cephes' `expf` (single/expf.c: argument reduced by ln 2 in two parts, degree 7),
-//! within two units of the last place of e^x. Sums run in a fixed number of lanes, so that results are the same
-//! on every CPU.
+//! within two units of the last place of e^x. `exp_f64` is Taylor's to degree 9 behind the same reduction, within
+//! 1e-11 of e^x: what is summed over a vocabulary and then compared with another such sum needs more than 24 bits.
+//! Sums run in a fixed number of lanes, so that results are the same on every CPU.
 
 use requant_formats::dispatch::{self, Kernel};
 
@@ -21,6 +23,23 @@ const LN_2: (f32, f32) = (355.0 / 512.0, -2.121_944_4e-4);
 /// Coefficients of `(e^r - 1 - r) / r^2`, highest power first.
 const COEFFICIENTS: [f32; 6] =
     [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5];
+
+/// The same in f64: the range, ln 2 as a number of 24 bits and the rest, and `1 / k!` from 9 down to 0.
+const LOWEST_F64: f64 = -708.0;
+const ROUNDER_F64: f64 = 6_755_399_441_055_744.0;
+const LN_2_F64: (f64, f64) = (0.693_147_182_464_599_6, -1.904_654_299_957_768e-9);
+const TAYLOR: [f64; 10] = [
+    1.0 / 362_880.0,
+    1.0 / 40_320.0,
+    1.0 / 5_040.0,
+    1.0 / 720.0,
+    1.0 / 120.0,
+    1.0 / 24.0,
+    1.0 / 6.0,
+    0.5,
+    1.0,
+    1.0,
+];
 
 /// Of the tanh form of the Gaussian error unit (arXiv 1606.08415).
 const SQRT_2_BY_PI: f32 = 0.797_884_6;
@@ -46,6 +65,102 @@ fn exp(x: f32) -> f32 {
     power * f32::from_bits(rounded.to_bits().wrapping_add(127) << 23)
 }
 
+/// e^x of a number that is not above zero, NaN for NaN.
+#[inline(always)]
+fn exp_f64(x: f64) -> f64 {
+    let x = if x < LOWEST_F64 { LOWEST_F64 } else { x };
+    let rounded = x * std::f64::consts::LOG2_E + ROUNDER_F64;
+    let n = rounded - ROUNDER_F64;
+    let r = x - n * LN_2_F64.0 - n * LN_2_F64.1;
+    let mut power = TAYLOR[0];
+    for coefficient in &TAYLOR[1..] {
+        power = power * r + coefficient;
+    }
+    power * f64::from_bits(rounded.to_bits().wrapping_add(1023) << 52)
+}
+
+/// The largest of `values` and `least`.
+pub(crate) fn largest(values: &[f32], least: f32) -> f32 {
+    dispatch::run(Largest(values, least))
+}
+
+struct Largest<'a>(&'a [f32], f32);
+
+impl Kernel for Largest<'_> {
+    type Output = f32;
+    #[inline(always)]
+    fn run(self) -> f32 {
+        let Self(values, least) = self;
+        let mut most = [least; LANES];
+        let (chunks, rest) = values.as_chunks::<LANES>();
+        for chunk in chunks {
+            for lane in 0..LANES {
+                most[lane] = if chunk[lane] > most[lane] { chunk[lane] } else { most[lane] };
+            }
+        }
+        most.iter().chain(rest).fold(least, |most, &value| most.max(value))
+    }
+}
+
+/// The sum of `exp(value - largest)`; no value is above `largest`.
+pub(crate) fn sum_of_powers(values: &[f32], largest: f32) -> f64 {
+    dispatch::run(SumOfPowers(values, largest))
+}
+
+struct SumOfPowers<'a>(&'a [f32], f32);
+
+impl Kernel for SumOfPowers<'_> {
+    type Output = f64;
+    #[inline(always)]
+    fn run(self) -> f64 {
+        let Self(values, largest) = self;
+        let largest = f64::from(largest);
+        let mut sums = [0.0; LANES];
+        let (chunks, rest) = values.as_chunks::<LANES>();
+        for chunk in chunks {
+            for lane in 0..LANES {
+                sums[lane] += exp_f64(f64::from(chunk[lane]) - largest);
+            }
+        }
+        for (&value, sum) in rest.iter().zip(&mut sums) {
+            *sum += exp_f64(f64::from(value) - largest);
+        }
+        sums.iter().sum()
+    }
+}
+
+/// The sums of `exp(value - largest)`, and of that times `value - other`; no value is above `largest`.
+pub(crate) fn weighted_sums_of_powers(values: &[f32], others: &[f32], largest: f32) -> (f64, f64) {
+    dispatch::run(WeightedSums(values, others, largest))
+}
+
+struct WeightedSums<'a>(&'a [f32], &'a [f32], f32);
+
+impl Kernel for WeightedSums<'_> {
+    type Output = (f64, f64);
+    #[inline(always)]
+    fn run(self) -> (f64, f64) {
+        let Self(values, others, largest) = self;
+        let largest = f64::from(largest);
+        let (mut sums, mut weighted) = ([0.0; LANES], [0.0; LANES]);
+        let (chunks, rest) = values.as_chunks::<LANES>();
+        let (other_chunks, other_rest) = others.as_chunks::<LANES>();
+        for (chunk, others) in chunks.iter().zip(other_chunks) {
+            for lane in 0..LANES {
+                let power = exp_f64(f64::from(chunk[lane]) - largest);
+                sums[lane] += power;
+                weighted[lane] += power * (f64::from(chunk[lane]) - f64::from(others[lane]));
+            }
+        }
+        for (at, (&value, &other)) in rest.iter().zip(other_rest).enumerate() {
+            let power = exp_f64(f64::from(value) - largest);
+            sums[at] += power;
+            weighted[at] += power * (f64::from(value) - f64::from(other));
+        }
+        (sums.iter().sum(), weighted.iter().sum())
+    }
+}
+
 /// Softmax of `scores * scale`, in place.
 pub(crate) fn softmax(scores: &mut [f32], scale: f32) {
     dispatch::run(Softmax(scores, scale));
@@ -58,14 +173,7 @@ impl Kernel for Softmax<'_> {
     #[inline(always)]
     fn run(self) {
         let Self(scores, scale) = self;
-        let mut most = [f32::NEG_INFINITY; LANES];
-        let (chunks, rest) = scores.as_chunks::<LANES>();
-        for chunk in chunks {
-            for lane in 0..LANES {
-                most[lane] = if chunk[lane] > most[lane] { chunk[lane] } else { most[lane] };
-            }
-        }
-        let largest = most.iter().chain(rest).fold(f32::NEG_INFINITY, |largest, &score| largest.max(score));
+        let largest = Largest(scores, f32::NEG_INFINITY).run();
         let mut sums = [0.0; LANES];
         let (chunks, rest) = scores.as_chunks_mut::<LANES>();
         for chunk in chunks {
@@ -166,6 +274,39 @@ mod tests {
         assert_eq!(exp(0.0), 1.0);
         assert!(exp(f32::NEG_INFINITY) < 1.3e-38 && exp(f32::INFINITY) > 2e38);
         assert!(exp(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn exp_f64_is_within_its_bound() {
+        for step in 0..=1_400_000 {
+            let x = -f64::from(step) / 2_000.0;
+            let exact = x.exp();
+            let error = (exp_f64(x) - exact).abs() / exact;
+            assert!(error < 1e-11, "{x}: {error}");
+        }
+        assert_eq!(exp_f64(0.0), 1.0);
+        assert!(exp_f64(f64::NEG_INFINITY) < 1e-300);
+        assert!(exp_f64(f64::NAN).is_nan());
+    }
+
+    #[test]
+    fn sums_are_those_of_the_definition_at_every_length() {
+        for len in 1..70 {
+            let values: Vec<f32> = (0..len).map(|at| ((at * 37 % 23) as f32 - 11.0) * 1.4).collect();
+            let others: Vec<f32> = values.iter().map(|value| value * 0.9 + 0.3).collect();
+            let most = largest(&values, -20.0);
+            assert_eq!(most, values.iter().copied().fold(-20.0, f32::max));
+            let powers: Vec<f64> =
+                values.iter().map(|&value| (f64::from(value) - f64::from(most)).exp()).collect();
+            let sum: f64 = powers.iter().sum();
+            let differences = values.iter().zip(&others).map(|(&a, &b)| f64::from(a) - f64::from(b));
+            let weighted: f64 = powers.iter().zip(differences.clone()).map(|(p, d)| p * d).sum();
+            let scale: f64 = powers.iter().zip(differences).map(|(p, d)| p * d.abs()).sum();
+            let found = weighted_sums_of_powers(&values, &others, most);
+            assert!((sum_of_powers(&values, most) - sum).abs() <= 1e-11 * sum, "{len}");
+            assert!((found.0 - sum).abs() <= 1e-11 * sum, "{len}");
+            assert!((found.1 - weighted).abs() <= 1e-11 * scale, "{len}");
+        }
     }
 
     #[test]

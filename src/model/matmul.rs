@@ -3,6 +3,8 @@
 //! One product runs on one thread; callers divide work in parts whose size does not depend on the
 //! number of threads, so the sums, and with them every bit of the result, do not either.
 
+use std::time::Instant;
+
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 
@@ -93,6 +95,25 @@ pub(crate) fn wide_product_transposed(
     let rows = x_MK.rows;
     let y = MatMut::from_row_major_slice_mut(&mut y[..rows * stride], rows, stride);
     halves(x_MK, w_NK, y.subcols_mut(offset, w_NK.rows), into);
+}
+
+/// Floating-point operations a second of a plain product of matrices that fit no cache, on the threads of this pool: the best
+/// of some tries.
+pub fn product_rate() -> f64 {
+    const SHAPE: [usize; 3] = [512, 2048, 4096];
+    const SECONDS: f64 = 0.4;
+    let [m, n, k] = SHAPE;
+    let values = |count: usize| -> Vec<f32> { (0..count).map(|at| (at % 31) as f32 * 0.1 - 1.5).collect() };
+    let (x, w, mut y) = (values(m * k), values(n * k), vec![0.0; m * n]);
+    let begun = Instant::now();
+    let mut best = f64::INFINITY;
+    while best.is_infinite() || begun.elapsed().as_secs_f64() < SECONDS {
+        let start = Instant::now();
+        wide_product_transposed(View::new(&x, k), View::new(&w, k), &mut y, n, 0, Into::Replace);
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    std::hint::black_box(&y);
+    2.0 * (m * n * k) as f64 / best
 }
 
 /// Halves `w` and `y` until a part has few columns.

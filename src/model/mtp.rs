@@ -6,11 +6,11 @@
 //!
 //! Legend: D hidden.
 
-use super::linear::{Rows, has, linear_states, vector};
+use super::linear::{has, linear_states, vector};
 use super::matmul::Into;
 use super::norm::norm_row;
 use super::states::BLOCK_ROWS;
-use super::{Hidden, attention, embed_row, embedding, feed_forward, rope};
+use super::{Hidden, Walk, embed_row, embedding, rope};
 use crate::checkpoint::WeightStore;
 use crate::error::Result;
 use crate::family::{LayerRole, Role};
@@ -33,6 +33,24 @@ pub(super) fn own_or(store: &dyn WeightStore, own: LayerRole, main: Role) -> Rol
 /// # Errors
 /// As [`super::forward`].
 pub fn second_next(store: &dyn WeightStore, main: &Hidden, tokens: &[u32], context: usize) -> Result<Hidden> {
+    let mut walk = before_second_next(store, main, tokens, context)?;
+    walk.attend()?;
+    walk.feed(None)?;
+    let head = own_or(store, LayerRole::MtpHead, Role::Output);
+    let norm = own_or(store, LayerRole::MtpHeadNorm, Role::OutputNorm);
+    Ok(Hidden { states: walk.states, norm, head })
+}
+
+/// The first prediction module on the main model's final states, in front of its layer, which is to be run half by half.
+///
+/// # Errors
+/// As [`super::forward`].
+pub fn before_second_next<'a>(
+    store: &'a dyn WeightStore,
+    main: &Hidden,
+    tokens: &[u32],
+    context: usize,
+) -> Result<Walk<'a>> {
     let spec = store.spec();
     let number = spec.layers;
     let role = |role| Role::Layer(number, role);
@@ -57,12 +75,7 @@ pub fn second_next(store: &dyn WeightStore, main: &Hidden, tokens: &[u32], conte
         Ok(())
     })?;
 
-    let mut states = linear_states(store, role(LayerRole::MtpProjection), &joined)?;
-    drop(joined);
+    let states = linear_states(store, role(LayerRole::MtpProjection), &joined)?;
     let ropes = rope::Ropes::new(store, context, context)?;
-    attention(store, number, context - 1, &ropes, Rows::All, &mut states)?;
-    feed_forward(store, number, None, Rows::All, &mut states)?;
-    let head = own_or(store, LayerRole::MtpHead, Role::Output);
-    let norm = own_or(store, LayerRole::MtpHeadNorm, Role::OutputNorm);
-    Ok(Hidden { states, norm, head })
+    Ok(Walk { store, context: context - 1, ropes, states, layer: number })
 }

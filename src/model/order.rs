@@ -5,17 +5,21 @@ use crate::checkpoint::WeightStore;
 use crate::family::{Attention, Divisors, Ffn, LayerRole, Moe, Role};
 
 /// The roles of all weights as they are read, those that take turns together; with the prediction layer if
-/// `with_prediction` says so. Experts without a token are left out by the pass, not here.
-pub fn order_of_need(store: &dyn WeightStore, with_prediction: bool) -> Vec<Vec<Role>> {
+/// `with_prediction` says so, by a walk that begins with layer `first`. Experts without a token are left out by the pass,
+/// not here.
+pub fn order_of_need(store: &dyn WeightStore, first: usize, with_prediction: bool) -> Vec<Vec<Role>> {
     let spec = store.spec();
-    let mut visits = vec![vec![Role::TokenEmbedding]];
+    let mut visits = Vec::new();
+    if first == 0 {
+        visits.push(vec![Role::TokenEmbedding]);
+    }
     match spec.rope.divisors {
         Divisors::Absent | Divisors::ByWavelength(_) => {}
         Divisors::Always => visits.push(vec![Role::RopeDivisors]),
         // One of them, by context.
         Divisors::ByContext { .. } => visits.push(vec![Role::RopeDivisorsLong, Role::RopeDivisorsShort]),
     }
-    (0..spec.layers).for_each(|number| layer(store, number, &mut visits));
+    (first..spec.layers).for_each(|number| layer(store, number, &mut visits));
     visits.push(vec![Role::OutputNorm]);
     head(store, Role::Output, &mut visits);
     if with_prediction {

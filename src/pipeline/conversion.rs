@@ -8,7 +8,7 @@ use super::errors::Sums;
 use super::execute::{self, Written, written};
 use super::journal::{Done, Journal};
 use super::provenance::{self, Provenance};
-use super::refining::Calibration;
+use super::refining::{Calibration, Damped, Keep};
 use super::{Progress, Settings, bytes_read, intake, kept, queue};
 use crate::checkpoint::Catalogue;
 use crate::disk::DiskFile;
@@ -33,8 +33,8 @@ pub(super) struct Conversion<'a> {
     files: BTreeSet<usize>,
     /// What to do about a source that has changed.
     way_out: &'a str,
-    /// Encodes some of the jobs.
-    calibration: Option<&'a dyn Calibration>,
+    /// Encodes some of the jobs, and keeps how far it has come.
+    calibration: Option<(&'a dyn Calibration, Keep)>,
 }
 
 /// What came of it.
@@ -87,9 +87,14 @@ impl<'a> Conversion<'a> {
     }
 
     /// With `calibration`, which encodes some of the jobs.
-    pub(super) fn calibrated(mut self, calibration: Option<&'a dyn Calibration>) -> Self {
+    pub(super) fn calibrated(mut self, calibration: Option<(&'a dyn Calibration, Keep)>) -> Self {
         self.calibration = calibration;
         self
+    }
+
+    /// Matrices that needed more damping than others, after [`Conversion::execute`].
+    pub(super) fn damped(&self) -> Vec<Damped> {
+        self.calibration.as_ref().map_or_else(Vec::new, |(calibration, _)| calibration.damped())
     }
 
     /// Only those that `is_own`, with `files` to be proven beside those that they read.
@@ -122,7 +127,8 @@ impl<'a> Conversion<'a> {
         journal: &mut Journal,
         mut done: Vec<Option<Done>>,
     ) -> Result<Executed<'a>> {
-        let Self { source, blueprint, jobs, progress, stop, is_own, settings, calibration, .. } = *self;
+        let Self { source, blueprint, jobs, progress, stop, is_own, settings, .. } = *self;
+        let calibration = self.calibration.as_ref().map(|(calibration, _)| *calibration);
         let written = self.written();
         let kept = kept::Kept { blueprint, written: &written, files, progress, stop };
         let redone = kept.check(&mut done, settings.threads, &|_| {})?;
@@ -130,8 +136,14 @@ impl<'a> Conversion<'a> {
             progress.damaged(redone);
         }
         let is_refined = |job: usize| calibration.is_some_and(|calibration| calibration.takes(job));
-        // What a calibrated matrix is depends on those before it: the walk begins anew, and so do they.
-        (0..jobs.len()).filter(|&job| is_refined(job)).for_each(|job| done[job] = None);
+        if let Some((calibration, keep)) = &self.calibration {
+            // What a calibrated matrix is depends on those before it: what is behind the place to which the walk has
+            // come is done anew.
+            let kept = calibration.go_on(keep.clone(), &|job| done[job].is_some())?;
+            let kept: BTreeSet<usize> = kept.into_iter().collect();
+            let is_again = |job: &usize| calibration.takes(*job) && !kept.contains(job);
+            (0..jobs.len()).filter(is_again).for_each(|job| done[job] = None);
+        }
         if self.is_share {
             // What was read for this may be older than what other machines have written beside it, and would be
             // written back with what is written next to it.
@@ -146,7 +158,7 @@ impl<'a> Conversion<'a> {
         let intake = supply.map(|supply| intake::Intake::new(source.source(), supply, &schedule));
         let at_once = (0..jobs.len()).filter(|&job| supply.is_none() && is_to_do(job)).collect();
         let queue = queue::Queue::new(at_once, &schedule.needs);
-        queue.promise((0..jobs.len()).filter(|&job| is_refined(job)).count());
+        queue.promise((0..jobs.len()).filter(|&job| is_refined(job) && done[job].is_none()).count());
         progress.stage("convert", self.bytes_in());
         let provenance = Provenance::new(source, blueprint, (jobs, is_own), &self.files, &done, self.way_out);
         let run = execute::Run {

@@ -28,7 +28,7 @@ use super::provenance::{self, Provenance};
 use super::queue::Queue;
 use super::refining::{Calibration, Counter, Handed};
 use super::slab::{self, Slab, Tile, Worker};
-use super::writeback::{self, Dirty};
+use super::writeback::{self, Dirty, Finished};
 use crate::checkpoint::{Catalogue, Unit};
 use crate::disk::DiskFile;
 use crate::error::{Error, Result};
@@ -132,7 +132,10 @@ impl Run<'_> {
         let followed = std::thread::scope(|scope| {
             let follower = self.follows.then(|| scope.spawn(|| self.follow(shared_ref)));
             scope.spawn(move || {
-                let recorded = |job| self.intake.map_or(Ok(()), |intake| intake.recorded(job));
+                let recorded = |job| {
+                    shared_ref.handed.recorded(job);
+                    self.intake.map_or(Ok(()), |intake| intake.recorded(job))
+                };
                 if let Err(error) = writeback::run(
                     self.files,
                     &shared_ref.dirty,
@@ -153,9 +156,10 @@ impl Run<'_> {
             }
             if let Some(calibration) = self.calibration {
                 let Shared { handed, queue, failed, maxima, .. } = shared_ref;
+                let finished = finished.clone();
                 scope.spawn(move || {
                     let (source, stop) = (self.source, self.stop);
-                    let desk = Counter { source, maxima, handed, queue, failed, stop };
+                    let desk = Counter { source, maxima, handed, queue, finished, failed, stop };
                     if let Err(error) = calibration.run(&desk) {
                         shared_ref.fail(error);
                     }
@@ -252,7 +256,7 @@ impl Run<'_> {
     }
 
     /// One worker: jobs until there are none.
-    fn work(&self, shared: &Shared, finished: &Sender<Done>) {
+    fn work(&self, shared: &Shared, finished: &Sender<Finished>) {
         let patient = || !self.stop.load(Ordering::Relaxed) && !shared.failed.load(Ordering::Relaxed);
         let mut worker = Worker::default();
         while let Some(number) = shared.queue.next(patient) {
@@ -271,7 +275,7 @@ impl Run<'_> {
             }
             shared.handed.finished(number);
             // Only closed when recording has failed, which ends the run anyway.
-            let _ = finished.send(done);
+            let _ = finished.send(Finished::Job(done));
         }
         if !patient() {
             shared.halt();

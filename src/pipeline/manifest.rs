@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::Settings;
 use super::digest::Digests;
 use super::errors::ErrorReport;
+use super::refining::Damped;
 use super::request::CalibrationRecord;
 use crate::checkpoint::Catalogue;
 use crate::disk::Disk;
@@ -41,6 +42,9 @@ pub struct Manifest {
     /// What it was calibrated with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calibration: Option<CalibrationRecord>,
+    /// Matrices whose inputs the text said too little about.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub damped: Vec<Damped>,
     /// Where the source was.
     pub source: String,
     /// Source files that were read.
@@ -228,6 +232,7 @@ impl Manifest {
             recipe: about.recipe,
             imatrix: about.imatrix,
             calibration: about.calibration,
+            damped: Vec::new(),
             source: about.source,
             source_files: about.source_files,
             is_directory: blueprint.is_directory,

@@ -7,6 +7,7 @@
 //! OUTPUT.journal                which jobs of it are done
 //! OUTPUT.manifest.json.pending  the manifest, while files get their names
 //! OUTPUT.replaced               an old directory that makes room for the new one, for a moment
+//! OUTPUT.walk                   how far a calibration has come (`model/saved.rs`)
 //! OUTPUT.view                   links to the unfinished files under their final names, while they are measured
 //! OUTPUT.lock                   held while a run writes
 //! OUTPUT.shares                 what several machines need to write one result together (see `shares/folder.rs`)
@@ -21,7 +22,7 @@ use crate::plan::{Blueprint, OutputFile};
 pub(crate) const INSIDE: &str = "requant.manifest.json";
 
 /// What follows the name of a result in those of what a run puts beside it, and may remove there.
-pub(super) const BESIDE: [&str; 9] = [
+pub(super) const BESIDE: [&str; 11] = [
     ".partial",
     ".journal",
     ".lock",
@@ -29,6 +30,8 @@ pub(super) const BESIDE: [&str; 9] = [
     ".replaced",
     ".spool",
     ".view",
+    ".walk",
+    ".walk.new",
     ".manifest.json",
     ".manifest.json.pending",
 ];
@@ -93,6 +96,10 @@ impl Names {
         with_suffix(&self.output, ".replaced")
     }
 
+    pub(super) fn walk(&self) -> PathBuf {
+        walk(&self.output)
+    }
+
     pub(super) fn view(&self) -> PathBuf {
         with_suffix(&self.output, ".view")
     }
@@ -138,6 +145,11 @@ pub(super) fn partial(path: &Path) -> PathBuf {
 /// The journal of an unfinished `output`.
 pub(super) fn journal(output: &Path) -> PathBuf {
     with_suffix(output, ".journal")
+}
+
+/// How far a calibration that writes `output` has come.
+pub(crate) fn walk(output: &Path) -> PathBuf {
+    with_suffix(output, ".walk")
 }
 
 /// Held while a run writes `output`.

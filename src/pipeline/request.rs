@@ -87,6 +87,19 @@ pub struct Pinned {
     pub commit: String,
 }
 
+/// Of names, lengths, digests and times of the files that hold tensors.
+pub fn source_digest(source: &Catalogue) -> String {
+    let mut files = Sha256::new();
+    let mut used: Vec<usize> = source.tensors().iter().map(|tensor| tensor.file).collect();
+    used.sort_unstable();
+    used.dedup();
+    for id in used {
+        let file = &source.source().files()[id];
+        files.update(format!("{:?}\n", (&file.name, file.len_bytes, &file.sha256, &file.modified)));
+    }
+    super::digest::hex(&files.finalize())
+}
+
 impl RequestRecord {
     /// Describes a conversion of `source` to what `blueprint` says.
     pub(super) fn new(
@@ -97,14 +110,6 @@ impl RequestRecord {
         jobs: usize,
         error_report: bool,
     ) -> Self {
-        let mut files = Sha256::new();
-        let mut used: Vec<usize> = source.tensors().iter().map(|tensor| tensor.file).collect();
-        used.sort_unstable();
-        used.dedup();
-        for id in used {
-            let file = &source.source().files()[id];
-            files.update(format!("{:?}\n", (&file.name, file.len_bytes, &file.sha256, &file.modified)));
-        }
         let mut result = Sha256::new();
         for file in &blueprint.files {
             result.update(format!("{:?}\n", (&file.name, file.len_bytes, file.header.len())));
@@ -129,7 +134,7 @@ impl RequestRecord {
             model: source.source().location(),
             format: format.to_ascii_lowercase(),
             pinned,
-            source_sha256: super::digest::hex(&files.finalize()),
+            source_sha256: source_digest(source),
             blueprint_sha256: super::digest::hex(&result.finalize()),
             jobs,
             error_report,

@@ -13,7 +13,7 @@ use super::names::{self, Names};
 use super::output::check_replace;
 use super::request::RequestRecord;
 use super::{execute, placing};
-use crate::disk::{Disk, DiskFile, parent_of};
+use crate::disk::{Disk, DiskFile, parent_of, with_suffix};
 use crate::error::{Error, Result};
 use crate::lock::lock;
 use crate::plan::Blueprint;
@@ -237,6 +237,8 @@ impl Stage {
 
     fn remove_temporary(&self) -> Result<()> {
         self.disk.remove(&self.names.view())?;
+        self.disk.remove(&with_suffix(&self.names.walk(), ".new"))?;
+        self.disk.remove(&self.names.walk())?;
         self.disk.remove(&self.names.pending_manifest())?;
         self.names.pairs.iter().try_for_each(|pair| self.disk.remove(&pair.temporary))
     }

@@ -26,24 +26,37 @@ impl Dirty {
     }
 }
 
-/// Once an `interval`, syncs dirty files and records the jobs that `finished` names, until its sender is dropped; then
+/// What workers and a calibration say.
+pub(super) enum Finished {
+    /// The bytes of a job are written.
+    Job(Done),
+    /// What was said before is to be recorded now.
+    Settle,
+}
+
+/// Once an `interval`, or when it is told to, syncs dirty files and records the jobs that `finished` names, until its sender is dropped; then
 /// tells `recorded` of each.
 pub(super) fn run(
     files: &[DiskFile],
     dirty: &Dirty,
-    finished: &Receiver<Done>,
+    finished: &Receiver<Finished>,
     journal: &mut Journal,
     interval: Duration,
     recorded: impl Fn(usize) -> Result<()>,
 ) -> Result<()> {
-    let mut batch = Vec::new();
+    let mut batch: Vec<Done> = Vec::new();
     loop {
         // Without an interval, as soon as a job is done.
-        batch.extend(interval.is_zero().then(|| finished.recv().ok()).flatten());
+        if interval.is_zero()
+            && let Ok(Finished::Job(done)) = finished.recv()
+        {
+            batch.push(done);
+        }
         let deadline = Instant::now() + interval;
         let ended = loop {
             match finished.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(job) => batch.push(job),
+                Ok(Finished::Job(done)) => batch.push(done),
+                Ok(Finished::Settle) => break false,
                 Err(RecvTimeoutError::Timeout) => break false,
                 Err(RecvTimeoutError::Disconnected) => break true,
             }
@@ -55,7 +68,7 @@ pub(super) fn run(
         }
         if !batch.is_empty() {
             journal.append(&batch)?;
-            batch.drain(..).try_for_each(|done: Done| recorded(done.job))?;
+            batch.drain(..).try_for_each(|done| recorded(done.job))?;
         }
         if ended {
             return Ok(());

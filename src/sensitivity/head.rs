@@ -15,15 +15,13 @@ use crate::model::linear::{Input, vector};
 use crate::model::matmul::{Into, View, add_wide_product};
 use crate::model::panel::{Slice, for_each_panel, tiles};
 use crate::model::states::{BLOCK_ROWS, States};
-use crate::model::{Hidden, for_each_logit_chunk};
+use crate::model::{Hidden, LogSum, for_each_logit_chunk};
 
 /// What is known of one token's prediction.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Drawn {
     token: usize,
-    /// Largest logit so far, and the sum of `exp(logit - largest)`.
-    largest: f32,
-    sum: f64,
+    log_sum: LogSum,
     /// The label so far, its logit, and its logit plus noise.
     pub(super) label: usize,
     logit: f32,
@@ -33,16 +31,13 @@ pub(super) struct Drawn {
 impl Drawn {
     fn new(token: usize) -> Self {
         let lowest = f32::NEG_INFINITY;
-        Self { token, largest: lowest, sum: 0.0, label: 0, logit: lowest, noisy: f64::NEG_INFINITY }
+        Self { token, log_sum: LogSum::EMPTY, label: 0, logit: lowest, noisy: f64::NEG_INFINITY }
     }
 
     /// Sees the logits from place `first` on.
     fn see(&mut self, seed: u64, first: usize, logits: &[f32]) {
-        let largest = logits.iter().fold(self.largest, |largest, &logit| largest.max(logit));
-        self.sum *= f64::from(self.largest - largest).exp();
-        self.largest = largest;
+        self.log_sum.add(logits);
         for (place, &logit) in (first..).zip(logits) {
-            self.sum += f64::from(logit - largest).exp();
             let noisy = f64::from(logit) + noise(seed, self.token, place);
             if noisy > self.noisy {
                 (self.label, self.logit, self.noisy) = (place, logit, noisy);
@@ -52,12 +47,7 @@ impl Drawn {
 
     /// `-ln p(label)`.
     fn loss(&self) -> f64 {
-        f64::from(self.largest) + self.sum.ln() - f64::from(self.logit)
-    }
-
-    /// The probability of a logit.
-    fn probability(&self, logit: f32) -> f32 {
-        (f64::from(logit - self.largest).exp() / self.sum) as f32
+        self.log_sum.value() - f64::from(self.logit)
     }
 }
 
@@ -120,7 +110,7 @@ pub(super) fn back(
                 for (place, (d, &logit)) in (first..).zip(dlogits.iter_mut().zip(logits)) {
                     let hit = if place == drawn.label { 1.0 } else { 0.0 };
                     let share = spec.embedding.logit_cap.map_or(0.0, |cap| logit / cap as f32);
-                    *d = (drawn.probability(logit) - hit) * (1.0 - share * share);
+                    *d = (drawn.log_sum.probability(logit) as f32 - hit) * (1.0 - share * share);
                 }
             }
             Ok(())

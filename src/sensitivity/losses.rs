@@ -24,22 +24,19 @@ pub struct TensorSensitivity {
     pub divergences: BTreeMap<String, f64>,
 }
 
-/// Losses of candidates, and the same for people. `errors` are relative squared errors of weights.
+/// Losses of candidates, and the same for people. `errors` are relative squared errors of weights; `left` says of each choice how
+/// much of its error is left when it is rounded with feedback.
 pub(super) fn losses(
     base: &Blueprint,
     choices: &[Choices],
     errors: &[Vec<f64>],
-    found: &[Vec<Found>],
+    (found, left): (&[Vec<Found>], &[f64]),
     tokens: usize,
 ) -> (Vec<Vec<f64>>, Vec<TensorSensitivity>) {
     let kappas: Vec<Option<f64>> = found.iter().map(|found| kappa(found, tokens)).collect();
     let known = |at: usize| -> Option<Vec<f64>> {
-        Some(
-            found[at]
-                .iter()
-                .map(|found| kappas[at].map(|kappa| kappa * found.error))
-                .collect::<Option<_>>()?,
-        )
+        let loss = |found: &Found| kappas[at].map(|kappa| kappa * found.error * left[at]);
+        found[at].iter().map(loss).collect()
     };
     // What a relative squared error of 1 costs, and of all for each weight.
     let mean_rates: Vec<Option<f64>> = (0..choices.len()).map(|at| rate(&known(at)?, &errors[at])).collect();

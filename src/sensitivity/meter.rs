@@ -18,13 +18,17 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 mod outputs;
+mod relief;
 mod sample;
 
 use outputs::{Weighed, dot, squares, under};
+use relief::Relief;
 use sample::{SAMPLE_ELEMS, sample, wanted};
 
 use super::Sink;
 use crate::calibration::gram::{Square, gram};
+use crate::calibration::has_query_latent;
+use crate::calibration::inputs::Kind;
 use crate::checkpoint::{Weight, WeightStore};
 use crate::error::Result;
 use crate::family::{Role, Turn};
@@ -64,7 +68,9 @@ pub(super) struct Meter<'a> {
     tokens: usize,
     context: usize,
     /// By choice and candidate.
-    pub(super) found: Vec<Vec<Found>>,
+    found: Vec<Vec<Found>>,
+    relief: Relief,
+    has_latent: bool,
 }
 
 impl<'a> Meter<'a> {
@@ -113,7 +119,17 @@ impl<'a> Meter<'a> {
         });
         let none = Found { inner: vec![0.0; tokens.div_ceil(context)], error: 0.0 };
         let found = choices.iter().map(|choices| vec![none.clone(); choices.candidates.len()]).collect();
-        Ok(Self { store, choices, lossy: lossy.collect(), parts, tokens, context, found })
+        Ok(Self {
+            store,
+            choices,
+            lossy: lossy.collect(),
+            parts,
+            tokens,
+            context,
+            found,
+            relief: Relief::default(),
+            has_latent: has_query_latent(store),
+        })
     }
 
     /// What each candidate of `part` that changes something changes of `rows` of a weight: each `[R, K]`.
@@ -145,6 +161,12 @@ impl<'a> Meter<'a> {
         };
         let candidates = &self.choices[part.choice].candidates;
         Ok(self.lossy[part.choice].par_iter().map(|&number| change(&candidates[number])).collect())
+    }
+
+    /// What was found, by choice and candidate; and of each choice how much of its error is left when it is rounded with feedback.
+    pub(super) fn finish(self) -> (Vec<Vec<Found>>, Vec<f64>) {
+        let left = self.relief.finish(self.choices.len());
+        (self.found, left)
     }
 
     /// Adds to what was found of the candidates of a choice.
@@ -189,8 +211,12 @@ impl Sink for Meter<'_> {
         let inputs = Weighed { x, picks };
         let windows = self.windows(x.rows(), picks);
         let mut sums: Option<Square> = None;
+        let kind = Kind::of(role, self.has_latent);
         for part in parts {
             let rows = part.rows.start.max(first)..part.rows.end.min(first + dy.cols());
+            if let Some(kind) = kind.filter(|_| !part.is_transposed && !rows.is_empty()) {
+                self.relief.add((part.choice, rows.len()), (role, kind), &inputs)?;
+            }
             // Columns that become rows are looked at whole, and come whole.
             if rows.is_empty()
                 || (part.is_transposed && rows != part.rows)
@@ -230,7 +256,9 @@ impl Sink for Meter<'_> {
     fn lookup(&mut self, tokens: &[u32], scale: f32, gradient: &States) -> Result<()> {
         let parts = self.parts.get(&Role::TokenEmbedding).cloned().unwrap_or_default();
         let cols = gradient.cols();
+        let sum = if parts.is_empty() { Square::default() } else { gram(gradient)? };
         for part in parts.iter().filter(|part| !part.is_transposed) {
+            self.relief.know(part.choice, part.rows.len(), &sum);
             let weight = self.store.weight(Role::TokenEmbedding)?;
             let distinct: BTreeSet<usize> = tokens.iter().map(|&token| token as usize).collect();
             let distinct: Vec<usize> = distinct.into_iter().filter(|row| part.rows.contains(row)).collect();

@@ -463,7 +463,7 @@ impl Sink for Naive {
 
     fn lookup(&mut self, tokens: &[u32], scale: f32, gradient: &States) -> Result<()> {
         (0..tokens.len()).try_for_each(|token| {
-            self.add(f64::from(scale), &*gradient.read(token..token + 1)?);
+            self.add(f64::from(scale), &gradient.read(token..token + 1)?);
             Ok(())
         })
     }
