@@ -15,6 +15,7 @@ use crate::source::hub::XET_THREAD;
 
 mod applies;
 mod calibrate;
+mod card;
 mod completions;
 mod console;
 mod convert;
@@ -66,6 +67,7 @@ const SUBCOMMANDS: &[&dyn Subcommand] = &[
     &fetch::Fetch,
     &inspect::Inspect,
     &verify::Verify,
+    &card::Card,
     &perplexity::Perplexity,
     &diff::Diff,
     &calibrate::Calibrate,

@@ -59,6 +59,7 @@
 //! - `unnamed`: conversions without `-o`, and those that are only shown.
 //! - `texts`: several texts, standard input, parts of texts.
 //! - `reference`: what the program says of itself: docs, completions, manual pages, families.
+//! - `cards`: model cards of results.
 //! - `command`: the command line as scripts see it: exit codes, streams, JSON keys.
 
 #[cfg(test)]
@@ -69,6 +70,8 @@ mod bucket;
 mod budget;
 #[cfg(test)]
 mod calibrate;
+#[cfg(test)]
+mod cards;
 #[cfg(test)]
 mod checksums;
 #[cfg(test)]

@@ -14,7 +14,7 @@ use super::job::{self, Job};
 use super::measured::Measured;
 use super::size::human;
 use super::validation::{self, Original, Validation};
-use super::{MODEL_HELP, Subcommand, applies, errors, feedback, headings, model, plan, report};
+use super::{MODEL_HELP, Subcommand, applies, card, errors, feedback, headings, model, plan, report};
 use crate::disk::{Disk, with_suffix};
 use crate::error::{Error, Result};
 use crate::pipeline::{self, Helpers, Judge, Need, Progress, Settings};
@@ -133,7 +133,7 @@ impl Convert {
         }
         let validation = Validation::prepare(matches, &request.source)?;
         let mut prepared = feedback::prepare(matches, &request)?;
-        let mut settings = settings(matches, &request);
+        let mut settings = settings(matches, &request)?;
         settings.calibration = prepared.as_ref().map(|prepared| prepared.record.clone());
         let calibration = prepared.as_mut().map(|prepared| prepared.calibration(&request)).transpose()?;
         let quiet = matches.get_flag("quiet");
@@ -191,9 +191,12 @@ fn flag(name: &'static str, help: &'static str) -> Arg {
 }
 
 /// How `request` is to be converted.
-fn settings(matches: &ArgMatches, request: &plan::Request) -> Settings {
+///
+/// # Errors
+/// When the source's own model card cannot be read.
+fn settings(matches: &ArgMatches, request: &plan::Request) -> Result<Settings> {
     let words = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
-    Settings {
+    Ok(Settings {
         threads: request.threads,
         force: matches.get_flag("force"),
         restart: matches.get_flag("restart"),
@@ -201,11 +204,13 @@ fn settings(matches: &ArgMatches, request: &plan::Request) -> Settings {
         command: job::without_job(words),
         format: request.format.clone(),
         recipe: request.recipe(),
+        model: Some(card::model(matches, &request.source)?),
+        card: card::writer(matches),
         calibration: None,
         error_report: matches.get_flag("error-report"),
         sync_interval: Settings::SYNC_INTERVAL,
         disk: Disk::default(),
-    }
+    })
 }
 
 /// Refuses options that a single share cannot have.
