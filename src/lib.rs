@@ -11,7 +11,7 @@
 //! | S4 | [`plan`] |
 //! | S5 | `pipeline`, [`model`] |
 //! | S6 | [`calibration`], [`evaluate`], [`fetch`], [`checksums`], `contents` |
-//! | S7 | [`sensitivity`], `card` |
+//! | S7 | [`sensitivity`], `card`, `html_report` |
 //! | S8 | `cli` |
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
@@ -33,6 +33,7 @@ mod fingerprint;
 mod frontier;
 #[doc(hidden)]
 pub mod fuzzing;
+mod html_report;
 mod human;
 pub mod imatrix;
 mod inside;

@@ -8,7 +8,6 @@ pub(crate) const WHERE: &[&str] = &[
     "--color",
     "--memory",
     "--threads",
-    "--revision",
     "--cache-dir",
     "--connections",
     "--spool",
@@ -22,6 +21,8 @@ pub(crate) const WHERE: &[&str] = &[
     "--save-recipe",
     "--card",
     "--base-model",
+    "--report",
+    "--log",
 ];
 /// The same, without a value.
 pub(crate) const WHETHER: &[&str] = &[
@@ -35,6 +36,8 @@ pub(crate) const WHETHER: &[&str] = &[
     "--keep-source",
     "--xet",
     "--error-report",
+    "-v",
+    "--verbose",
 ];
 /// Characters of words that a shell takes as they are.
 const PLAIN: &str = "@%+=:,./-_";

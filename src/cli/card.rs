@@ -157,6 +157,7 @@ mod tests {
             "calibrate-tokens",
             "calibrate-context",
             "calibrate-mode",
+            "revision",
         ];
         let command = crate::cli::command();
         let name = Convert.command().get_name().to_owned();
