@@ -15,6 +15,7 @@ use crate::source::hub::XET_THREAD;
 
 mod applies;
 mod calibrate;
+mod card;
 mod completions;
 mod console;
 mod convert;
@@ -26,10 +27,12 @@ mod feedback;
 mod fetch;
 mod formats;
 mod headings;
+mod html;
 mod imatrix;
 mod inspect;
 mod job;
 mod join;
+mod log;
 mod man;
 mod measured;
 mod model;
@@ -66,6 +69,7 @@ const SUBCOMMANDS: &[&dyn Subcommand] = &[
     &fetch::Fetch,
     &inspect::Inspect,
     &verify::Verify,
+    &card::Card,
     &perplexity::Perplexity,
     &diff::Diff,
     &calibrate::Calibrate,
@@ -100,8 +104,16 @@ pub fn main() -> ExitCode {
     };
     let Some((name, matches)) = matches.subcommand() else { return ExitCode::from(2) };
     let chosen = SUBCOMMANDS.iter().find(|subcommand| subcommand.command().get_name() == name);
-    match chosen.map_or(Ok(()), |subcommand| subcommand.run(matches)) {
-        Ok(()) => ExitCode::SUCCESS,
+    let words = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned());
+    let run = || {
+        log::start(matches, words)?;
+        chosen.map_or(Ok(()), |subcommand| subcommand.run(matches))
+    };
+    match run() {
+        Ok(()) => {
+            log::line("done");
+            ExitCode::SUCCESS
+        }
         Err(error) => failed(&error),
     }
 }
@@ -189,12 +201,11 @@ fn json_argument() -> Arg {
     Arg::new("json").long("json").action(ArgAction::SetTrue).help("Print one JSON object on stdout")
 }
 
-/// `--json` and `--quiet`.
-fn output_arguments() -> [Arg; 2] {
-    [
-        json_argument(),
-        Arg::new("quiet").long("quiet").short('q').action(ArgAction::SetTrue).help("No progress on stderr"),
-    ]
+/// `--json`, `--quiet`, `--verbose` and `--log`.
+fn output_arguments() -> impl Iterator<Item = Arg> {
+    let quiet =
+        Arg::new("quiet").long("quiet").short('q').action(ArgAction::SetTrue).help("No progress on stderr");
+    [json_argument(), quiet].into_iter().chain(log::arguments())
 }
 
 /// `--threads`.

@@ -10,18 +10,20 @@
 //! | S3 | [`opened`] |
 //! | S4 | [`plan`] |
 //! | S5 | `pipeline`, [`model`] |
-//! | S6 | [`calibration`], [`evaluate`], [`fetch`], [`checksums`] |
-//! | S7 | [`sensitivity`] |
+//! | S6 | [`calibration`], [`evaluate`], [`fetch`], [`checksums`], `contents` |
+//! | S7 | [`sensitivity`], `card`, `html_report` |
 //! | S8 | `cli` |
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod artifact;
 pub mod calibration;
+mod card;
 pub mod checkpoint;
 pub mod checksums;
 
 pub mod cli;
+mod contents;
 pub mod disk;
 pub mod error;
 pub mod evaluate;
@@ -31,6 +33,7 @@ mod fingerprint;
 mod frontier;
 #[doc(hidden)]
 pub mod fuzzing;
+mod html_report;
 mod human;
 pub mod imatrix;
 mod inside;

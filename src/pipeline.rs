@@ -27,6 +27,7 @@ mod journal;
 mod kept;
 mod manifest;
 mod maxima;
+mod model_record;
 mod names;
 pub mod output;
 mod placing;
@@ -51,6 +52,7 @@ pub use execute::peak_ram_bytes;
 pub(crate) use journal::resumed_jobs;
 
 pub use manifest::{FileRecord, Manifest, SourceRecord, TensorRecord};
+pub use model_record::ModelRecord;
 pub(crate) use names::INSIDE as MANIFEST_NAME;
 pub use names::manifest_path;
 pub(crate) use names::walk;
@@ -61,7 +63,13 @@ pub use shares::{
     agreed, convert_share, files_of_share, join, standing,
 };
 pub use space::{Need, OR_IGNORE_SPACE, allocated_bytes, check_space};
-pub use verify::{Check, has_manifest, verify};
+pub use verify::{Check, has_manifest, manifest_of, verify};
+
+/// File name of the card of a result that is a directory.
+pub const CARD: &str = "README.md";
+
+/// Writes the card of a complete result from its manifest.
+pub type Card = fn(&Manifest) -> String;
 
 /// Receives what a long run has done so far. Called from several threads.
 pub trait Progress: Sync {
@@ -109,6 +117,10 @@ pub struct Settings {
     pub format: String,
     /// The rules of the plan as a recipe, for the manifest.
     pub recipe: Option<String>,
+    /// What the source says of itself, for the manifest.
+    pub model: Option<ModelRecord>,
+    /// Writes the card of a directory; without it there is none but what the plan has.
+    pub card: Option<Card>,
     /// How it is calibrated, if it is, for the manifest and the journal.
     pub calibration: Option<CalibrationRecord>,
     /// Measure how far what is written is from the source.
@@ -262,6 +274,9 @@ fn sealed(
         progress.stage("validate", 0);
         manifest.validation = Some(judge.judge(&stage.view()?)?);
         stage.unview()?;
+    }
+    if let Some(card) = settings.card {
+        stage.add_card(&mut manifest, card)?;
     }
     progress.stage("sync", 0);
     stage.seal(&manifest, &mut journal)?;

@@ -36,7 +36,7 @@ mod summary;
 
 pub use budget::{Budget, Choices};
 pub use format::{Format, ImportanceUse, find as find_format, nearest as nearest_formats};
-pub(crate) use gguf::general_metadata;
+pub(crate) use gguf::{front_matter, general_metadata};
 pub use jobs::{Job, jobs, output_rows, whole_bands};
 pub use rules::{Choice, Pattern, Rule, Rules, numbered};
 pub use schedule::{Schedule, Step, schedule};
@@ -281,6 +281,8 @@ pub struct Options {
     pub allow_requantize: bool,
     /// How much an error in each column of each tensor matters: for GGUF.
     pub imatrix: Option<Arc<Imatrix>>,
+    /// Whether README.md is left to whoever seals a directory; an MLX directory has mlx-lm's otherwise.
+    pub leaves_card: bool,
     /// Whether a budget may choose a type for the output head.
     pub choose_head: bool,
 }

@@ -21,6 +21,7 @@ mod feed;
 mod feed_state;
 pub mod hub;
 mod local;
+mod notice;
 mod remote;
 mod spool;
 mod stated;

@@ -42,6 +42,8 @@ pub(crate) fn settings(format: &str, threads: usize) -> Settings {
         command: vec!["test".into()],
         format: format.into(),
         recipe: None,
+        model: None,
+        card: None,
         calibration: None,
         error_report: false,
         sync_interval: Settings::SYNC_INTERVAL,

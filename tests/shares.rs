@@ -84,7 +84,8 @@ impl Dealt {
     }
 
     pub(crate) fn join(&self, root: &Path) -> Result<Joined> {
-        let joining = Joining { threads: 2, force: self.settings.force, disk: self.settings.disk.clone() };
+        let Settings { force, card, ref disk, .. } = self.settings;
+        let joining = Joining { threads: 2, force, card, disk: disk.clone() };
         pipeline::join(&root.join(self.name), &joining, &Silent, &AtomicBool::new(false))
     }
 

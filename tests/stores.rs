@@ -11,7 +11,7 @@ use crate::conversion::{convert, model, names, sha256};
 use crate::recorder::Random;
 use crate::served::text;
 
-const URL: &str = "s3://models/org/tiny";
+pub(crate) const URL: &str = "s3://models/org/tiny";
 const SHARD: &str = "org/tiny/model-00002-of-00004.safetensors";
 
 /// A store with the model, and a directory with its list of digests.

@@ -59,6 +59,9 @@
 //! - `unnamed`: conversions without `-o`, and those that are only shown.
 //! - `texts`: several texts, standard input, parts of texts.
 //! - `reference`: what the program says of itself: docs, completions, manual pages, families.
+//! - `cards`: model cards of results.
+//! - `logs`: what is tried again, on stderr with -v and in the file of --log.
+//! - `pages`: reports of conversions and measurements, as HTML.
 //! - `command`: the command line as scripts see it: exit codes, streams, JSON keys.
 
 #[cfg(test)]
@@ -69,6 +72,8 @@ mod bucket;
 mod budget;
 #[cfg(test)]
 mod calibrate;
+#[cfg(test)]
+mod cards;
 #[cfg(test)]
 mod checksums;
 #[cfg(test)]
@@ -124,6 +129,8 @@ mod hostile_hub;
 #[cfg(test)]
 mod imatrix;
 #[cfg(test)]
+mod logs;
+#[cfg(test)]
 mod maker;
 #[cfg(test)]
 mod measured;
@@ -135,6 +142,8 @@ mod mixes;
 mod mlx;
 #[cfg(test)]
 mod packed;
+#[cfg(test)]
+mod pages;
 #[cfg(test)]
 mod perplexity;
 #[cfg(test)]

@@ -12,6 +12,7 @@ use std::sync::OnceLock;
 
 use clap::ColorChoice;
 
+use super::log;
 use crate::error::{Error, Result};
 
 /// What stdout is called in errors.
@@ -75,18 +76,21 @@ pub(super) fn print_own(text: &[u8]) -> Result<()> {
 /// A line on stderr. That nobody can read it is no reason to stop.
 pub(super) fn note(line: impl Display) {
     let line = line.to_string();
+    log::line(&line);
     let _ = writeln!(std::io::stderr(), "{}", shortened(&escaped(&line)));
 }
 
 /// A line on stderr that is not shortened.
 pub(super) fn note_whole(line: impl Display) {
     let line = line.to_string();
+    log::line(&line);
     let _ = writeln!(std::io::stderr(), "{}", escaped(&line));
 }
 
 /// A message of several lines on stderr: those after the first are indented, so that none looks like a message of its own.
 pub(super) fn message(text: impl Display) {
     let text = text.to_string();
+    log::line(text.trim_end());
     let lines: Vec<Cow<'_, str>> = text.trim_end().lines().map(escaped).collect();
     let text = lines.join("\n  ");
     let text = shortened(&text);

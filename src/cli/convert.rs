@@ -14,9 +14,10 @@ use super::job::{self, Job};
 use super::measured::Measured;
 use super::size::human;
 use super::validation::{self, Original, Validation};
-use super::{MODEL_HELP, Subcommand, applies, errors, feedback, headings, model, plan, report};
+use super::{MODEL_HELP, Subcommand, applies, card, errors, feedback, headings, html, model, plan, report};
 use crate::disk::{Disk, with_suffix};
 use crate::error::{Error, Result};
+use crate::html_report::Subject;
 use crate::pipeline::{self, Helpers, Judge, Need, Progress, Settings};
 use crate::plan::{Summary, summary};
 
@@ -70,6 +71,7 @@ impl Subcommand for Convert {
             )
             .args(headings::under(headings::CALIBRATION, feedback::arguments()))
             .args(headings::under(headings::CHECKS, validation::arguments()))
+            .arg(html::argument().conflicts_with("dry-run"))
             .args(job::arguments())
             .arg(super::threads_argument())
             .args(super::output_arguments())
@@ -98,6 +100,7 @@ impl Subcommand for Convert {
         let job = job.filter(|job| job.share.jobs > 1);
         job.iter().try_for_each(|job| check_share(matches, job))?;
         let destination = Destination::new(matches, job.is_some())?;
+        html::check(matches, &destination.kept())?;
         if !matches.contains_id("output") && !matches.get_flag("quiet") {
             console::note(format_args!("writing {}", output.display()));
         }
@@ -133,7 +136,7 @@ impl Convert {
         }
         let validation = Validation::prepare(matches, &request.source)?;
         let mut prepared = feedback::prepare(matches, &request, output)?;
-        let mut settings = settings(matches, &request);
+        let mut settings = settings(matches, &request)?;
         settings.calibration = prepared.as_ref().map(|prepared| prepared.record.clone());
         let calibration = prepared.as_mut().map(|prepared| prepared.calibration(&request)).transpose()?;
         let quiet = matches.get_flag("quiet");
@@ -154,6 +157,10 @@ impl Convert {
 
         let totals = summary(source, blueprint, 0);
         let seconds = started.elapsed().as_secs_f64();
+        let title = output.file_name().unwrap_or_default().to_string_lossy();
+        let facts = vec![("time", format!("{seconds:.1} s")), ("source read", human(outcome.bytes_in))];
+        let manifest = Some(&outcome.manifest);
+        html::write(matches, &Subject { title: &title, facts, manifest, measured: None })?;
         if matches.get_flag("json") {
             let mut value = json!({
                 "output": output.display().to_string(),
@@ -191,9 +198,12 @@ fn flag(name: &'static str, help: &'static str) -> Arg {
 }
 
 /// How `request` is to be converted.
-fn settings(matches: &ArgMatches, request: &plan::Request) -> Settings {
+///
+/// # Errors
+/// When the source's own model card cannot be read.
+fn settings(matches: &ArgMatches, request: &plan::Request) -> Result<Settings> {
     let words = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
-    Settings {
+    Ok(Settings {
         threads: request.threads,
         force: matches.get_flag("force"),
         restart: matches.get_flag("restart"),
@@ -201,11 +211,13 @@ fn settings(matches: &ArgMatches, request: &plan::Request) -> Settings {
         command: job::without_job(words),
         format: request.format.clone(),
         recipe: request.recipe(),
+        model: Some(card::model(matches, &request.source)?),
+        card: card::writer(matches),
         calibration: None,
         error_report: matches.get_flag("error-report"),
         sync_interval: Settings::SYNC_INTERVAL,
         disk: Disk::default(),
-    }
+    })
 }
 
 /// Refuses options that a single share cannot have.
@@ -220,7 +232,7 @@ fn check_share(matches: &ArgMatches, job: &Job) -> Result<()> {
         "measures a whole result, and this is a share of one{of}; once the shares are joined, requant perplexity OUTPUT --text \
          TEXT --against MODEL does it"
     );
-    applies::refuse(matches, &["validate", "validate-context", "max-kld"], why)?;
+    applies::refuse(matches, &["validate", "validate-context", "max-kld", "report"], why)?;
     let why = format!(
         "would throw away what other shares have done{of}; to begin all of them anew, remove {}",
         with_suffix(&destination::path(matches)?, ".shares").display()

@@ -52,6 +52,12 @@ impl Destination {
         Ok(destination)
     }
 
+    /// What the command reads, and the result.
+    pub(super) fn kept(&self) -> Vec<Kept> {
+        let own = Kept { what: "the result", path: self.path.clone() };
+        [own].into_iter().chain(self.kept.clone()).collect()
+    }
+
     /// The same for every file of the result, now that they are known.
     ///
     /// # Errors

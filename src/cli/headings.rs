@@ -8,6 +8,8 @@ pub(super) const TYPES: &str = "Types and size";
 pub(super) const CALIBRATION: &str = "Calibration";
 /// What the result is held against.
 pub(super) const CHECKS: &str = "Checks";
+/// README.md of a result.
+pub(super) const CARD: &str = "Model card";
 /// Models that are somewhere else.
 pub(super) const REMOTE: &str = "Hub and object stores";
 /// Work that is dealt out.

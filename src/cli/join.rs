@@ -39,6 +39,7 @@ impl Subcommand for Join {
         let joining = Joining {
             threads: super::threads(matches),
             force: matches.get_flag("force"),
+            card: Some(crate::card::markdown),
             disk: Disk::default(),
         };
         let stop = super::stop_on_signal();

@@ -137,12 +137,16 @@ pub(super) fn on_hub(mut id: HubId, matches: &ArgMatches) -> Result<(HubId, Envi
     Ok((id, environment))
 }
 
+/// Who hears of the network: the log, and unless `--quiet` whoever reads stderr.
+fn notices(matches: &ArgMatches) -> Notices {
+    let quiet = matches.get_flag("quiet");
+    Notices::new(move |notice| report::on_network(notice, quiet))
+}
+
 /// The environment with `--cache-dir`; waits are shown unless `--quiet`.
 pub(super) fn environment(matches: &ArgMatches) -> Result<Environment> {
     let mut environment = Environment::from_env()?;
-    if !matches.get_flag("quiet") {
-        environment.notices = Notices::new(report::notice);
-    }
+    environment.notices = notices(matches);
     if let Some(directory) = matches.get_one::<PathBuf>("cache-dir") {
         environment.cache_dir.clone_from(directory);
     }

@@ -9,13 +9,14 @@ use serde_json::json;
 
 use super::console::{self, Page};
 use super::measured::{Measured, Which};
-use super::{Subcommand, applies, destination, headings, model, named, size, texts};
+use super::{Subcommand, applies, destination, headings, html, model, named, size, texts};
 use crate::error::{Error, Result};
 use crate::evaluate::{self, Report};
+use crate::html_report::Subject;
 use crate::model::{Choice, Observer, has_second_next};
 use crate::opened::Opened;
 use crate::pipeline::output::{Kept, is_one_of};
-use crate::pipeline::{Need, check_space};
+use crate::pipeline::{self, Need, check_space};
 
 use text::Text;
 pub(super) use text::first_cut_otherwise;
@@ -56,6 +57,7 @@ impl Subcommand for Perplexity {
                     .help("Slide the window by N tokens and score what is new, as Hugging Face does"),
             )
             .arg(texts::bos_argument())
+            .arg(html::argument())
             .args(room_arguments())
             .args(model::arguments())
             .args(model::spool_arguments())
@@ -88,7 +90,7 @@ impl Subcommand for Perplexity {
         if !quiet && stride.is_none() {
             print_running(&report, windows.len());
         }
-        if matches.get_flag("json") {
+        if matches.get_flag("json") || matches.contains_id("report") {
             let mut value = json!({
                 "perplexity": report.perplexity.perplexity,
                 "perplexity_error": report.perplexity.error,
@@ -109,7 +111,10 @@ impl Subcommand for Perplexity {
                 value["against"] = table::against_json(against, cut_otherwise);
                 value["against"]["begins_otherwise"] = begins_otherwise.into();
             }
-            return console::print_json(&value);
+            report_on(matches, &value)?;
+            if matches.get_flag("json") {
+                return console::print_json(&value);
+            }
         }
         let mut page = Page::default();
         page.line(format_args!(
@@ -130,6 +135,23 @@ impl Subcommand for Perplexity {
         }
         page.print()
     }
+}
+
+/// Writes the page of `--report` about what was `measured`, and about how MODEL was made, if its manifest says so.
+fn report_on(matches: &ArgMatches, measured: &serde_json::Value) -> Result<()> {
+    let path = super::path(matches, "MODEL");
+    let manifest = pipeline::manifest_of(path).ok();
+    let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+    let mut facts = vec![("measured", path.display().to_string())];
+    let against = matches.get_one::<PathBuf>("against");
+    facts.extend(against.map(|against| ("against", against.display().to_string())));
+    let texts = texts::given(matches);
+    let texts: Vec<String> = texts.iter().map(|text| text.display().to_string()).collect();
+    facts.push(("text", if texts.is_empty() { "token ids".to_owned() } else { texts.join(", ") }));
+    html::write(
+        matches,
+        &Subject { title: &name, facts, manifest: manifest.as_ref(), measured: Some(measured) },
+    )
 }
 
 /// `--memory`, `--scratch`, `--ignore-space`.
@@ -253,11 +275,12 @@ fn check(matches: &ArgMatches) -> Result<()> {
         applies::refuse(matches, &["tokens"], "is for the ids of one text, and there are several")?;
         applies::refuse(matches, &["stride"], "slides over one text, and there are several")?;
     }
+    let mut kept = texts::kept(matches, "the text");
+    kept.extend([model].into_iter().chain(original).flat_map(destination::of_model));
+    html::check(matches, &kept)?;
     let Some(file) = matches.get_one::<PathBuf>("tokens").filter(|_| !given.is_empty()) else {
         return Ok(());
     };
-    let mut kept = texts::kept(matches, "the text");
-    kept.extend([model].into_iter().chain(original).flat_map(destination::of_model));
     match is_one_of(file, &kept) {
         None => Ok(()),
         Some(Kept { what, path }) => Err(Error::Request(format!(

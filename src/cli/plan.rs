@@ -12,7 +12,7 @@ use super::console::{self, Page};
 use super::model::{self, Streaming};
 use super::size::{self, human};
 use super::{
-    MODEL_HELP, Subcommand, applies, feedback, formats, headings, imatrix, job, named, report, rules,
+    MODEL_HELP, Subcommand, applies, card, feedback, formats, headings, imatrix, job, named, report, rules,
     sensitivity,
 };
 use crate::checkpoint::Catalogue;
@@ -67,6 +67,7 @@ impl Request {
             allow_requantize: matches.get_flag("allow-requantize"),
             imatrix: imatrix::from_matches(matches)?,
             choose_head: false,
+            leaves_card: card::leaves_to_us(matches),
         };
         // A revision that an unfinished run has pinned stays pinned.
         let unfinished = output.filter(|_| !restart(matches)).and_then(pipeline::unfinished);
@@ -162,7 +163,9 @@ pub(super) fn check(matches: &ArgMatches) -> Result<()> {
     if named::store(model)?.is_none() {
         named::check(model)?;
     }
-    applies::check_request(matches, model, matches.get_one::<String>("to").map_or("", String::as_str))?;
+    let format = matches.get_one::<String>("to").map_or("", String::as_str);
+    applies::check_request(matches, model, format)?;
+    card::check(matches, format)?;
     super::note_threads(matches);
     Ok(())
 }
@@ -247,6 +250,7 @@ pub(super) fn request_arguments() -> Vec<Arg> {
     arguments.extend(model::arguments());
     arguments.extend(model::spool_arguments());
     arguments.push(model::sums_argument());
+    arguments.extend(card::arguments());
     arguments
 }
 

@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-use super::console;
 use super::size::human;
+use super::{console, log};
 use crate::pipeline::{Progress, Transfer};
+use crate::source::hub::Notice;
 
 /// Between two plain lines.
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
@@ -33,8 +34,14 @@ fn on_terminal() -> MutexGuard<'static, Option<MultiProgress>> {
     BARS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Shows a line on stderr, above the bars if there are any.
-pub(super) fn notice(text: &str) {
+/// Logs what happened on the network, and shows it on stderr, above the bars if there are any: a detail with `-v` only.
+pub(super) fn on_network(notice: Notice<'_>, quiet: bool) {
+    let Notice { place, what, is_detail } = notice;
+    let text = format!("{place}: {what}");
+    log::line(&text);
+    if quiet || is_detail && !log::is_verbose() {
+        return;
+    }
     let print = || {
         // A closed stderr is no reason to stop.
         let _ = writeln!(std::io::stderr(), "{text}");

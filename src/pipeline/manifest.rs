@@ -10,6 +10,7 @@ use super::digest::Digests;
 use super::errors::ErrorReport;
 use super::refining::Damped;
 use super::request::CalibrationRecord;
+use super::{CARD, ModelRecord};
 use crate::checkpoint::Catalogue;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
@@ -47,6 +48,9 @@ pub struct Manifest {
     pub damped: Vec<Damped>,
     /// Where the source was.
     pub source: String,
+    /// What the source says of itself, for the model card.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<ModelRecord>,
     /// Source files that were read.
     pub source_files: Vec<SourceRecord>,
     /// Whether the result is a directory that holds `files`.
@@ -150,6 +154,11 @@ pub(super) struct About {
     pub(super) calibration: Option<CalibrationRecord>,
     /// Where the source was.
     pub(super) source: String,
+    #[serde(default)]
+    pub(super) model: Option<ModelRecord>,
+    /// Whether a directory gets a card.
+    #[serde(default)]
+    pub(super) has_card: bool,
     /// Source files that count.
     pub(super) source_files: Vec<SourceRecord>,
 }
@@ -179,6 +188,8 @@ impl About {
             imatrix: ImatrixRecord::of(blueprint),
             calibration: settings.calibration.clone(),
             source: source.source().location(),
+            model: settings.model.clone(),
+            has_card: settings.card.is_some(),
             source_files: source_files.collect(),
         }
     }
@@ -234,6 +245,7 @@ impl Manifest {
             calibration: about.calibration,
             damped: Vec::new(),
             source: about.source,
+            model: about.model,
             source_files: about.source_files,
             is_directory: blueprint.is_directory,
             files: files.chain(sidecars).collect(),
@@ -250,8 +262,11 @@ impl Manifest {
                 manifest.clone();
             (requant_version, format.to_ascii_lowercase(), recipe, imatrix, calibration, source, is_directory)
         };
+        // A card follows from the result, and is planned only where another tool writes it.
+        let has_planned_card = wanted.has(CARD);
         let files = |manifest: &Self| -> Vec<(String, u64)> {
-            manifest.files.iter().map(|file| (file.name.clone(), file.bytes)).collect()
+            let files = manifest.files.iter().filter(|file| has_planned_card || file.name != CARD);
+            files.map(|file| (file.name.clone(), file.bytes)).collect()
         };
         let tensors = |manifest: &Self| -> Vec<TensorRecord> {
             let without = |tensor: &TensorRecord| TensorRecord { sha256: String::new(), ..tensor.clone() };
@@ -265,6 +280,17 @@ impl Manifest {
             && tensors(self) == tensors(wanted)
             && wanted.source_files.iter().all(is_read)
             && self.error_report.is_some() == error_report
+    }
+
+    /// Whether there is a file of this name in the result.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.files.iter().any(|file| file.name == name)
+    }
+
+    /// Lists a file that was written after the others.
+    pub(super) fn add(&mut self, name: &str, bytes: &[u8]) {
+        let (bytes, sha256) = (bytes.len() as u64, super::digest::of(bytes));
+        self.files.push(FileRecord { name: name.to_owned(), bytes, sha256 });
     }
 
     /// The text of its file.

@@ -12,7 +12,7 @@ use super::manifest::Manifest;
 use super::names::{self, Names};
 use super::output::check_replace;
 use super::request::RequestRecord;
-use super::{execute, placing};
+use super::{CARD, Card, execute, placing};
 use crate::disk::{Disk, DiskFile, parent_of, with_suffix};
 use crate::error::{Error, Result};
 use crate::lock::lock;
@@ -268,6 +268,19 @@ impl Stage {
             self.disk.link(&named(&pair.temporary), &link)?;
         }
         Ok(view.join(self.names.pairs[0].final_path.file_name().unwrap_or_default()))
+    }
+
+    /// Writes the card of a complete directory that has none, and lists it in the manifest.
+    pub(super) fn add_card(&self, manifest: &mut Manifest, card: Card) -> Result<()> {
+        if !self.names.is_directory || manifest.has(CARD) {
+            return Ok(());
+        }
+        let bytes = card(manifest).into_bytes();
+        let file = self.disk.create(&self.names.pairs[0].temporary.join(CARD))?;
+        file.write_all_at(&bytes, 0)?;
+        file.sync()?;
+        manifest.add(CARD, &bytes);
+        Ok(())
     }
 
     /// Removes what [`Stage::view`] made.

@@ -69,6 +69,15 @@ fn checks(manifest: &Manifest, base: &Path, replaces: bool, progress: &dyn Progr
     checks.collect()
 }
 
+/// The manifest of the result at `output`, whatever state the result is in.
+///
+/// # Errors
+/// When there is none, or it cannot be read.
+pub fn manifest_of(output: &Path) -> Result<Manifest> {
+    let (manifest, _) = locate(output)?;
+    Manifest::read(&manifest)
+}
+
 /// Whether a manifest says what the result at `output` must be.
 pub fn has_manifest(output: &Path) -> bool {
     locate(output).is_ok()

@@ -1,4 +1,4 @@
-//! Files that go along with the weights of a directory: tokenizer, chat template, generation settings, code.
+//! Files that go along with the weights of a directory: tokenizer, chat template, generation settings, code, licence.
 //!
 //! They are the source's own, unchanged.
 
@@ -23,6 +23,10 @@ const NAMES: &[&str] = &[
 ];
 /// Endings of files carried from the top of the checkpoint: its code, and token tables.
 const ENDINGS: &[&str] = &[".py", ".tiktoken"];
+/// Beginnings of the names of files with terms that whoever hands the model on has to hand on too, in any case and with any
+/// ending: `LICENSE`, `LICENSE-MODEL`, `License.txt`, `NOTICE`, `USE_POLICY.md`.
+const TERMS: &[&str] = &["license", "licence", "notice", "copying", "use_policy"];
+
 /// The files, complete.
 ///
 /// # Errors
@@ -43,5 +47,36 @@ pub(super) fn sidecars(source: &Checkpoint) -> Result<Vec<Sidecar>> {
 
 fn is_carried(name: &str) -> bool {
     let is_top_level = !name.contains(['/', '\\']);
-    is_top_level && (NAMES.contains(&name) || ENDINGS.iter().any(|ending| name.ends_with(ending)))
+    let is_ours = NAMES.contains(&name) || ENDINGS.iter().any(|ending| name.ends_with(ending));
+    is_top_level && (is_ours || has_terms(name))
+}
+
+/// Whether a file of this name has terms of use; weights and code never do.
+fn has_terms(name: &str) -> bool {
+    let lower = name.to_ascii_lowercase();
+    TERMS.iter().any(|term| {
+        lower.strip_prefix(term).is_some_and(|rest| {
+            let is_word = !rest.starts_with(|c: char| c.is_alphanumeric());
+            is_word && !rest.ends_with(".safetensors") && !rest.ends_with(".json")
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn terms_go_along_and_weights_do_not() {
+        for name in
+            ["LICENSE", "LICENSE-MODEL", "License.txt", "LICENCE.md", "NOTICE", "USE_POLICY.md", "COPYING"]
+        {
+            assert!(is_carried(name), "{name}");
+        }
+        for name in
+            ["licensed.bin", "notices.txt", "docs/LICENSE", "license.safetensors", "notice.json", "README.md"]
+        {
+            assert!(!is_carried(name), "{name}");
+        }
+    }
 }

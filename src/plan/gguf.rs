@@ -41,6 +41,7 @@ mod vocabulary;
 
 use file_type::FileType;
 use layout::Typed;
+pub(crate) use model_card::parse as front_matter;
 
 /// The vocabulary of models whose tokenizer is code.
 const TIKTOKEN_FILE: &str = "tiktoken.model";

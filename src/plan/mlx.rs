@@ -13,8 +13,8 @@
 //! - It decodes the two NaNs of E4M3 as 480; here they are an error when the tensor is read.
 //! - It loads the tokenizer with `transformers` and saves it again, which rewrites tokenizer.json and
 //!   tokenizer_config.json and moves a chat template into `chat_template.jinja`. We carry the source's own
-//!   files unchanged: they load to the same tokenizer. `*.py`, generation_config.json and the model card are
-//!   as mlx-lm's.
+//!   files unchanged: they load to the same tokenizer. `*.py`, generation_config.json and, unless
+//!   [`Options::leaves_card`] says otherwise, the model card are as mlx-lm's.
 //!
 //! A format is one row of [`FORMATS`]. A module is quantized when it can be and its rows are whole groups;
 //! else it is skipped, unless a rule says otherwise ([`overrides`]).
@@ -194,7 +194,9 @@ impl Target for MlxTarget {
 
         let shards = shards::lay_out(&mut tensors)?;
         let mut sidecars = carried::sidecars(source)?;
-        sidecars.push(Sidecar { name: "README.md".into(), bytes: MODEL_CARD.into() });
+        if !options.leaves_card {
+            sidecars.push(Sidecar { name: "README.md".into(), bytes: MODEL_CARD.into() });
+        }
         sidecars.push(shards::index(&tensors, &shards, parameter_count));
         sidecars.push(config::sidecar(source, row.recipe.section(&modules))?);
         sidecars.sort_by(|a, b| a.name.cmp(&b.name));

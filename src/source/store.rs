@@ -16,6 +16,7 @@ use tokio::runtime::Runtime;
 
 use self::attempts::{Attempts, Failure, unless_stopped};
 pub use self::url::StoreUrl;
+use super::notice::{self, Notices};
 use super::{ContentDigest, Remote, RemoteFile};
 use crate::error::{Error, Result};
 use crate::inside;
@@ -56,6 +57,7 @@ struct Object {
 struct Connection {
     store: Arc<dyn ObjectStore>,
     location: String,
+    notices: Notices,
     /// Only taken while being dropped.
     runtime: Option<Runtime>,
 }
@@ -65,12 +67,12 @@ impl Listing {
     ///
     /// # Errors
     /// When the store cannot be reached or refuses, nothing is there, or [`Error::Interrupted`] once `stop` is set.
-    pub fn open(url: &StoreUrl, stop: &AtomicBool) -> Result<Self> {
-        Self::of(url.connect()?, url, stop)
+    pub fn open(url: &StoreUrl, notices: Notices, stop: &AtomicBool) -> Result<Self> {
+        Self::of(url.connect()?, url, notices, stop)
     }
 
     /// The same of a store that is there already.
-    fn of(store: Arc<dyn ObjectStore>, url: &StoreUrl, stop: &AtomicBool) -> Result<Self> {
+    fn of(store: Arc<dyn ObjectStore>, url: &StoreUrl, notices: Notices, stop: &AtomicBool) -> Result<Self> {
         let location = url.to_string();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -78,7 +80,7 @@ impl Listing {
             .enable_all()
             .build()
             .map_err(|error| Error::hub(&location, format!("cannot set up a client: {error}")))?;
-        let connection = Connection { store, location, runtime: Some(runtime) };
+        let connection = Connection { store, location, notices, runtime: Some(runtime) };
         let found = connection.block_on(connection.list(url.prefix(), stop))?;
         let mut objects = Vec::new();
         for ObjectMeta { location: path, size, e_tag, .. } in found {
@@ -189,6 +191,10 @@ impl Remote for Store {
     ) -> Result<()> {
         self.connection.read(&self.objects[file], range, stop, sink)
     }
+
+    fn mistrust(&self, file: usize) {
+        self.connection.notices.say(&self.connection.place(&self.objects[file]), notice::ANEW);
+    }
 }
 
 impl Connection {
@@ -204,7 +210,7 @@ impl Connection {
     }
 
     async fn list(&self, prefix: &Path, stop: &AtomicBool) -> Result<Vec<ObjectMeta>> {
-        let mut attempts = Attempts::new(&self.location, stop);
+        let mut attempts = Attempts::new(&self.location, &self.notices, stop);
         loop {
             let failure = match self.list_once(prefix, stop).await {
                 Ok(found) => return Ok(found),
@@ -250,7 +256,7 @@ impl Connection {
             sink(bytes)
         };
         self.block_on(async {
-            let mut attempts = Attempts::new(&place, stop);
+            let mut attempts = Attempts::new(&place, &self.notices, stop);
             while position.get() < range.end {
                 let before = position.get();
                 let attempt = self.read_once(object, &place, before..range.end, stop, &mut pass).await;
@@ -326,7 +332,7 @@ mod tests {
         }
         let open = |folder: &str| {
             let url = StoreUrl::parse(&format!("s3://bucket/{folder}")).unwrap().unwrap();
-            Listing::of(Arc::clone(&memory) as Arc<dyn ObjectStore>, &url, &stop)
+            Listing::of(Arc::clone(&memory) as Arc<dyn ObjectStore>, &url, Notices::default(), &stop)
         };
         let listing = open("m").unwrap();
         // Neither the folder b nor what is beside m.

@@ -33,7 +33,7 @@ pub(super) fn once(
     let outcome = loop {
         let request = plan::Request::from_matches(matches, Some(output), Some(share), stop)?;
         destination.check(&request.blueprint)?;
-        let settings = settings(matches, &request);
+        let settings = settings(matches, &request)?;
         let progress = report::progress(quiet);
         let (source, blueprint) = (request.source.catalogue(), &request.blueprint);
         let before_work = || {

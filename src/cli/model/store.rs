@@ -63,7 +63,7 @@ fn stated(url: &StoreUrl, matches: &ArgMatches, stop: &AtomicBool) -> Result<Sto
     let list = matches.get_one::<PathBuf>("sums");
     // Before the store is asked for anything.
     let expected = list.map(|list| digests(list)).transpose()?;
-    let listing = Listing::open(url, stop)?;
+    let listing = Listing::open(url, super::notices(matches), stop)?;
     if let Some((list, expected)) = list.zip(expected) {
         let own_name = list.file_name().and_then(|name| name.to_str());
         let aside = |name: &str| hub::is_bookkeeping(name) || Some(name) == own_name;

@@ -24,7 +24,7 @@ use crate::pipeline::kept::Kept;
 use crate::pipeline::manifest::About;
 use crate::pipeline::names::{self, Names};
 use crate::pipeline::staging::{Begun, Opened, Request, Stage};
-use crate::pipeline::{ErrorReport, Manifest, Progress, manifest_path};
+use crate::pipeline::{Card, ErrorReport, Manifest, Progress, manifest_path};
 
 /// Names in a message, at most.
 const SHOWN: usize = 5;
@@ -36,6 +36,8 @@ pub struct Joining {
     pub threads: usize,
     /// Replace an existing output.
     pub force: bool,
+    /// Writes the card of a directory, where the shares were to have one.
+    pub card: Option<Card>,
     /// What everything is written with.
     pub disk: Disk,
 }
@@ -88,7 +90,10 @@ pub fn join(output: &Path, joining: &Joining, progress: &dyn Progress, stop: &At
         Opened::Complete(stage, manifest) => (stage, *manifest),
         Opened::Work(mut stage, Begun { mut journal, .. }) => {
             let joint = Joint { output, folder: &folder, agreement: &agreement, skeleton: &skeleton };
-            let manifest = joint.manifest(&stage, said, joining, progress, stop)?;
+            let mut manifest = joint.manifest(&stage, said, joining, progress, stop)?;
+            if let Some(card) = joining.card.filter(|_| skeleton.about.has_card) {
+                stage.add_card(&mut manifest, card)?;
+            }
             progress.stage("sync", 0);
             stage.seal(&manifest, &mut journal)?;
             (stage, manifest)

@@ -27,7 +27,7 @@ const MAX_DEPTH: usize = 64;
 ///
 /// # Errors
 /// Front matter that is not YAML, too long, nested too deeply, or multiplied by aliases.
-pub(super) fn parse(bytes: &[u8]) -> Result<Map<String, Value>> {
+pub(crate) fn parse(bytes: &[u8]) -> Result<Map<String, Value>> {
     let text = String::from_utf8_lossy(bytes);
     let mut lines = text.lines();
     if lines.next() != Some("---") {

@@ -12,10 +12,10 @@ use tokio::runtime::Runtime;
 
 use super::credentials::{self, Credentials};
 use super::environment::Environment;
-use super::notice::Notices;
 use super::refusal;
 use super::xet::Xet;
 use crate::error::{Error, Result};
+use crate::source::notice::Notices;
 
 /// How often a waiting request looks whether it should stop.
 const STOP_POLL: Duration = Duration::from_millis(100);

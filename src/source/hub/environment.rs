@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::credentials;
-use super::notice::Notices;
 use crate::error::{Error, Result};
 use crate::small;
+use crate::source::notice::Notices;
 
 const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);

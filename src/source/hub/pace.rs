@@ -3,9 +3,8 @@
 use std::time::{Duration, Instant};
 
 use super::patience::Failure;
+use crate::source::notice::FLOOR_BYTES_PER_SECOND;
 
-/// Slower than this, a transfer has stalled. A line of 50 kB/s shared by 64 connections still gives each of them more.
-pub(super) const FLOOR_BYTES_PER_SECOND: u64 = 500;
 /// Timeouts that a transfer is watched for before it is judged.
 const WINDOW_TIMEOUTS: u32 = 2;
 

@@ -170,12 +170,15 @@ impl<'a> Patience<'a> {
         }
         let delay = back_off::delay(self.client.back_off(), self.idle - 1);
         let wait = delay.max(asked);
+        let by = if asked > delay { "as the server asks" } else { "then trying again" };
+        let (next, of) = (self.idle + 1, self.allowed);
+        let seconds = wait.as_secs_f64();
+        let what = format!("{why}; waiting {seconds:.1} s, {by} (attempt {next} of {of})");
         if wait.max(took) >= WORTH_A_NOTICE {
-            let by = if asked > delay { "as the server asks" } else { "then trying again" };
-            let (next, of) = (self.idle + 1, self.allowed);
-            let seconds = wait.as_secs_f64();
-            let what = format!("{why}; waiting {seconds:.1} s, {by} (attempt {next} of {of})");
             self.client.notices().say(self.place, &what);
+        } else {
+            let brought = if brought > 0 { format!(" after {brought} bytes") } else { String::new() };
+            self.client.notices().detail(self.place, &format!("{what}{brought}"));
         }
         // Delays of our own count as time of the attempt: many short attempts are as slow as a long one.
         self.since = Instant::now();

@@ -9,7 +9,7 @@ use super::id::{HubId, is_commit};
 use super::listing;
 use super::range::{self, Wanted};
 use crate::error::{Error, Result};
-use crate::source::{Remote, RemoteFile};
+use crate::source::{Remote, RemoteFile, notice};
 
 /// The branch that is meant when none is named.
 const MAIN: &str = "main";
@@ -136,7 +136,10 @@ impl Remote for Repository {
             let place = format!("{}: {}", self.location, file.name);
             let what = "what came from Xet storage is not what the hub states; it comes anew as plain ranges, and Xet is not asked again in this run";
             self.client.notices().say(&place, what);
+            return;
         }
+        let place = format!("{}: {}", self.location, file.name);
+        self.client.notices().say(&place, notice::ANEW);
     }
 }
 

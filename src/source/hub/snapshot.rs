@@ -15,9 +15,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use rayon::prelude::*;
 
 use super::local_dir::{blob_name, files_below, linked};
-use super::notice::Notices;
 use crate::error::{Error, Result};
 use crate::small;
+use crate::source::notice::Notices;
 use crate::source::{ContentDigest, ContentHasher, Source, SourceFile, last_component};
 
 /// Files up to this length are held against their names before anything of them is read, headers included.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use object_store::Error as StoreError;
 
 use crate::error::{Error, Result};
+use crate::source::notice::Notices;
 
 /// Attempts in a row that may bring nothing.
 const ALLOWED: u32 = 8;
@@ -15,6 +16,8 @@ const ALLOWED: u32 = 8;
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 /// ... up to this.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// A wait of this length is worth a sentence.
+const WORTH_A_NOTICE: Duration = Duration::from_secs(1);
 /// An attempt that brings less than this has brought nothing: delays count as time.
 const FLOOR_BYTES_PER_SECOND: f64 = 500.0;
 /// How often a waiting request looks whether it should stop.
@@ -117,6 +120,7 @@ fn cut(said: &str) -> String {
 /// Counts attempts in a row that brought nothing.
 pub(super) struct Attempts<'a> {
     place: &'a str,
+    notices: &'a Notices,
     stop: &'a AtomicBool,
     idle: u32,
     /// When the attempt began, and the delay before it.
@@ -124,8 +128,8 @@ pub(super) struct Attempts<'a> {
 }
 
 impl<'a> Attempts<'a> {
-    pub(super) fn new(place: &'a str, stop: &'a AtomicBool) -> Self {
-        Self { place, stop, idle: 0, since: Instant::now() }
+    pub(super) fn new(place: &'a str, notices: &'a Notices, stop: &'a AtomicBool) -> Self {
+        Self { place, notices, stop, idle: 0, since: Instant::now() }
     }
 
     /// Waits before the next attempt, after one that has brought so many bytes; an error when there should be none.
@@ -143,6 +147,13 @@ impl<'a> Attempts<'a> {
             return Err(Error::hub(self.place, message));
         }
         let wait = FIRST_WAIT.saturating_mul(1 << (self.idle - 1)).min(LONGEST_WAIT);
+        let (next, seconds) = (self.idle + 1, wait.as_secs_f64());
+        let what = format!("{why}; waiting {seconds:.1} s, then trying again (attempt {next} of {ALLOWED})");
+        if wait >= WORTH_A_NOTICE {
+            self.notices.say(self.place, &what);
+        } else {
+            self.notices.detail(self.place, &what);
+        }
         unless_stopped(self.stop, tokio::time::sleep(wait)).await
     }
 
@@ -174,7 +185,8 @@ mod tests {
     #[test]
     fn a_trickle_is_no_progress() {
         let stop = AtomicBool::new(false);
-        let mut attempts = Attempts::new("s3://b", &stop);
+        let notices = Notices::default();
+        let mut attempts = Attempts::new("s3://b", &notices, &stop);
         let mut idle_after = |seconds: u64, brought: u64| {
             attempts.since = Instant::now().checked_sub(Duration::from_secs(seconds)).unwrap();
             attempts.count(brought);

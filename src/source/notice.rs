@@ -1,4 +1,5 @@
-//! What a user should hear about the network while a run waits for it.
+//! What a user should hear about the network while a run waits for it, and what somebody wants to know who looks for the
+//! reason of a delay. Everything that is tried again, anywhere on the network, is told here.
 
 use std::cell::Cell;
 use std::fmt;
@@ -7,16 +8,29 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::pace::FLOOR_BYTES_PER_SECOND;
-
+/// Slower than this, a transfer has stalled. A line of 50 kB/s shared by 64 connections still gives each of them more.
+pub(super) const FLOOR_BYTES_PER_SECOND: u64 = 500;
+/// Of a file whose digest is another than the one that is stated.
+pub(super) const ANEW: &str = "what came has another digest than is stated; it comes anew";
 /// Between two lines about the same wait.
 const INTERVAL: Duration = Duration::from_secs(5);
 /// The same words of several connections are shown once in this time.
 const SAME_WORDS: Duration = Duration::from_secs(2);
 
-type Listener = dyn Fn(&str) + Send + Sync;
+/// Something that happened on the network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Notice<'a> {
+    /// What was asked for.
+    pub place: &'a str,
+    /// What happened, and what is done about it.
+    pub what: &'a str,
+    /// Whether it is no longer than a moment, or said already about another connection.
+    pub is_detail: bool,
+}
 
-/// Receives a sentence for each wait that is worth one; by default nobody does.
+type Listener = dyn Fn(Notice<'_>) + Send + Sync;
+
+/// Receives everything that is tried again, and every wait; by default nobody does.
 #[derive(Clone, Default)]
 pub struct Notices {
     listener: Option<Arc<Listener>>,
@@ -24,23 +38,32 @@ pub struct Notices {
 }
 
 impl Notices {
-    /// Hands every sentence to `listener`, from any thread.
-    pub fn new(listener: impl Fn(&str) + Send + Sync + 'static) -> Self {
+    /// Hands everything to `listener`, from any thread.
+    pub fn new(listener: impl Fn(Notice<'_>) + Send + Sync + 'static) -> Self {
         Self { listener: Some(Arc::new(listener)), last: Arc::default() }
     }
 
-    /// Says that a request for `place` waits, and why. Of connections that wait for the same reason one is heard.
-    pub(super) fn say(&self, place: &str, why: &str) {
+    /// Says that a request for `place` waits, and why. Of connections that wait for the same reason one is heard; that the others
+    /// do is a detail.
+    pub(super) fn say(&self, place: &str, what: &str) {
         let Some(listener) = &self.listener else { return };
-        {
+        let is_detail = {
             let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-            let is_known = |(when, words): &(Instant, String)| words == why && when.elapsed() < SAME_WORDS;
-            if last.as_ref().is_some_and(is_known) {
-                return;
+            let is_known = |(when, words): &(Instant, String)| words == what && when.elapsed() < SAME_WORDS;
+            let is_known = last.as_ref().is_some_and(is_known);
+            if !is_known {
+                *last = Some((Instant::now(), what.to_owned()));
             }
-            *last = Some((Instant::now(), why.to_owned()));
+            is_known
+        };
+        listener(Notice { place, what, is_detail });
+    }
+
+    /// Says what only somebody wants to know who asks for details.
+    pub(super) fn detail(&self, place: &str, what: &str) {
+        if let Some(listener) = &self.listener {
+            listener(Notice { place, what, is_detail: true });
         }
-        listener(&format!("{place}: {why}"));
     }
 
     /// Waits for `future`, which counts in `bytes` what it has received; says every few seconds how far it is. Where
@@ -97,11 +120,22 @@ mod tests {
     fn the_same_words_are_heard_once() {
         let heard = Arc::new(Mutex::new(Vec::new()));
         let into = Arc::clone(&heard);
-        let notices = Notices::new(move |text| into.lock().unwrap().push(text.to_owned()));
+        let notices = Notices::new(move |notice: Notice<'_>| {
+            into.lock().unwrap().push((format!("{}: {}", notice.place, notice.what), notice.is_detail));
+        });
         for (place, why) in [("a", "busy"), ("b", "busy"), ("b", "gone"), ("a", "busy")] {
             notices.say(place, why);
         }
-        assert_eq!(*heard.lock().unwrap(), ["a: busy", "b: gone", "a: busy"]);
+        notices.detail("c", "again");
+        let expected = [
+            ("a: busy", false),
+            ("b: busy", true),
+            ("b: gone", false),
+            ("a: busy", false),
+            ("c: again", true),
+        ];
+        let expected = expected.map(|(text, is_detail)| (text.to_owned(), is_detail));
+        assert_eq!(*heard.lock().unwrap(), expected);
         Notices::default().say("a", "nobody hears this");
     }
 }
