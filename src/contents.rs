@@ -153,6 +153,7 @@ mod tests {
             recipe: None,
             imatrix: None,
             calibration: None,
+            damped: Vec::new(),
             source: String::new(),
             model: None,
             source_files: Vec::new(),

@@ -113,6 +113,7 @@ fn manifest(layers: usize, experts: usize, name: &dyn Fn(&str) -> String) -> Man
         recipe: Some(name("[[rule]]\ntarget = \"x\"\n")),
         imatrix: None,
         calibration: None,
+        damped: Vec::new(),
         source: name("/models/V3"),
         model: Some(ModelRecord { license: Some(name("mit")), ..ModelRecord::default() }),
         source_files: vec![SourceRecord { name: name("a.safetensors"), bytes: 5, sha256: None }],
