@@ -35,6 +35,7 @@ mod qwen3;
 mod qwen3_moe;
 mod role;
 mod seed_oss;
+mod smollm3;
 mod spec;
 mod tensors;
 
@@ -66,6 +67,7 @@ pub const FAMILIES: &[&Family] = &[
     &qwen3::FAMILY,
     &qwen3_moe::FAMILY,
     &seed_oss::FAMILY,
+    &smollm3::FAMILY,
     &phi3::FAMILY,
     &gemma2::FAMILY,
     &gemma3_text::FAMILY,
