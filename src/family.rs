@@ -136,6 +136,8 @@ struct Naming {
     mlx: MlxOrder,
     /// What mlx-lm does with the router when it quantizes.
     mlx_router: MlxRouter,
+    /// Whether mlx-lm splits the matrix of latent attention that makes keys and values.
+    mlx_splits_key_value: bool,
 }
 
 /// What mlx-lm does with a router when it quantizes a model.
@@ -178,6 +180,7 @@ const NAMING: Naming = Naming {
         router_first: false,
     },
     mlx_router: MlxRouter::Kept,
+    mlx_splits_key_value: true,
 };
 
 /// A tensor that a family's checkpoint contains.

@@ -2,9 +2,11 @@
 //!
 //! llama.cpp leaves out every fourth, whatever the file was made from.
 
-use super::decoder::{self, DEFAULTS, Defaults, check_no_attention_bias, check_no_window, with_attention};
-use super::gguf::Architecture;
+use super::decoder::{
+    self, DEFAULTS, Defaults, check_no_attention_bias, check_no_window, stated_head_lengths, with_attention,
+};
 use super::gguf::write::beyond;
+use super::gguf::{Architecture, Written};
 use super::{Attention, Config, Family, NAMING, Naming, Pairing, Spec, llama};
 use crate::error::Result;
 
@@ -21,7 +23,7 @@ const GGUF: Architecture = Architecture {
     pairing: Pairing::Adjacent,
     still_every: Some(EVERY),
     vocabulary: llama::GGUF.vocabulary,
-    keys: llama::GGUF.keys,
+    keys,
     loadable,
     ..Architecture::plain("smollm3")
 };
@@ -58,6 +60,11 @@ fn still(config: &Config, layers: usize) -> Result<Vec<bool>> {
         entries.map(|turns| turns.map(|turns| turns == 0)).collect()
     });
     still.ok_or_else(|| config.invalid(LAYERS_KEY, &list.to_string(), &format!("{layers} times 0 or 1")))
+}
+
+fn keys(keys: &mut Written) -> Result<()> {
+    stated_head_lengths(keys)?;
+    llama::own_keys(keys)
 }
 
 fn mlx(config: &Config) -> Result<()> {
