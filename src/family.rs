@@ -35,6 +35,7 @@ mod qwen3;
 mod qwen3_moe;
 mod role;
 mod seed_oss;
+mod smollm3;
 mod spec;
 mod tensors;
 
@@ -66,6 +67,7 @@ pub const FAMILIES: &[&Family] = &[
     &qwen3::FAMILY,
     &qwen3_moe::FAMILY,
     &seed_oss::FAMILY,
+    &smollm3::FAMILY,
     &phi3::FAMILY,
     &gemma2::FAMILY,
     &gemma3_text::FAMILY,
@@ -134,6 +136,8 @@ struct Naming {
     mlx: MlxOrder,
     /// What mlx-lm does with the router when it quantizes.
     mlx_router: MlxRouter,
+    /// Whether mlx-lm splits the matrix of latent attention that makes keys and values.
+    mlx_splits_key_value: bool,
 }
 
 /// What mlx-lm does with a router when it quantizes a model.
@@ -176,6 +180,7 @@ const NAMING: Naming = Naming {
         router_first: false,
     },
     mlx_router: MlxRouter::Kept,
+    mlx_splits_key_value: true,
 };
 
 /// A tensor that a family's checkpoint contains.

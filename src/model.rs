@@ -237,10 +237,10 @@ pub(crate) fn attention(
     let x = normed(store, layer, LayerRole::AttentionNorm, hidden)?;
     let heads = match &spec.attention {
         Attention::Latent(latent) => {
-            attention_mla::attention(store, latent, layer, context, ropes.of(false), &x)
+            attention_mla::attention(store, latent, layer, context, ropes.of_latent(), &x)
         }
         Attention::Grouped(grouped) => {
-            let rope = ropes.of(grouped.window(layer).is_some());
+            let rope = ropes.of_grouped(grouped, layer);
             attention_gqa::attention(store, grouped, layer, context, rope, &x)
         }
     }?;

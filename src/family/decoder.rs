@@ -148,6 +148,7 @@ pub(super) fn spec(config: &Config, defaults: &Defaults) -> Result<Spec> {
         score_scale: 1.0 / (head_dim as f64).sqrt(),
         score_cap: None,
         sliding: None,
+        still: Vec::new(),
         head_norms: Presence::Never,
         biases: Presence::Never,
         output_bias: Presence::Never,

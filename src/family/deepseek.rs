@@ -36,9 +36,19 @@ pub(super) struct Defaults {
     pub(super) normalize_top: bool,
 }
 
-/// How checkpoints of these families are read.
+/// How checkpoints of V3 and its kin are read.
 pub(super) const fn checkpoints(spec: fn(&Config) -> Result<Spec>) -> Checkpoints {
     Checkpoints { spec, convertible, mlx, mlx_ties_head: false, ..CHECKPOINTS }
+}
+
+/// What keys of GGUF files say where config.json is silent: the defaults of transformers, of which the converter takes it.
+pub(super) struct Silent {
+    /// Groups of experts, and how many are chosen.
+    pub(super) groups: Option<(u64, u64)>,
+    /// Factor on the weights of experts.
+    pub(super) scale: f64,
+    /// Whether these are normalized.
+    pub(super) normalize: bool,
 }
 
 /// Reads and checks the hyper-parameters.
@@ -141,14 +151,24 @@ fn mlx(config: &Config) -> Result<()> {
 
 /// The keys of `deepseek2` files.
 fn keys(keys: &mut Written) -> Result<()> {
+    keys_with(keys, &Silent { groups: Some((8, 4)), scale: 2.5, normalize: true })
+}
+
+/// The same with the defaults of a family.
+///
+/// # Errors
+/// Names the key of config.json whose value is out of range.
+pub(super) fn keys_with(keys: &mut Written, silent: &Silent) -> Result<()> {
     let (config, spec) = (keys.config, keys.spec);
     let latent = spec.latent()?;
     // Transformers has defaults for absent keys, but none for a null.
-    if !config.is_null("n_group") {
-        keys.count("expert_group_count", config.count_or("n_group", 8)?, "n_group")?;
-    }
-    if !config.is_null("topk_group") {
-        keys.count("expert_group_used_count", config.count_or("topk_group", 4)?, "topk_group")?;
+    let (groups, top_groups) = silent.groups.unzip();
+    for (key, name, default) in
+        [("expert_group_count", "n_group", groups), ("expert_group_used_count", "topk_group", top_groups)]
+    {
+        if config.get(name).is_some() || !config.is_null(name) && default.is_some() {
+            keys.count(key, config.count_or(name, default.unwrap_or(0))?, name)?;
+        }
     }
     keys.gating()?;
     keys.count("attention.key_length", (latent.kv_lora + spec.rope.dim) as u64, "kv_lora_rank")?;
@@ -168,9 +188,9 @@ fn keys(keys: &mut Written) -> Result<()> {
         keys.count("expert_shared_count", shared as u64, "n_shared_experts")?;
     }
     if !config.is_null("routed_scaling_factor") {
-        keys.float("expert_weights_scale", config.number_or("routed_scaling_factor", 2.5)?);
+        keys.float("expert_weights_scale", config.number_or("routed_scaling_factor", silent.scale)?);
     }
-    if !config.is_null("norm_topk_prob") && config.flag_or("norm_topk_prob", true)? {
+    if !config.is_null("norm_topk_prob") && config.flag_or("norm_topk_prob", silent.normalize)? {
         keys.flag("expert_weights_norm", true);
     }
     keys.count("rope.dimension_count", spec.rope.dim as u64, "qk_rope_head_dim")?;

@@ -36,6 +36,8 @@ pub struct Architecture {
     pub(super) experts: Experts,
     pub(super) head_norms: Presence,
     pub(super) windows: Windows,
+    /// Every how many layers one has no positions.
+    pub(super) still_every: Option<usize>,
     /// What is particular to Gemma: scaled embeddings, norms behind the blocks, and the number of layers of the model
     /// whose queries are scaled by hidden / heads.
     pub(super) gemma: Option<usize>,
@@ -163,6 +165,7 @@ impl Architecture {
             experts: Experts::Never,
             head_norms: Presence::Never,
             windows: Windows::Never,
+            still_every: None,
             gemma: None,
             caps: None,
             has_divisors: false,
@@ -191,6 +194,12 @@ impl Architecture {
     /// Whether layers with a sliding window have rotary positions of their own, which are not scaled.
     fn has_local_base(&self) -> bool {
         matches!(self.windows, Windows::AllBut(..)) && self.caps.is_none()
+    }
+
+    /// Which of `layers` layers have no positions.
+    pub(super) fn still(&self, layers: usize) -> Vec<bool> {
+        self.still_every
+            .map_or_else(Vec::new, |every| (1..=layers).map(|layer| layer.is_multiple_of(every)).collect())
     }
 
     /// Whether files keep prediction layers.

@@ -228,6 +228,7 @@ mod tests {
             score_scale: 0.4,
             score_cap: None,
             sliding: None,
+            still: Vec::new(),
             head_norms: Presence::Perhaps,
             biases: Presence::Perhaps,
             output_bias: Presence::Perhaps,

@@ -9,7 +9,7 @@
 use super::linear::vector;
 use crate::checkpoint::WeightStore;
 use crate::error::Result;
-use crate::family::{Attention, Divisors, Latent, Pairing, Role, Rotary, Scaling, Yarn};
+use crate::family::{Attention, Divisors, Grouped, Latent, Pairing, Role, Rotary, Scaling, Yarn};
 
 /// Sine and cosine of every position and pair.
 pub(crate) struct Rope {
@@ -19,10 +19,12 @@ pub(crate) struct Rope {
     pairing: Pairing,
 }
 
-/// The tables of a model: of its layers, and of those with a sliding window.
+/// The tables of a model: of its layers, of those with a sliding window, and of those without positions.
 pub(crate) struct Ropes {
     full: Rope,
     sliding: Option<Rope>,
+    /// Turns nothing.
+    still: Rope,
 }
 
 /// The weights that hold a model's divisors of frequencies, for windows of `context` tokens.
@@ -58,12 +60,21 @@ impl Ropes {
             }
             Attention::Latent(_) => None,
         };
-        Ok(Self { full: table(&spec.rope)?, sliding })
+        let still = Rope { table: Vec::new(), pairs: 0, pairing: spec.rope.pairing };
+        Ok(Self { full: table(&spec.rope)?, sliding, still })
     }
 
-    /// The table of a layer.
-    pub(crate) fn of(&self, is_sliding: bool) -> &Rope {
-        self.sliding.as_ref().filter(|_| is_sliding).unwrap_or(&self.full)
+    /// The table of a layer with latent attention.
+    pub(crate) fn of_latent(&self) -> &Rope {
+        &self.full
+    }
+
+    /// The table of layer `layer` with grouped queries.
+    pub(crate) fn of_grouped(&self, grouped: &Grouped, layer: usize) -> &Rope {
+        if grouped.is_still(layer) {
+            return &self.still;
+        }
+        self.sliding.as_ref().filter(|_| grouped.window(layer).is_some()).unwrap_or(&self.full)
     }
 }
 

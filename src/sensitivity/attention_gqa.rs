@@ -36,7 +36,7 @@ pub(super) fn add_back(
     let role = |own| Role::Layer(layer, own);
     let Grouped { key_dim, value_dim, .. } = *grouped;
     let heads = *grouped.heads.of(layer);
-    let rope = pass.ropes.of(grouped.window(layer).is_some());
+    let rope = pass.ropes.of_grouped(grouped, layer);
     let [query, key, _] = projections(store, layer)?;
     let mut raw = Vec::with_capacity(ROLES.len());
     for (own, bias) in ROLES.into_iter().zip(BIASES) {

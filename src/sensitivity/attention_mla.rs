@@ -92,7 +92,7 @@ fn of_heads(
     let Latent { heads, nope_dim, v_dim, kv_lora, .. } = *latent;
     let rope_dim = spec.rope.dim;
     let (key_dim, pair_dim) = (nope_dim + rope_dim, nope_dim + v_dim);
-    let rope = pass.ropes.of(false);
+    let rope = pass.ropes.of_latent();
     let scores = Scores { scale: score_scale(latent, &spec.rope), cap: None, window: usize::MAX };
     let temperature =
         |position| latent.temperature.as_ref().map_or(1.0, |temperature| temperature.factor(position));

@@ -71,11 +71,11 @@ fn attention(
     let x = model::normed(store, layer, LayerRole::AttentionNorm, hidden)?;
     let heads = match &store.spec().attention {
         Attention::Latent(latent) => {
-            let rope = pass.ropes.of(false);
+            let rope = pass.ropes.of_latent();
             model::attention_mla::attention(store, latent, layer, pass.context, rope, &x)
         }
         Attention::Grouped(grouped) => {
-            let rope = pass.ropes.of(grouped.window(layer).is_some());
+            let rope = pass.ropes.of_grouped(grouped, layer);
             model::attention_gqa::attention(store, grouped, layer, pass.context, rope, &x)
         }
     }?;

@@ -279,6 +279,7 @@ fn grouped() -> Grouped {
         score_scale: 0.4,
         score_cap: None,
         sliding: None,
+        still: Vec::new(),
         head_norms: Presence::Never,
         biases: Presence::Never,
         output_bias: Presence::Never,

@@ -61,6 +61,7 @@ pub(super) fn spec(
         score_cap,
         sliding: sliding(architecture, &keys, layers, sliding_rope)?,
         heads,
+        still: architecture.still(layers),
         head_norms: architecture.head_norms,
         // A converter writes them for models that have some.
         biases: Presence::Perhaps,

@@ -60,6 +60,8 @@ pub struct Grouped {
     pub score_cap: Option<f64>,
     /// Layers in which a token sees the nearest ones only.
     pub sliding: Option<Sliding>,
+    /// Layers whose queries and keys know no positions (NoPE, arXiv 2305.19466); those beyond the last entry do.
+    pub still: Vec<bool>,
     /// Norms of query and key heads.
     pub head_norms: Presence,
     /// Biases of the projections of queries, keys and values.
@@ -93,6 +95,11 @@ impl Grouped {
     pub fn window(&self, layer: usize) -> Option<usize> {
         let sliding = self.sliding.as_ref()?;
         sliding.layers.get(layer).copied().unwrap_or(false).then_some(sliding.window)
+    }
+
+    /// Whether the queries and keys of layer `layer` know no positions.
+    pub fn is_still(&self, layer: usize) -> bool {
+        self.still.get(layer).copied().unwrap_or(false)
     }
 }
 
