@@ -11,8 +11,8 @@ use crate::cli::{feedback, perplexity};
 use crate::error::Result;
 use crate::model::{Storage, product_rate};
 
-/// Of the rate of a plain product, what the whole of a calibration runs at: measured on a slice of DeepSeek-V3 at its real
-/// dimensions (docs/calibration.md).
+/// Of the rate of a plain product, what the whole of a calibration is taken to run at, its search for scales included. It is what
+/// large matrices are meant to reach; small ones stay below.
 const SHARE_OF_RATE: f64 = 0.6;
 
 /// A cost, and how fast this machine multiplies.
