@@ -11,7 +11,7 @@ use std::time::Duration;
 use requant::disk::Disk;
 use requant::fetch;
 use requant::opened::Opened;
-use requant::pipeline::{self, Pinned, Settings};
+use requant::pipeline::{self, Card, Manifest, Pinned, Settings};
 use requant::plan::{self, Options};
 use requant::source::hub::{Environment, HubCache, HubId, Repository};
 use requant::source::{Deposit, Remote, Spool, Streamed};
@@ -158,7 +158,13 @@ fn now_and_then(stop: usize) -> Vec<Loss> {
 
 fn recording(format: &str, disk: &Disk, force: bool) -> Settings {
     // Each job is recorded as soon as it is done, so that there is something to go on with.
-    Settings { disk: disk.clone(), sync_interval: Duration::ZERO, force, ..settings(format, 2) }
+    let (disk, card) = (disk.clone(), Some(card as Card));
+    Settings { disk, card, sync_interval: Duration::ZERO, force, ..settings(format, 2) }
+}
+
+/// A card that follows from what is in the result.
+fn card(manifest: &Manifest) -> String {
+    format!("{:?}\n", manifest.files)
 }
 
 fn convert(source: Opened, settings: &Settings, options: &Options, output: &Path) -> Result<()> {
@@ -194,7 +200,9 @@ fn a_gguf_file_and_a_split_set_and_a_directory() {
     let cases = [
         ("q4_0", "m.gguf", Options::default()),
         ("q8_0", "m.gguf", split),
+        // With mlx-lm's card and with one that is written last.
         ("mlx-4bit", "m", Options::default()),
+        ("mlx-4bit", "m", Options { leaves_card: true, ..Options::default() }),
     ];
     for (format, name, options) in cases {
         let run = |root: &Path, disk: &Disk| {
@@ -226,7 +234,9 @@ fn over_an_old_result_either_it_or_the_new_one_is_there() {
     let cases = [
         ("q4_0", "m.gguf", Options::default()),
         ("q4_0", "m.gguf", split),
+        // With mlx-lm's card and with one that is written last.
         ("mlx-4bit", "m", Options::default()),
+        ("mlx-4bit", "m", Options { leaves_card: true, ..Options::default() }),
     ];
     for (format, name, options) in cases {
         // The old one has the same names and other bytes.
