@@ -4,7 +4,7 @@
 //!
 //! | floor | rooms |
 //! |---|---|
-//! | S0 | [`error`], [`disk`], [`small`], `fingerprint`, `frontier`, `human`, `inside`, `lock` |
+//! | S0 | [`error`], [`disk`], [`small`], `fingerprint`, `frontier`, `human`, `inside`, `lock`, `shell` |
 //! | S1 | [`source`], [`family`], [`tokenizer`] |
 //! | S2 | [`checkpoint`], [`artifact`], [`imatrix`] |
 //! | S3 | [`opened`] |
@@ -43,6 +43,7 @@ pub mod opened;
 pub mod pipeline;
 pub mod plan;
 pub mod sensitivity;
+mod shell;
 pub mod small;
 pub mod source;
 pub mod tokenizer;

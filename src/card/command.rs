@@ -1,5 +1,7 @@
 //! A command line as others can use it: the words that decide which bytes come out, without those about this machine.
 
+use crate::shell::quoted;
+
 /// Options of `convert` with a value that say where, how fast, or what is told: the bytes do not depend on them.
 pub(crate) const WHERE: &[&str] = &[
     "-o",
@@ -39,9 +41,6 @@ pub(crate) const WHETHER: &[&str] = &[
     "-v",
     "--verbose",
 ];
-/// Characters of words that a shell takes as they are.
-const PLAIN: &str = "@%+=:,./-_";
-
 /// `words` as a line for a shell, the program without its folders.
 pub(super) fn shown(words: &[String]) -> String {
     let mut shown = vec!["requant".to_owned()];
@@ -90,16 +89,6 @@ pub(super) fn base_name(path: &str) -> &str {
 /// The name of a file as a word of a command, never an option.
 pub(super) fn quoted_path(name: &str) -> String {
     if name.starts_with('-') { quoted(&format!("./{name}")) } else { quoted(name) }
-}
-
-/// A word as a shell has to be given it.
-fn quoted(word: &str) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || PLAIN.contains(c);
-    if !word.is_empty() && word.chars().all(is_plain) {
-        return word.to_owned();
-    }
-    let word: String = word.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    format!("'{}'", word.replace('\'', "'\\''"))
 }
 
 #[cfg(test)]

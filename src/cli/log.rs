@@ -14,6 +14,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use clap::{Arg, ArgAction, ArgMatches};
 
 use crate::error::{Error, Result};
+use crate::shell;
 
 /// What the first line of every log has behind the time.
 const MARK: &str = " requant ";
@@ -53,7 +54,11 @@ pub(super) fn start(matches: &ArgMatches, words: impl Iterator<Item = String>) -
     // One run, one log.
     let _ = FILE.set(Mutex::new(file));
     let words: Vec<String> = words.collect();
-    line(&format!("requant {}: {}", env!("CARGO_PKG_VERSION"), words.join(" ")));
+    line(&format!(
+        "requant {}: {}",
+        env!("CARGO_PKG_VERSION"),
+        shell::line(words.iter().map(String::as_str))
+    ));
     Ok(())
 }
 

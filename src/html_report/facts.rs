@@ -7,6 +7,7 @@ use super::{folded, percent};
 use crate::contents::{self, Totals};
 use crate::human::human;
 use crate::pipeline::Manifest;
+use crate::shell;
 
 /// Lines of a recipe that are shown without being asked for.
 const SHOWN_LINES: usize = 12;
@@ -60,7 +61,7 @@ pub(super) fn table(
     if let Some(manifest) = manifest {
         let mut row = |name: &str, html: String| rows.push((name.to_owned(), html));
         row("made by", format!("requant {}", escape(&manifest.requant_version)));
-        row("command", code(&manifest.command.join(" ")));
+        row("command", code(&shell::line(manifest.command.iter().map(String::as_str))));
         if let Some(model) = &manifest.model {
             let license = model.license_name.as_ref().or(model.license.as_ref());
             license.iter().for_each(|license| row("license of the original", escape(license)));
@@ -108,8 +109,10 @@ fn checks(manifest: &Manifest, measured: Option<&Value>, row: &mut dyn FnMut(&st
     let files = manifest.source_files.len();
     let class = if proven == files { "good" } else { "bad" };
     row("source files", format!("<span class=\"{class}\">{proven} of {files} with a known SHA-256</span>"));
-    let tensors = manifest.tensors.len();
-    row("result", format!("{} files and {tensors} stored tensors with a SHA-256 each", manifest.files.len()));
+    let counted = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
+    let (files, tensors) = (manifest.files.len(), manifest.tensors.len());
+    let (files, tensors) = (counted(files, "file"), counted(tensors, "stored tensor"));
+    row("result", format!("{files} and {tensors}, with a SHA-256 each"));
     row(
         "tensors decoded and compared",
         match &manifest.error_report {

@@ -108,7 +108,7 @@ impl Plot<'_> {
             names => names.get(*place as usize).map_or(String::new(), |name| (*name).to_owned()),
         };
         let of_value = |value: &f64| format!("{}{}", written(*value), self.unit);
-        let font = || ("sans-serif", 13).into_font();
+        let font = || ("sans-serif", 15).into_font();
         chart
             .configure_mesh()
             .disable_x_mesh()
