@@ -260,7 +260,8 @@ fn quantized_files_are_measured_against_their_originals() {
         let [exact, fine, coarse] = ["f32", "q8_0", "q4_k_m"].map(divergence);
         println!("{name}: mean divergence {exact} {fine:.6} {coarse:.5}");
         assert_eq!(exact, 0.0, "{name}");
-        assert!(0.0 < fine && 4.0 * fine < coarse && coarse < 0.5, "{name}: {fine} {coarse}");
+        // Errors grow from layer to layer of random weights: of smollm3's five 0.8 is left, of the others' two or three 0.4.
+        assert!(0.0 < fine && 4.0 * fine < coarse && coarse < 1.0, "{name}: {fine} {coarse}");
     }
 }
 
