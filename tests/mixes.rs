@@ -248,7 +248,9 @@ fn a_packed_format_is_chosen_on_a_hub_as_from_a_copy() {
         let plan = served.json(&[&["plan", ID][..], &arguments].concat());
         assert_eq!(plan["recipe"].as_str().unwrap(), local.rules.to_toml(format), "{format}");
         let output = format!("{format}-out");
-        served.json(&["convert", ID, "--to", format, "--recipe", format, "-o", &output]);
+        // Ours would say where the source was.
+        let card = if format == "mlx-4bit" { "mlx-lm" } else { "none" };
+        served.json(&["convert", ID, "--to", format, "--recipe", format, "-o", &output, "--card", card]);
         let directory = tempfile::tempdir().unwrap();
         let options = Options { rules: local.rules, ..Options::default() };
         let copy = directory.path().join("out");
