@@ -62,7 +62,7 @@ impl Subcommand for Calibrate {
             .arg(
                 Arg::new("max-tokens")
                     .long("max-tokens")
-                    .visible_alias("tokens")
+                    .alias("tokens")
                     .value_name("N")
                     .value_parser(clap::value_parser!(u64).range(1..))
                     .help("Use so many tokens of the texts at most, from their beginnings, in equal parts"),
