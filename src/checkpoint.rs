@@ -27,6 +27,7 @@ mod packed;
 mod packed_rows;
 mod quantization;
 mod read;
+mod stacks;
 mod store;
 mod witness;
 
@@ -85,6 +86,38 @@ impl SourceTensor {
             Encoding::Scaled(scale) => std::slice::from_ref(&scale.tensor),
             Encoding::Packed(packed) => &packed.companions,
         }
+    }
+
+    /// Where in their files the other tensors lie that its weights are decoded with, from the first byte to the last; `tensors` are those of
+    /// its catalogue.
+    pub fn companion_spans<'a>(
+        &'a self,
+        tensors: &'a [SourceTensor],
+    ) -> impl Iterator<Item = (&'a SourceTensor, std::ops::Range<u64>)> {
+        self.companions().iter().enumerate().map(move |(at, &other)| {
+            let stored = &tensors[other];
+            let end = match &self.encoding {
+                Encoding::Packed(packed) => {
+                    let number = if at < packed.own { at } else { at + 1 };
+                    let runs = packed.runs(&self.shape, number);
+                    runs.offset_bytes + runs.span_bytes()
+                }
+                Encoding::Plain | Encoding::Scaled(_) => stored.len_bytes,
+            };
+            (stored, stored.offset_bytes..stored.offset_bytes + end.max(stored.len_bytes))
+        })
+    }
+
+    /// Where in its file it lies, from the first byte to the last.
+    pub fn span(&self) -> std::ops::Range<u64> {
+        let end = match &self.encoding {
+            Encoding::Packed(packed) => {
+                let runs = packed.runs(&self.shape, packed.own);
+                runs.offset_bytes + runs.span_bytes()
+            }
+            Encoding::Plain | Encoding::Scaled(_) => 0,
+        };
+        self.offset_bytes..self.offset_bytes + end.max(self.len_bytes)
     }
 
     /// The codec of a packed tensor that is one part, row after row: a GGUF tensor.

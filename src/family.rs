@@ -23,10 +23,15 @@ mod gemma3;
 mod gemma3_text;
 mod gguf;
 mod glm4_moe;
+mod glm4_moe_lite;
+mod gpt_oss;
 mod kimi_k2;
+mod kimi_k25;
 mod llama;
+mod minimax_m2;
 mod mistral;
 mod mixtral;
+mod olmoe;
 mod phi3;
 mod place;
 mod qwen2;
@@ -58,6 +63,8 @@ pub const FAMILIES: &[&Family] = &[
     &deepseek_v3::FAMILY,
     &deepseek_v2::FAMILY,
     &kimi_k2::FAMILY,
+    &kimi_k25::FAMILY,
+    &glm4_moe_lite::FAMILY,
     &llama::FAMILY,
     &mistral::FAMILY,
     &mixtral::FAMILY,
@@ -71,6 +78,9 @@ pub const FAMILIES: &[&Family] = &[
     &gemma3_text::FAMILY,
     &gemma3::FAMILY,
     &glm4_moe::FAMILY,
+    &olmoe::FAMILY,
+    &minimax_m2::FAMILY,
+    &gpt_oss::FAMILY,
 ];
 
 /// A model family.
@@ -94,6 +104,10 @@ pub struct Checkpoints {
     convertible: fn(&Spec) -> Result<()>,
     /// Refuses what mlx-lm's model could not be built from.
     mlx: fn(&Config) -> Result<()>,
+    /// Whether serving engines read it quantized otherwise than the hub has it.
+    is_packable: bool,
+    /// Matrices of experts that are stacked.
+    stacks: &'static [Stack],
     /// Whether mlx-lm's model takes a tied output head from the embedding; else it wants a copy.
     mlx_ties_head: bool,
     /// config.json of the text model, where that is a part of another.
@@ -104,11 +118,22 @@ pub struct Checkpoints {
     aside: &'static [(&'static str, &'static str)],
 }
 
+/// Matrices of all experts of a layer in one tensor, and their biases in another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stack {
+    /// What it is called behind `experts.`.
+    pub name: &'static str,
+    /// What the matrices would be called on their own; where there are several, their rows come in turns.
+    pub matrices: &'static [&'static str],
+}
+
 /// The usual: checkpoints of nothing but a text model.
 const CHECKPOINTS: Checkpoints = Checkpoints {
     spec: |config| Err(config.missing("model_type")),
     convertible: |_| Ok(()),
     mlx: |_| Ok(()),
+    is_packable: true,
+    stacks: &[],
     mlx_ties_head: true,
     text: |config| Cow::Borrowed(config),
     whole: None,
@@ -134,6 +159,10 @@ struct Naming {
     mlx: MlxOrder,
     /// What mlx-lm does with the router when it quantizes.
     mlx_router: MlxRouter,
+    /// Whether mlx-lm splits the matrix of latent attention that makes keys and values.
+    mlx_splits_key_value: bool,
+    /// Whether mlx-lm carries over what a checkpoint has in codes of 4 bits, whatever the other weights become.
+    mlx_keeps_codes: bool,
 }
 
 /// What mlx-lm does with a router when it quantizes a model.
@@ -158,6 +187,8 @@ struct MlxOrder {
     down_before_up: bool,
     /// The router before the experts, not behind them.
     router_first: bool,
+    /// The norm behind the layers before them.
+    output_norm_first: bool,
 }
 
 /// The most common names.
@@ -174,8 +205,11 @@ const NAMING: Naming = Naming {
         post_attention_last: false,
         down_before_up: false,
         router_first: false,
+        output_norm_first: false,
     },
     mlx_router: MlxRouter::Kept,
+    mlx_splits_key_value: true,
+    mlx_keeps_codes: false,
 };
 
 /// A tensor that a family's checkpoint contains.
@@ -227,6 +261,16 @@ impl Family {
         (self.checkpoints()?.convertible)(spec)
     }
 
+    /// Whether serving engines read its checkpoints quantized otherwise than the hub has them.
+    pub fn is_packable(&self) -> bool {
+        self.checkpoint.as_ref().is_some_and(|checkpoint| checkpoint.is_packable)
+    }
+
+    /// Matrices of experts that are stacked in checkpoints.
+    pub fn stacks(&self) -> &'static [Stack] {
+        self.checkpoint.as_ref().map_or(&[], |checkpoint| checkpoint.stacks)
+    }
+
     /// Refuses what mlx-lm's model could not be built from.
     ///
     /// # Errors
@@ -244,6 +288,11 @@ impl Family {
     /// What mlx-lm does with the router when it quantizes a model.
     pub fn mlx_router(&self) -> MlxRouter {
         self.naming.mlx_router
+    }
+
+    /// Whether mlx-lm carries over what a checkpoint has in codes of 4 bits, whatever the other weights become.
+    pub fn mlx_keeps_codes(&self) -> bool {
+        self.naming.mlx_keeps_codes
     }
 
     /// Every tensor that a model with these hyper-parameters has or may have, in the order in which modules hold them.

@@ -317,6 +317,11 @@ pub trait Target: Sync {
         true
     }
 
+    /// Whether a result is another quantization of the checkpoint for serving engines, with the names that it has.
+    fn is_packing(&self) -> bool {
+        false
+    }
+
     /// Whether it can be made of a GGUF file; of a checkpoint every result can.
     fn takes_gguf(&self) -> bool {
         false

@@ -38,6 +38,7 @@
 //! - `grouped_query`: GGUF files of families with grouped-query attention, against transformers and llama.cpp.
 //! - `families`: checkpoints of the same families, against transformers and the converter's files.
 //! - `family_goldens`: two checkpoints of each of many families, against whole files of llama.cpp and mlx-lm.
+//! - `family_settings`: settings of families with experts that a consumer does not have, or that nobody computes.
 //! - `variants`: the same with what few files of a family have.
 //! - `economy`: what a measurement reads and how much memory it takes.
 //! - `results`: finished GGUF and MLX results, read back and measured.
@@ -108,6 +109,8 @@ mod families;
 mod family_goldens;
 #[cfg(test)]
 mod family_refusals;
+#[cfg(test)]
+mod family_settings;
 #[cfg(test)]
 mod faults;
 #[cfg(test)]

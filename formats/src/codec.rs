@@ -127,6 +127,10 @@ pub trait Codec: Sync {
         let _ = tensor_scale;
         self.decode(src, dst);
     }
+    /// As `decode_under`, where that rounds the products of codes and scales to the scales' number format, without that rounding.
+    fn decode_unrounded(&self, tensor_scale: f32, src: &[&[u8]], dst: &mut [f32]) {
+        self.decode_under(tensor_scale, src, dst);
+    }
     /// Whether the format can weigh errors by the importance of their column: [`Codec::encode_weighted`] then gives
     /// other bytes than [`Codec::encode`].
     fn weighs(&self) -> bool {
@@ -152,6 +156,17 @@ pub trait Codec: Sync {
     /// Encodes one group exactly; says no, and leaves `dst` alone, when the format cannot hold it.
     fn encode_grid(&self, grid: Grid<'_>, dst: &mut [&mut [u8]]) -> bool {
         let _ = (grid, dst);
+        false
+    }
+    /// Group number `group` of encoded `src` as 4-bit floats (e2m1) under a power of two, for formats whose groups are: the codes go
+    /// to `codes`, which has the length of a group. Returns the power's byte, 127 for 1.
+    fn powers(&self, src: &[&[u8]], group: usize, codes: &mut [u8]) -> Option<u8> {
+        let _ = (src, group, codes);
+        None
+    }
+    /// Encodes one such group as it is; says no, and leaves `dst` alone, when the format cannot hold it.
+    fn encode_powers(&self, power: u8, codes: &[u8], dst: &mut [&mut [u8]]) -> bool {
+        let _ = (power, codes, dst);
         false
     }
     /// The codes of a weight, for formats in which they can be set one by one while the scales of their group stay.

@@ -132,6 +132,14 @@ impl Runs {
         self.run_bytes * self.count
     }
 
+    /// From the first byte of the first piece to the last of the last.
+    pub fn span_bytes(&self) -> u64 {
+        match self.count {
+            0 => 0,
+            count => (count as u64 - 1) * self.stride_bytes + self.run_bytes as u64,
+        }
+    }
+
     /// Where each piece starts in the tensor, and where in a buffer that holds the pieces one after the
     /// other.
     pub fn pieces(&self) -> impl Iterator<Item = (u64, Range<usize>)> {

@@ -368,6 +368,82 @@ fn fp8_values_are_torchs() {
     }
 }
 
+/// Without rounding, products are what they are in f32; with it, they are these rounded.
+#[test]
+fn products_can_be_left_unrounded() {
+    let mut random = Random(13);
+    for name in ["ct_int4_g32", "ct_int4_asym_g64", "ct_int4_g128_f16", "ct_int4_channel_100", "Q4_K"] {
+        let codec = codec::find(name).unwrap();
+        let len = 4 * codec.group_len_elems();
+        let weights: Vec<f32> = (0..len).map(|_| random.normal()).collect();
+        let parts = encode(codec, true, &weights);
+        let slices: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
+        let mut found = vec![0.0; len];
+        codec.decode_unrounded(1.0, &slices, &mut found);
+        let mut codes = vec![0; codec.group_len_elems()];
+        let mut exact = Vec::new();
+        for group in 0..4 {
+            let Some(grid) = codec.grid(&slices, group, &mut codes) else { break };
+            let product = |&code: &u8| (f32::from(code) - f32::from(grid.zero)) * grid.step;
+            exact.extend(grid.codes.iter().map(product));
+        }
+        let rounded = decode(codec, true, &parts, len);
+        if exact.is_empty() {
+            assert_eq!(found, rounded, "{name}");
+            continue;
+        }
+        assert_eq!(found, exact, "{name}");
+        assert_ne!(found, rounded, "{name}");
+        let close = |(a, b): (&f32, &f32)| (a - b).abs() <= a.abs() / 256.0;
+        assert!(found.iter().zip(&rounded).all(close), "{name}");
+    }
+}
+
+/// Groups of 4-bit floats under a power of two: whoever gives one takes it back as it was, and whoever takes one holds exactly these
+/// weights, the sign of zero included where it has one.
+#[test]
+fn powers_are_held_exactly() {
+    let mut random = Random(12);
+    let mut takers = Vec::new();
+    for codec in CODECS.iter().filter(|codec| codec.group_len_elems() == 32) {
+        for round in 0..50u32 {
+            let codes: Vec<u8> = (0..32).map(|_| (random.bits() % 16) as u8).collect();
+            let power = 100 + round as u8;
+            let mut held = empty_parts(*codec, 32);
+            let mut places: Vec<&mut [u8]> = held.iter_mut().map(Vec::as_mut_slice).collect();
+            if !codec.encode_powers(power, &codes, &mut places) {
+                assert!(
+                    held.iter().flatten().all(|&byte| byte == 0xa5),
+                    "{} wrote and said no",
+                    codec.name()
+                );
+                continue;
+            }
+            let values = [0.0f32, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
+            let exact = |&code: &u8| {
+                let value = values[usize::from(code & 7)] * (f32::from(power) - 127.0).exp2();
+                if code < 8 { value } else { -value }
+            };
+            let found = decode(*codec, true, &held, 32);
+            assert_eq!(found, codes.iter().map(exact).collect::<Vec<_>>(), "{}", codec.name());
+            let slices: Vec<&[u8]> = held.iter().map(Vec::as_slice).collect();
+            let mut again = vec![0; 32];
+            if let Some(found) = codec.powers(&slices, 0, &mut again) {
+                assert_eq!((found, &again), (power, &codes), "{}", codec.name());
+            }
+            takers.push(codec.name());
+        }
+    }
+    for name in ["MXFP4", "ct_mxfp4", "mlx_mxfp4", "mlx_mxfp4_f16", "mlx_mxfp4_f32"] {
+        assert!(takers.contains(&name), "{name} takes none");
+    }
+    // What a half cannot hold.
+    let half = codec::find("mlx_mxfp4_f16").unwrap();
+    let mut parts = empty_parts(half, 32);
+    let mut places: Vec<&mut [u8]> = parts.iter_mut().map(Vec::as_mut_slice).collect();
+    assert!(!half.encode_powers(60, &[1; 32], &mut places));
+}
+
 /// Groups of whole multiples of a step: whoever gives one takes it back as it was, and whoever takes one holds
 /// exactly these weights.
 #[test]

@@ -9,7 +9,7 @@ use requant_formats::container::safetensors;
 use serde_json::Value;
 
 use super::quantization::{self, Quantization};
-use super::{BlockScale, Catalogue, Checkpoint, Encoding, ScaleFormat, SourceTensor, packed};
+use super::{BlockScale, Catalogue, Checkpoint, Encoding, ScaleFormat, SourceTensor, packed, stacks};
 use crate::error::{Error, Result};
 use crate::family::{self, Config, Expected, Family, MLX_MARKS, Spec};
 use crate::small;
@@ -45,9 +45,16 @@ impl Headers {
     pub(crate) fn read(source: Arc<dyn Source>) -> Result<Self> {
         let config = required_json(&*source, CONFIG)?;
         let family = family::find(&config)?;
-        let spec = family.spec(&Config::new(&family.text(&config)))?;
+        let text = family.text(&config);
+        let spec = family.spec(&Config::new(&text))?;
         spec.check_size(CONFIG)?;
-        let quantization = if says_mlx(&config) { None } else { quantization::parse(&config)? };
+        let quantization = match &config {
+            config if says_mlx(config) => None,
+            // It may be said of all of the model, or of the text model alone.
+            config if config.get("quantization_config").is_some() => quantization::parse(config)?,
+            _ => quantization::parse(&text)?,
+        };
+        drop(text);
         let tensors = read_headers(&*source)?;
         let family = family.named(|name| tensors.iter().any(|tensor| tensor.name == name));
         Ok(Self { source, config, family, spec, tensors, quantization })
@@ -67,7 +74,8 @@ fn says_mlx(config: &Value) -> bool {
 
 /// See [`Checkpoint::open`].
 pub(super) fn checkpoint(headers: Headers) -> Result<Checkpoint> {
-    let Headers { source, config, family, spec, mut tensors, quantization } = headers;
+    let Headers { source, config, family, spec, tensors, quantization } = headers;
+    let mut tensors = stacks::split(&*source, tensors, family.stacks())?;
     let expected = family.expected(&spec);
     let joined = match &quantization {
         Some(quantization) => packed::join(&*source, &mut tensors, &expected, quantization)?,

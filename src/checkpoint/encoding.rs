@@ -3,7 +3,7 @@
 use std::fmt;
 
 use requant_formats::Codec;
-use requant_formats::layout::{Layout, Matrix};
+use requant_formats::layout::{Layout, Matrix, Runs};
 
 /// How a tensor is decoded to f32.
 #[derive(Debug, Clone, PartialEq)]
@@ -62,6 +62,12 @@ impl Packed {
             std::cmp::Ordering::Equal => id,
             std::cmp::Ordering::Greater => self.companions[number - 1],
         }
+    }
+
+    /// Where all rows of a weight with this logical shape lie in its stored tensor number `number`.
+    pub(super) fn runs(&self, shape: &[usize], number: usize) -> Runs {
+        let matrix = self.matrix(shape, 1.0);
+        self.layout.runs(matrix, number, 0..matrix.rows())
     }
 
     /// The matrix of a weight with this logical shape.

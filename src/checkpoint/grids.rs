@@ -1,4 +1,5 @@
-//! Groups of a packed weight that another format holds exactly: multiples of a step stay what they are.
+//! Groups of a packed weight that another format holds exactly: multiples of a step, and 4-bit floats under a power of two, stay what
+//! they are.
 
 use std::ops::Range;
 
@@ -7,7 +8,7 @@ use requant_formats::codec::{Codec, Grid};
 use super::{Catalogue, Encoding, TileReader};
 
 impl TileReader {
-    /// Writes groups anew that `rows` of weight `id`, which were just read, have as multiples of a step, where `codec`
+    /// Writes groups anew that `rows` of weight `id`, which were just read, have in codes of 4 bits, where `codec`
     /// can hold them exactly. `parts` are those rows as `codec` has encoded them; where it cannot, they stay.
     pub fn keep_grids(
         &self,
@@ -28,19 +29,29 @@ impl TileReader {
         let mut codes = vec![0; own_len];
         for (at, row) in rows.enumerate() {
             for own in 0..cols / own_len {
-                let Some(grid) = self.grid(catalogue, id, row, own, &mut codes) else { return };
-                for (number, codes) in grid.codes.chunks_exact(group_len).enumerate() {
-                    let group = (at * cols + own * own_len) / group_len + number;
-                    let mut places: Vec<&mut [u8]> = parts
-                        .iter_mut()
-                        .zip(codec.parts())
-                        .map(|(bytes, part)| {
-                            &mut bytes[group * part.bytes_per_group..(group + 1) * part.bytes_per_group]
-                        })
-                        .collect();
-                    codec.encode_grid(Grid { codes, ..grid }, &mut places);
+                let first = (at * cols + own * own_len) / group_len;
+                if let Some(power) = self.powers(catalogue, id, row, own, &mut codes) {
+                    for (codes, group) in codes.chunks_exact(group_len).zip(first..) {
+                        codec.encode_powers(power, codes, &mut places(codec, parts, group));
+                    }
+                } else if let Some(grid) = self.grid(catalogue, id, row, own, &mut codes) {
+                    for (codes, group) in grid.codes.chunks_exact(group_len).zip(first..) {
+                        codec.encode_grid(Grid { codes, ..grid }, &mut places(codec, parts, group));
+                    }
+                } else {
+                    return;
                 }
             }
         }
     }
+}
+
+/// The bytes of one group in each part.
+fn places<'a>(codec: &dyn Codec, parts: &'a mut [&mut [u8]], group: usize) -> Vec<&'a mut [u8]> {
+    let of_part = parts.iter_mut().zip(codec.parts());
+    let of_part = of_part.map(|(bytes, part)| {
+        let len = part.bytes_per_group;
+        &mut bytes[group * len..(group + 1) * len]
+    });
+    of_part.collect()
 }

@@ -13,6 +13,9 @@ use crate::error::{Error, Result};
 /// are read much faster by many rows.
 const BAND_ELEMS: usize = 1 << 22;
 
+/// Pieces whose starts are no further apart are read with what is between them.
+const NEAR_BYTES: u64 = 1 << 12;
+
 /// Bytes of a factor on all scales.
 pub(super) const TENSOR_SCALE_BYTES: usize = 4;
 
@@ -26,6 +29,8 @@ pub(super) struct PackedRows {
     /// The codec's parts of those rows.
     parts: Vec<Vec<u8>>,
     tensor_scale: f32,
+    /// Products of codes and scales are wanted without the rounding that the format has for them.
+    pub(super) unrounded: bool,
 }
 
 impl PackedRows {
@@ -72,7 +77,11 @@ impl PackedRows {
                 &bytes[skipped * row_bytes..(skipped + rows.len()) * row_bytes]
             })
             .collect();
-        packed.codec.decode_under(self.tensor_scale, &wanted, tile);
+        if self.unrounded {
+            packed.codec.decode_unrounded(self.tensor_scale, &wanted, tile);
+        } else {
+            packed.codec.decode_under(self.tensor_scale, &wanted, tile);
+        }
         Ok(read_bytes)
     }
 
@@ -95,6 +104,25 @@ impl PackedRows {
         packed.codec.grid(&parts, (row - band.start) * groups + group, codes)
     }
 
+    /// The same for groups of 4-bit floats under a power of two, whose byte it returns.
+    pub(super) fn powers(
+        &self,
+        catalogue: &Catalogue,
+        id: usize,
+        packed: &Packed,
+        row: usize,
+        group: usize,
+        codes: &mut [u8],
+    ) -> Option<u8> {
+        let (held, band) = self.held.as_ref()?;
+        if *held != id || !band.contains(&row) {
+            return None;
+        }
+        let groups = packed.matrix(&catalogue.tensors()[id].shape, self.tensor_scale).groups_per_row();
+        let parts: Vec<&[u8]> = self.parts.iter().map(Vec::as_slice).collect();
+        packed.codec.powers(&parts, (row - band.start) * groups + group, codes)
+    }
+
     fn unpack(
         &mut self,
         catalogue: &Catalogue,
@@ -105,9 +133,8 @@ impl PackedRows {
     ) -> Result<u64> {
         let tensor = &catalogue.tensors()[id];
         let mut read_bytes = 0;
-        let mut read = |number: usize, offset_bytes: u64, bytes: &mut [u8]| {
+        let read = |number: usize, offset_bytes: u64, bytes: &mut [u8]| {
             let stored = &catalogue.tensors()[packed.stored(id, number)];
-            read_bytes += bytes.len() as u64;
             catalogue.source().read_at(stored.file, stored.offset_bytes + offset_bytes, bytes)
         };
         let mut digest = |number: usize, runs: Runs, bytes: &[u8]| {
@@ -123,6 +150,7 @@ impl PackedRows {
         if let Some(number) = packed.layout.tensor_scale_in() {
             let mut bytes = [0; TENSOR_SCALE_BYTES];
             read(number, 0, &mut bytes)?;
+            read_bytes += bytes.len() as u64;
             digest(number, Runs::one(0, TENSOR_SCALE_BYTES), &bytes);
             self.tensor_scale = f32::from_le_bytes(bytes);
         }
@@ -131,8 +159,19 @@ impl PackedRows {
         for number in 0..=packed.companions.len() {
             let runs = packed.layout.runs(matrix, number, band.clone());
             let mut bytes = vec![0; runs.len_bytes()];
-            for (offset_bytes, range) in runs.pieces() {
-                read(number, offset_bytes, &mut bytes[range])?;
+            read_bytes += bytes.len() as u64;
+            if runs.count > 1 && runs.stride_bytes <= NEAR_BYTES {
+                // One read of all is faster than many.
+                let mut span = vec![0; runs.span_bytes() as usize];
+                read(number, runs.offset_bytes, &mut span)?;
+                for (offset_bytes, range) in runs.pieces() {
+                    let start = (offset_bytes - runs.offset_bytes) as usize;
+                    bytes[range].copy_from_slice(&span[start..start + runs.run_bytes]);
+                }
+            } else {
+                for (offset_bytes, range) in runs.pieces() {
+                    read(number, offset_bytes, &mut bytes[range])?;
+                }
             }
             digest(number, runs, &bytes);
             stored.push(bytes);

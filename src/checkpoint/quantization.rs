@@ -16,9 +16,11 @@ mod awq;
 mod compressed_tensors;
 mod fp8;
 mod gptq;
+mod mxfp4;
 
 /// Every value of `quant_method` that is read.
-const METHODS: &[&dyn Method] = &[&fp8::Fp8, &compressed_tensors::CompressedTensors, &gptq::Gptq, &awq::Awq];
+const METHODS: &[&dyn Method] =
+    &[&fp8::Fp8, &compressed_tensors::CompressedTensors, &gptq::Gptq, &awq::Awq, &mxfp4::Mxfp4];
 
 /// The values of `quant_method` that are read.
 pub fn quantization_methods() -> impl Iterator<Item = &'static str> {

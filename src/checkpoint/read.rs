@@ -6,10 +6,11 @@ use requant_formats::Dtype;
 use requant_formats::codec::fp8::{self, BlockScales, F8E4M3, F8E5M2};
 use requant_formats::codec::{self, Codec, Grid};
 use requant_formats::dispatch::{self, Kernel};
+use requant_formats::layout::PACK_QUANTIZED;
 
 use super::packed_rows::{self, PackedRows};
 use super::witness::{self, Unit, Witness};
-use super::{BlockScale, Catalogue, Encoding, ScaleFormat, SourceTensor};
+use super::{BlockScale, Catalogue, Encoding, Packed, ScaleFormat, SourceTensor};
 use crate::error::{Error, Result};
 
 impl Catalogue {
@@ -98,6 +99,26 @@ impl TileReader {
         self.witness.take().map_or(0, Witness::finish)
     }
 
+    /// As [`TileReader::read`], but products of compressed-tensors' packed integers and their scales as they are in f32, not rounded to
+    /// the scales' number format: what llama.cpp's converter makes of them.
+    ///
+    /// # Errors
+    /// As [`TileReader::read`].
+    pub fn read_unrounded(
+        &mut self,
+        catalogue: &Catalogue,
+        id: usize,
+        rows: Range<usize>,
+        tile: &mut Vec<f32>,
+    ) -> Result<u64> {
+        let is_meant = |packed: &Packed| packed.layout.name() == PACK_QUANTIZED.name();
+        self.packed.unrounded =
+            matches!(&catalogue.tensors()[id].encoding, Encoding::Packed(packed) if is_meant(packed));
+        let read = self.read(catalogue, id, rows, tile);
+        self.packed.unrounded = false;
+        read
+    }
+
     /// As [`TileReader::read`], but numbers of a scaled tensor as they are stored, not multiplied by
     /// their scales.
     ///
@@ -161,6 +182,21 @@ impl TileReader {
     ) -> Option<Grid<'a>> {
         match &catalogue.tensors()[id].encoding {
             Encoding::Packed(packed) => self.packed.grid(catalogue, id, packed, row, group, codes),
+            Encoding::Plain | Encoding::Scaled(_) => None,
+        }
+    }
+
+    /// The same of a group of 4-bit floats under a power of two, whose byte it returns.
+    pub(super) fn powers(
+        &self,
+        catalogue: &Catalogue,
+        id: usize,
+        row: usize,
+        group: usize,
+        codes: &mut [u8],
+    ) -> Option<u8> {
+        match &catalogue.tensors()[id].encoding {
+            Encoding::Packed(packed) => self.packed.powers(catalogue, id, packed, row, group, codes),
             Encoding::Plain | Encoding::Scaled(_) => None,
         }
     }

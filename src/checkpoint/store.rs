@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use super::{Checkpoint, Encoding, SourceTensor, TileReader, packed_rows};
+use super::{Checkpoint, Encoding, TileReader, packed_rows};
 use crate::error::{Error, Result};
 use crate::family::{Role, Spec};
 use crate::source::Extent;
@@ -197,12 +197,10 @@ impl WeightStore for Checkpoint {
 
     fn extents(&self, role: Role) -> Result<Vec<Extent>> {
         let tensor = &self.tensors()[self.serving(role)?];
-        let extent = |tensor: &SourceTensor, is_small| Extent {
-            file: tensor.file,
-            range: tensor.offset_bytes..tensor.offset_bytes + tensor.len_bytes,
-            is_small,
-        };
-        let companions = tensor.companions().iter().map(|&other| extent(&self.tensors()[other], true));
-        Ok([extent(tensor, tensor.shape.len() < 2)].into_iter().chain(companions).collect())
+        let own = Extent { file: tensor.file, range: tensor.span(), is_small: tensor.shape.len() < 2 };
+        let companions = tensor.companion_spans(self.tensors());
+        let companions =
+            companions.map(|(stored, range)| Extent { file: stored.file, range, is_small: true });
+        Ok([own].into_iter().chain(companions).collect())
     }
 }

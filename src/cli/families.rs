@@ -24,21 +24,26 @@ struct Source {
     name: &'static str,
     /// Whether this version reads a family so.
     reads: fn(&Family) -> bool,
-    /// Whether a target takes it.
-    taken_by: fn(&dyn Target) -> bool,
+    /// Whether a target takes a family so.
+    taken_by: fn(&dyn Target, &Family) -> bool,
 }
 
 /// Every kind of source.
 const SOURCES: &[Source] = &[
-    Source { name: "checkpoint", reads: |family| family.checkpoint.is_some(), taken_by: |_| true },
-    Source { name: "GGUF", reads: |_| true, taken_by: |target| target.takes_gguf() },
-    Source { name: "MLX", reads: |family| family.checkpoint.is_some(), taken_by: |_| false },
+    Source {
+        name: "checkpoint",
+        reads: |family| family.checkpoint.is_some(),
+        taken_by: |target, family| !target.is_packing() || family.is_packable(),
+    },
+    Source { name: "GGUF", reads: |_| true, taken_by: |target, _| target.takes_gguf() },
+    Source { name: "MLX", reads: |family| family.checkpoint.is_some(), taken_by: |_, _| false },
 ];
 
 impl Source {
     /// What can be made of it; `None` when it is not read.
     fn targets(&self, family: &Family) -> Option<Vec<&'static str>> {
-        let taken = TARGETS.iter().filter(|target| (self.taken_by)(**target)).map(|target| target.family());
+        let taken = TARGETS.iter().filter(|target| (self.taken_by)(**target, family));
+        let taken = taken.map(|target| target.family());
         (self.reads)(family).then(|| taken.collect())
     }
 }

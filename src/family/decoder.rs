@@ -69,7 +69,14 @@ pub(super) fn experts(config: &Config, count_key: &str, width: usize, normalize:
         return Err(config.invalid("num_experts_per_tok", &per_token.to_string(), &expected));
     }
     let router = Router { normalize, ..Router::softmax() };
-    Ok(Moe { experts, per_token: ByLayer::all(per_token), width: ByLayer::all(width), router, shared: None })
+    Ok(Moe {
+        experts,
+        per_token: ByLayer::all(per_token),
+        width: ByLayer::all(width),
+        router,
+        shared: None,
+        biases: Presence::Never,
+    })
 }
 
 /// What of a head turns with the position.
@@ -77,10 +84,14 @@ pub(super) fn experts(config: &Config, count_key: &str, width: usize, normalize:
 pub(super) enum Turns {
     /// All.
     All,
+    /// All; YaRN's range need not end at whole numbers.
+    AllInAnyRange,
     /// All, and otherwise in layers with a sliding window.
     Local,
     /// `partial_rotary_factor`, or so much.
     Part(f64),
+    /// So many columns as `rotary_dim` says, or `partial_rotary_factor`.
+    Counted,
 }
 
 /// What config.json means where it is silent.
@@ -134,7 +145,7 @@ pub(super) fn spec(config: &Config, defaults: &Defaults) -> Result<Spec> {
         return Err(config.invalid("head_dim", &head_dim.to_string(), "an even number"));
     }
     let (key, expected) = match defaults.activation {
-        Activation::Silu => ("hidden_act", "silu"),
+        Activation::Silu | Activation::Clamped => ("hidden_act", "silu"),
         Activation::GeluTanh => ("hidden_activation", "gelu_pytorch_tanh"),
     };
     if let Some(other) = config.get(key).filter(|name| name.as_str() != Some(expected)) {
@@ -149,6 +160,8 @@ pub(super) fn spec(config: &Config, defaults: &Defaults) -> Result<Spec> {
         score_cap: None,
         sliding: None,
         head_norms: Presence::Never,
+        whole_norms: false,
+        sinks: Presence::Never,
         biases: Presence::Never,
         output_bias: Presence::Never,
     });
@@ -158,8 +171,10 @@ pub(super) fn spec(config: &Config, defaults: &Defaults) -> Result<Spec> {
         attention,
         match defaults.turns {
             Turns::Local => rope::layered(config, head_dim)?[0].clone(),
-            Turns::All => rope::rotary(config, defaults.rope_theta, head_dim)?,
+            Turns::All => rope::rotary(config, defaults.rope_theta, head_dim, false)?,
+            Turns::AllInAnyRange => rope::rotary(config, defaults.rope_theta, head_dim, true)?,
             Turns::Part(part) => rope::partial(config, defaults.rope_theta, head_dim, part)?,
+            Turns::Counted => rope::counted(config, defaults.rope_theta, head_dim)?,
         },
     );
     spec.hidden = hidden;
@@ -191,7 +206,8 @@ const NEUTRAL: &[(&str, f64)] = &[
 
 /// Refuses keys with which a model computes what this version does not.
 fn check_nothing_else(config: &Config, defaults: &Defaults) -> Result<()> {
-    let is_read = |key: &str| key == "partial_rotary_factor" && matches!(defaults.turns, Turns::Part(_));
+    let is_partial = matches!(defaults.turns, Turns::Part(_) | Turns::Counted);
+    let is_read = |key: &str| key == "partial_rotary_factor" && is_partial;
     for &(key, neutral) in NEUTRAL.iter().filter(|(key, _)| !is_read(key)) {
         if config.number_or(key, neutral)? != neutral {
             let found = config.get(key).map_or_else(String::new, ToString::to_string);
@@ -240,4 +256,27 @@ pub(super) fn check_no_window(config: &Config, is_used: bool) -> Result<()> {
         }),
         _ => Ok(()),
     }
+}
+
+/// Whether each layer has a window: as `layer_types` say, else all but each `period`th.
+///
+/// # Errors
+/// Names the key, when it says something else or of other layers.
+pub(super) fn sliding(config: &Config, layers: usize, period: usize) -> Result<Vec<bool>> {
+    let Some(kinds) = config.get("layer_types") else { return Ok(by_period(layers, period)) };
+    let of_kind = |kind: &Value| match kind.as_str() {
+        Some("sliding_attention") => Some(true),
+        Some("full_attention") => Some(false),
+        _ => None,
+    };
+    let found: Option<Vec<bool>> = kinds.as_array().and_then(|kinds| kinds.iter().map(of_kind).collect());
+    found.filter(|found| found.len() == layers).ok_or_else(|| {
+        let expected = format!("\"sliding_attention\" or \"full_attention\" for each of {layers} layers");
+        config.invalid("layer_types", &kinds.to_string(), &expected)
+    })
+}
+
+/// Windows in all of so many layers but each `period`th.
+pub(super) fn by_period(layers: usize, period: usize) -> Vec<bool> {
+    (1..=layers).map(|layer| !layer.is_multiple_of(period)).collect()
 }

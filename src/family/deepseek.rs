@@ -2,26 +2,25 @@
 //! multi-token prediction layers at the end; `deepseek2` files of llama.cpp.
 //!
 //! Source: `modeling_deepseek.py` and `config.json` of the published checkpoints, DeepSeek-V3's technical report (arXiv
-//! 2412.19437) for the prediction module; llama.cpp `conversion/deepseek.py` (`DeepseekV2Model.set_gguf_parameters`),
-//! `src/models/deepseek2.cpp`. Odd, and kept, in the keys of GGUF files:
-//!
-//! - latent attention counts as one key-value head, whatever config.json says;
-//! - key and value lengths are set twice and stay at their first place;
-//! - `yarn_log_multiplier` is a tenth of `mscale_all_dim`, and is written without YaRN too if that is given.
+//! 2412.19437) for the prediction module; llama.cpp `src/models/deepseek2.cpp`. What its converter writes is in `keys`.
 
 use super::gguf::write::beyond;
-use super::gguf::{Architecture, Kind, Written};
+use super::gguf::{Architecture, Kind};
 use super::{
     Attention, ByLayer, CHECKPOINTS, Checkpoints, Config, Divisors, ExpertChoice, Latent, Moe, NAMING,
     Naming, Pairing, Presence, Rotary, Router, Scaling, Scoring, Shared, Spec, Yarn,
 };
 use crate::error::{Error, Result};
 
+mod keys;
+
+pub(super) use keys::{Silent, keys_with};
+
 /// llama.cpp's architecture with latent attention.
 pub(super) const GGUF: Architecture = Architecture {
     attention: Kind::Latent,
     pairing: Pairing::Adjacent,
-    keys,
+    keys: keys::keys,
     loadable,
     ..Architecture::plain("deepseek2")
 };
@@ -36,7 +35,7 @@ pub(super) struct Defaults {
     pub(super) normalize_top: bool,
 }
 
-/// How checkpoints of these families are read.
+/// How checkpoints of V3 and its kin are read.
 pub(super) const fn checkpoints(spec: fn(&Config) -> Result<Spec>) -> Checkpoints {
     Checkpoints { spec, convertible, mlx, mlx_ties_head: false, ..CHECKPOINTS }
 }
@@ -79,6 +78,7 @@ pub(super) fn spec(config: &Config, defaults: &Defaults) -> Result<Spec> {
             width: ByLayer::all(shared * width),
             gate: false,
         }),
+        biases: Presence::Never,
     };
     let attention = Attention::Latent(Latent {
         heads: config.dimension("num_attention_heads")?,
@@ -128,7 +128,10 @@ fn convertible(spec: &Spec) -> Result<()> {
 }
 
 /// What mlx-lm's model can be built from.
-fn mlx(config: &Config) -> Result<()> {
+///
+/// # Errors
+/// Names the key.
+pub(super) fn mlx(config: &Config) -> Result<()> {
     match config.get("topk_method") {
         None => Ok(()),
         Some(method) if method.as_str() == Some("noaux_tc") => Ok(()),
@@ -137,47 +140,6 @@ fn mlx(config: &Config) -> Result<()> {
             hint: "mlx-lm reads deepseek_v3 models with \"noaux_tc\" only".into(),
         }),
     }
-}
-
-/// The keys of `deepseek2` files.
-fn keys(keys: &mut Written) -> Result<()> {
-    let (config, spec) = (keys.config, keys.spec);
-    let latent = spec.latent()?;
-    // Transformers has defaults for absent keys, but none for a null.
-    if !config.is_null("n_group") {
-        keys.count("expert_group_count", config.count_or("n_group", 8)?, "n_group")?;
-    }
-    if !config.is_null("topk_group") {
-        keys.count("expert_group_used_count", config.count_or("topk_group", 4)?, "topk_group")?;
-    }
-    keys.gating()?;
-    keys.count("attention.key_length", (latent.kv_lora + spec.rope.dim) as u64, "kv_lora_rank")?;
-    keys.count("attention.value_length", latent.kv_lora as u64, "kv_lora_rank")?;
-
-    keys.count("leading_dense_block_count", spec.ffn.dense.layers as u64, "first_k_dense_replace")?;
-    keys.count("vocab_size", spec.embedding.vocab as u64, "vocab_size")?;
-    if let Some(rank) = latent.q_lora {
-        keys.count("attention.q_lora_rank", rank as u64, "q_lora_rank")?;
-    }
-    keys.count("attention.kv_lora_rank", latent.kv_lora as u64, "kv_lora_rank")?;
-    keys.count("attention.key_length_mla", (latent.nope_dim + spec.rope.dim) as u64, "qk_nope_head_dim")?;
-    keys.count("attention.value_length_mla", latent.v_dim as u64, "v_head_dim")?;
-    if let Some(moe) = &spec.ffn.moe {
-        keys.count("expert_feed_forward_length", *moe.width.of(0) as u64, "moe_intermediate_size")?;
-        let shared = moe.shared.as_ref().map_or(0, |shared| shared.experts);
-        keys.count("expert_shared_count", shared as u64, "n_shared_experts")?;
-    }
-    if !config.is_null("routed_scaling_factor") {
-        keys.float("expert_weights_scale", config.number_or("routed_scaling_factor", 2.5)?);
-    }
-    if !config.is_null("norm_topk_prob") && config.flag_or("norm_topk_prob", true)? {
-        keys.flag("expert_weights_norm", true);
-    }
-    keys.count("rope.dimension_count", spec.rope.dim as u64, "qk_rope_head_dim")?;
-    if let Some(rope) = keys.rope().filter(|rope| rope.get("mscale_all_dim").is_some()) {
-        keys.float("rope.scaling.yarn_log_multiplier", 0.1 * rope.number_or("mscale_all_dim", 0.0)?);
-    }
-    Ok(())
 }
 
 /// llama.cpp recognizes the "lite" models by their size.
@@ -242,6 +204,7 @@ fn yarn(config: &Config) -> Result<Option<Yarn>> {
             beta_slow: section.number_or("beta_slow", 1.0)?,
             mscale: section.number_or("mscale", 1.0)?,
             mscale_all_dim: section.number_or("mscale_all_dim", 0.0)?,
+            truncate: true,
         })),
         None | Some("default") => Ok(None),
         Some(other) => Err(section.invalid("type", &format!("{other:?}"), "\"yarn\"")),

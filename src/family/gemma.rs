@@ -4,8 +4,6 @@
 //! Source: transformers `models/gemma2`, `models/gemma3`; llama.cpp `conversion/gemma.py`, `src/models/gemma2.cpp`, `gemma3.cpp`;
 //! mlx-lm `models/gemma2.py`, `gemma3_text.py`.
 
-use serde_json::Value;
-
 use super::decoder::{self, DEFAULTS, Defaults, with_attention};
 use super::gguf::write::beyond;
 use super::gguf::{Architecture, Vocabulary, Windows};
@@ -57,7 +55,7 @@ pub(super) fn spec(
         let found = config.get("sliding_window").map_or_else(|| "null".to_owned(), ToString::to_string);
         return Err(config.invalid("sliding_window", &found, "more than 0"));
     }
-    let layers = sliding(config, spec.layers, period)?;
+    let layers = decoder::sliding(config, spec.layers, period)?;
     let rope = Box::new(rope(&spec)?);
     let scalar = config.number_or("query_pre_attn_scalar", 256.0)?;
     if !(scalar > 0.0 && scalar.is_finite()) {
@@ -67,25 +65,6 @@ pub(super) fn spec(
         attention.sliding = Some(Sliding { window, layers, rope });
         attention.score_scale = 1.0 / scalar.sqrt();
     }))
-}
-
-/// Whether each layer has a window: as `layer_types` say, else all but each `period`th.
-fn sliding(config: &Config, layers: usize, period: usize) -> Result<Vec<bool>> {
-    let Some(kinds) = config.get("layer_types") else { return Ok(by_period(layers, period)) };
-    let of_kind = |kind: &Value| match kind.as_str() {
-        Some("sliding_attention") => Some(true),
-        Some("full_attention") => Some(false),
-        _ => None,
-    };
-    let found: Option<Vec<bool>> = kinds.as_array().and_then(|kinds| kinds.iter().map(of_kind).collect());
-    found.filter(|found| found.len() == layers).ok_or_else(|| {
-        let expected = format!("\"sliding_attention\" or \"full_attention\" for each of {layers} layers");
-        config.invalid("layer_types", &kinds.to_string(), &expected)
-    })
-}
-
-fn by_period(layers: usize, period: usize) -> Vec<bool> {
-    (1..=layers).map(|layer| !layer.is_multiple_of(period)).collect()
 }
 
 /// A number that null turns off.
@@ -103,9 +82,10 @@ pub(super) fn cap(config: &Config, key: &str, default: Option<f64>) -> Result<Op
 /// Whether the windows are those of layers that a consumer takes for it, every one but each `period`th.
 pub(super) fn slides_by_period(spec: &Spec, period: usize) -> bool {
     match &spec.attention {
-        Attention::Grouped(grouped) => {
-            grouped.sliding.as_ref().is_some_and(|sliding| sliding.layers == by_period(spec.layers, period))
-        }
+        Attention::Grouped(grouped) => grouped
+            .sliding
+            .as_ref()
+            .is_some_and(|sliding| sliding.layers == decoder::by_period(spec.layers, period)),
         Attention::Latent(_) => false,
     }
 }

@@ -35,6 +35,12 @@ pub struct Architecture {
     pub(super) activation: Activation,
     pub(super) experts: Experts,
     pub(super) head_norms: Presence,
+    /// Whether norms of queries and keys go over all heads together.
+    pub(super) whole_norms: bool,
+    /// Whether heads have a score for no token.
+    pub(super) sinks: Presence,
+    /// Whether YaRN's range ends at whole numbers, in the models themselves.
+    pub(super) truncates: bool,
     pub(super) windows: Windows,
     /// What is particular to Gemma: scaled embeddings, norms behind the blocks, and the number of layers of the model
     /// whose queries are scaled by hidden / heads.
@@ -101,6 +107,12 @@ pub(super) enum Experts {
     Perhaps,
     /// Softmax, weights normalized.
     Normalized,
+    /// Softmax, weights as they are, as wide as a dense block.
+    Plain,
+    /// Sigmoid and bias, weights normalized.
+    Sigmoid,
+    /// Softmax of the chosen; biases of router and experts.
+    Chosen,
     /// Softmax; a shared expert with a gate.
     GatedShared,
     /// Behind some dense layers; sigmoid and bias; shared experts.
@@ -162,6 +174,9 @@ impl Architecture {
             activation: Activation::Silu,
             experts: Experts::Never,
             head_norms: Presence::Never,
+            whole_norms: false,
+            sinks: Presence::Never,
+            truncates: true,
             windows: Windows::Never,
             gemma: None,
             caps: None,
@@ -190,7 +205,7 @@ impl Architecture {
 
     /// Whether layers with a sliding window have rotary positions of their own, which are not scaled.
     fn has_local_base(&self) -> bool {
-        matches!(self.windows, Windows::AllBut(..)) && self.caps.is_none()
+        matches!(self.windows, Windows::AllBut(..)) && self.caps.is_none() && self.gemma.is_some()
     }
 
     /// Whether files keep prediction layers.

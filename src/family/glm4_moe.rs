@@ -31,9 +31,10 @@ const GGUF: Architecture = Architecture {
 };
 
 const PLAIN: Architecture = Architecture::plain("glm4moe");
-const FFN_NORM: Names = Names::new("post_attention_layernorm.weight", "post_attention_norm.weight");
+pub(super) const FFN_NORM: Names =
+    Names::new("post_attention_layernorm.weight", "post_attention_norm.weight");
 /// Special tokens by their texts, in the order in which the converter sets them.
-const SPECIAL: &[(&str, &str)] =
+pub(super) const SPECIAL: &[(&str, &str)] =
     &[("bos", "[gMASK]"), ("eot", "<|user|>"), ("unk", "<|endoftext|>"), ("eom", "<|observation|>")];
 /// What turns of a head where config.json does not say.
 const PART: f64 = 0.5;
@@ -83,6 +84,7 @@ fn spec(config: &Config) -> Result<Spec> {
             width: ByLayer::all(shared * width),
             gate: false,
         }),
+        biases: Presence::Never,
     });
     Ok(spec)
 }

@@ -3,14 +3,14 @@
 //! Its config.json says `model_type: kimi_k2` and `architectures: [DeepseekV3ForCausalLM]`, its code is
 //! `modeling_deepseek.py`, its tensors have V3's names. Readers treat it as V3: mlx-lm by renaming the type
 //! (`MODEL_REMAPPING`), llama.cpp by the architecture (`deepseek2`). Thinking has its experts in
-//! compressed-tensors' `pack-quantized`. Kimi-K2.5 and later wrap the same model in another one with a
-//! `text_config`, and are not read.
+//! compressed-tensors' `pack-quantized`. Kimi-K2.5 and later (`kimi_k25`) wrap the same model in another one with a
+//! `text_config`.
 //!
 //! Source: model card ("Kimi-K2 reuses the DeepSeekV3CausalLM architecture") and config.json of
 //! moonshotai/Kimi-K2-Instruct.
 
 use super::deepseek::{self, Defaults};
-use super::{Config, ExpertChoice, Family, Scoring, Spec};
+use super::{Config, ExpertChoice, Family, Naming, Scoring, Spec};
 use crate::error::Result;
 
 /// The `kimi_k2` family.
@@ -18,7 +18,7 @@ pub(super) const FAMILY: Family = Family {
     model_type: DEFAULTS.model_type,
     checkpoint: Some(deepseek::checkpoints(spec)),
     gguf: &deepseek::GGUF,
-    naming: deepseek::NAMES,
+    naming: Naming { mlx_keeps_codes: true, ..deepseek::NAMES },
     renamed: None,
 };
 

@@ -31,7 +31,7 @@ pub enum Place {
         /// Rows or elements of all.
         of: usize,
     },
-    /// Rows of one of several matrices that are stacked.
+    /// Rows of one of several matrices that are stacked; a vector is one row.
     Stacked {
         /// The stack.
         name: String,
@@ -182,6 +182,7 @@ impl Place {
                 let whole = if shape.len() < 2 { vec![*of] } else { vec![*of, cols] };
                 vec![(name, whole)]
             }
+            Self::Stacked { name, count, .. } if shape.len() < 2 => vec![(name, vec![*count, cols])],
             Self::Stacked { name, count, of, .. } => vec![(name, vec![*count, *of, cols])],
             Self::SplitTransposed { keys, values, heads, key_rows, value_rows } => {
                 vec![(keys, vec![*heads, cols, *key_rows]), (values, vec![*heads, *value_rows, cols])]

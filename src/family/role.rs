@@ -43,13 +43,13 @@ pub enum LayerRole {
     Q,
     /// Bias of the query projection: `[heads * key]`.
     QBias,
-    /// RMS norm of each query head: `[key]`.
+    /// RMS norm of each query head: `[key]`, or of all together: `[heads * key]`.
     QNorm,
     /// Key projection: `[kv_heads * key, hidden]`.
     K,
     /// Bias of the key projection: `[kv_heads * key]`.
     KBias,
-    /// RMS norm of each key head: `[key]`.
+    /// RMS norm of each key head: `[key]`, or of all together: `[kv_heads * key]`.
     KNorm,
     /// Value projection: `[kv_heads * v, hidden]`.
     V,
@@ -67,6 +67,8 @@ pub enum LayerRole {
     KvANorm,
     /// Key-value up projection, heads outermost: `[heads * (nope + v), kv_lora]`.
     KvB,
+    /// Score of each head for no token at all: `[heads]`.
+    Sinks,
     /// Attention output: `[hidden, heads * v]`.
     AttentionOutput,
     /// Bias of the attention output: `[hidden]`.
@@ -83,10 +85,14 @@ pub enum LayerRole {
     DenseBias(Ffn),
     /// Router: `[experts, hidden]`.
     Router,
+    /// Bias of the router's logits: `[experts]`.
+    RouterLogitBias,
     /// Correction bias of the router's choice: `[experts]`.
     RouterBias,
     /// Matrix of routed expert number `.0`.
     Expert(usize, Ffn),
+    /// Bias of a matrix of routed expert number `.0`: as many as it has rows.
+    ExpertBias(usize, Ffn),
     /// Shared experts, side by side in one feed-forward block.
     Shared(Ffn),
     /// Weighs what the shared experts say: `[1, hidden]`.
@@ -149,6 +155,7 @@ impl LayerRole {
             | Self::KNorm
             | Self::KvANorm
             | Self::VBias
+            | Self::Sinks
             | Self::AttentionOutputBias
             | Self::AttentionPostNorm
             | Self::FfnNorm
@@ -156,7 +163,9 @@ impl LayerRole {
             | Self::DenseBias(_)
             | Self::SharedGate
             | Self::Router
+            | Self::RouterLogitBias
             | Self::RouterBias
+            | Self::ExpertBias(..)
             | Self::MtpEmbedding
             | Self::MtpEmbeddingNorm
             | Self::MtpHiddenNorm

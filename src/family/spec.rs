@@ -119,6 +119,8 @@ pub struct Moe {
     pub router: Router,
     /// Experts that every token goes to.
     pub shared: Option<Shared>,
+    /// Biases of the router's logits and of the matrices of experts.
+    pub biases: Presence,
 }
 
 /// Shared experts, side by side in one feed-forward block.
@@ -184,6 +186,8 @@ pub enum Activation {
     Silu,
     /// The Gaussian error unit in its form with tanh.
     GeluTanh,
+    /// `x / (1 + exp(-1.702 x))` of a gate of at most 7, times one more than what is beside it, of at most 7 in magnitude.
+    Clamped,
 }
 
 /// How router logits become scores.

@@ -63,13 +63,19 @@ pub(super) fn tensors(family: &Family, spec: &Spec) -> Vec<Tensor> {
     let embedding = Names::new("embed_tokens.weight", "token_embd.weight");
     whole(&mut list, Role::TokenEmbedding, &[vocab, hidden], Presence::Always, embedding);
     divisors(&mut list);
+    let norm = Names::new("norm.weight", "output_norm.weight");
+    let is_norm_first = family.naming.mlx.output_norm_first;
+    if is_norm_first {
+        whole(&mut list, Role::OutputNorm, &[hidden], Presence::Always, norm);
+    }
     for layer in 0..spec.layers + spec.mtp_layers {
         list.layer = Some(layer);
         decoder_layer(&mut list, layer);
     }
     list.layer = None;
-    let norm = Names::new("norm.weight", "output_norm.weight");
-    whole(&mut list, Role::OutputNorm, &[hidden], Presence::Always, norm);
+    if !is_norm_first {
+        whole(&mut list, Role::OutputNorm, &[hidden], Presence::Always, norm);
+    }
     let head = Places {
         hf: vec![Place::Whole(format!("{}lm_head.weight", family.naming.outer))],
         gguf: vec![Place::Whole("output.weight".into())],

@@ -14,7 +14,7 @@ fn configs() -> Vec<Value> {
             "num_attention_heads": 4, "q_lora_rank": 24, "kv_lora_rank": 40, "qk_nope_head_dim": 12,
             "qk_rope_head_dim": 8, "v_head_dim": 20, "num_key_value_heads": 2, "num_experts": 4,
             "num_local_experts": 4, "shared_expert_intermediate_size": 56,
-            "max_position_embeddings": 64,
+            "max_position_embeddings": 64, "routed_scaling_factor": 1.5, "rms_norm_eps": 1e-6, "rope_scaling": {"rope_type": "default"},
         })
     };
     let read = FAMILIES.iter().filter(|family| family.checkpoint.is_some());

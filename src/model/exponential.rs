@@ -193,11 +193,66 @@ impl Kernel for Softmax<'_> {
     }
 }
 
+/// Softmax of `scores * scale` and `sink`, in place; what is left to the sink goes nowhere.
+pub(crate) fn softmax_beside(scores: &mut [f32], scale: f32, sink: f32) {
+    dispatch::run(SoftmaxBeside(scores, scale, sink));
+}
+
+struct SoftmaxBeside<'a>(&'a mut [f32], f32, f32);
+
+impl Kernel for SoftmaxBeside<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run(self) {
+        let Self(scores, scale, sink) = self;
+        let largest = Largest(scores, f32::NEG_INFINITY).run() * scale;
+        let largest = if sink > largest { sink } else { largest };
+        let mut sums = [0.0; LANES];
+        let (chunks, rest) = scores.as_chunks_mut::<LANES>();
+        for chunk in chunks {
+            for lane in 0..LANES {
+                chunk[lane] = exp(chunk[lane] * scale - largest);
+                sums[lane] += chunk[lane];
+            }
+        }
+        for (score, sum) in rest.iter_mut().zip(&mut sums) {
+            *score = exp(*score * scale - largest);
+            *sum += *score;
+        }
+        let sum = sums.iter().sum::<f32>() + exp(sink - largest);
+        for score in scores {
+            *score /= sum;
+        }
+    }
+}
+
 /// `activation(gate) * up`, element by element.
 pub(crate) fn gated(activation: Activation, gate: &[f32], up: &[f32], inner: &mut [f32]) {
     match activation {
         Activation::Silu => dispatch::run(Swiglu(gate, up, inner)),
         Activation::GeluTanh => dispatch::run(Geglu(gate, up, inner)),
+        Activation::Clamped => dispatch::run(Clamped(gate, up, inner)),
+    }
+}
+
+/// Of [`Activation::Clamped`]: the factor in its sigmoid, and what it clamps to.
+pub(crate) const CLAMPED_ALPHA: f32 = 1.702;
+pub(crate) const CLAMPED_LIMIT: f32 = 7.0;
+
+struct Clamped<'a>(&'a [f32], &'a [f32], &'a mut [f32]);
+
+impl Kernel for Clamped<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run(self) {
+        let Self(gate, up, inner) = self;
+        for ((inner, &gate), &up) in inner.iter_mut().zip(gate).zip(up) {
+            // Comparisons rather than `min`, so that NaN stays.
+            let gate = if gate > CLAMPED_LIMIT { CLAMPED_LIMIT } else { gate };
+            let up = if up > CLAMPED_LIMIT { CLAMPED_LIMIT } else { up };
+            let up = if up < -CLAMPED_LIMIT { -CLAMPED_LIMIT } else { up };
+            *inner = gate / (1.0 + exp(-CLAMPED_ALPHA * gate)) * (up + 1.0);
+        }
     }
 }
 

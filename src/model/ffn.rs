@@ -1,5 +1,5 @@
 //! The gated feed-forward block: `down(activation(gate(x)) * up(x))`; a dense layer, a shared or a routed expert. Gate
-//! and up projection of a dense layer may have biases; that of the down projection is for the caller to add, since what
+//! and up projection of a dense layer or a routed expert may have biases; that of the down projection is for the caller to add, since what
 //! it is added to is the caller's.
 //!
 //! Legend: B tokens of one block, K columns of a weight, I intermediate, C intermediate columns of one tile.
@@ -14,7 +14,7 @@ use super::states::{BLOCK_ROWS, Part};
 use super::watch;
 use crate::checkpoint::WeightStore;
 use crate::error::Result;
-use crate::family::{Ffn, LayerRole, Role};
+use crate::family::{Ffn, LayerRole, Presence, Role};
 
 /// Computes the block whose matrices have the roles `role(...)` on `x`, into `y`.
 ///
@@ -74,11 +74,16 @@ pub(crate) fn feed_forward(
     linear(store, role(Ffn::Down), inner, y)
 }
 
-/// The bias of the matrix with this role, empty where there is none; only dense blocks have them.
+/// The bias of the matrix with this role, empty where there is none; shared experts have none.
 fn bias(store: &dyn WeightStore, role: Role) -> Result<Vec<f32>> {
     match role {
         Role::Layer(layer, LayerRole::Dense(ffn)) => {
             optional_vector(store, Role::Layer(layer, LayerRole::DenseBias(ffn)))
+        }
+        Role::Layer(layer, LayerRole::Expert(expert, ffn))
+            if store.spec().moe(layer).is_some_and(|moe| moe.biases != Presence::Never) =>
+        {
+            optional_vector(store, Role::Layer(layer, LayerRole::ExpertBias(expert, ffn)))
         }
         _ => Ok(Vec::new()),
     }

@@ -142,7 +142,13 @@ fn attention(spec: &Spec) -> Needs {
             let out = most(&|heads| heads.query) * grouped.value_dim;
             Needs {
                 states: out,
-                matrices: vec![(hidden, out)],
+                // Norms over all heads take products with all of a matrix.
+                matrices: [(hidden, out)]
+                    .into_iter()
+                    .chain(
+                        grouped.whole_norms.then(|| (most(&|heads| heads.query) * grouped.key_dim, hidden)),
+                    )
+                    .collect(),
                 panel: most(&expanded) * hidden,
                 expanded: most(&expanded),
                 read: hidden,

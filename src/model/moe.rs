@@ -7,12 +7,12 @@
 use rayon::prelude::*;
 
 use super::ffn::feed_forward;
-use super::linear::{Input, Output, Rows, linear_states, optional_vector};
+use super::linear::{Input, Output, Rows, add_bias, linear_states, optional_vector};
 use super::router::{Choice, choose};
 use super::states::States;
 use crate::checkpoint::WeightStore;
 use crate::error::Result;
-use crate::family::{LayerRole, Moe, Role, Shared};
+use crate::family::{Ffn, LayerRole, Moe, Presence, Role, Shared};
 
 /// Adds the experts of layer `layer` that were chosen for `x` to the rows of `hidden` that are wanted.
 ///
@@ -34,6 +34,15 @@ pub(crate) fn mixture(
         }
         let role = |ffn| Role::Layer(layer, LayerRole::Expert(expert, ffn));
         feed_forward(store, role, Input::Picked(x, &picks), Output::AddPicked(hidden, &picks))?;
+        if moe.biases != Presence::Never {
+            let bias = optional_vector(store, Role::Layer(layer, LayerRole::ExpertBias(expert, Ffn::Down)))?;
+            if !bias.is_empty() {
+                hidden.add_to_rows(&picks, 0..bias.len(), |_, y| {
+                    y.chunks_exact_mut(bias.len()).for_each(|row| row.copy_from_slice(&bias));
+                    Ok(())
+                })?;
+            }
+        }
     }
     if let Some(Shared { gate, .. }) = moe.shared {
         shared(store, layer, gate, x, wanted, hidden)?;
@@ -80,7 +89,10 @@ pub(crate) fn route(
     moe: &Moe,
     x: &States,
 ) -> Result<Vec<Vec<Choice>>> {
-    let logits_TE = linear_states(store, Role::Layer(layer, LayerRole::Router), x)?;
+    let mut logits_TE = linear_states(store, Role::Layer(layer, LayerRole::Router), x)?;
+    if moe.biases != Presence::Never {
+        add_bias(store, Role::Layer(layer, LayerRole::RouterLogitBias), &mut logits_TE)?;
+    }
     let bias_E = optional_vector(store, Role::Layer(layer, LayerRole::RouterBias))?;
     let mut choices_T = Vec::with_capacity(x.rows());
     for tokens in logits_TE.blocks() {

@@ -42,8 +42,12 @@ pub(crate) fn norm_head(x_K: &mut [f32], weight_K: &[f32], eps: f64) {
 
 /// `1 / sqrt(mean(x^2) + eps)`.
 pub(crate) fn scale(x_K: &[f32], eps: f64) -> f32 {
-    let sum: f64 = x_K.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
-    (1.0 / (sum / x_K.len() as f64 + eps).sqrt()) as f32
+    scale_of(x_K.iter().map(|&x| f64::from(x) * f64::from(x)).sum(), x_K.len(), eps)
+}
+
+/// The same from the sum of `len` squares.
+pub(crate) fn scale_of(sum: f64, len: usize, eps: f64) -> f32 {
+    (1.0 / (sum / len as f64 + eps).sqrt()) as f32
 }
 
 #[cfg(test)]

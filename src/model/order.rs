@@ -79,12 +79,25 @@ fn layer(store: &dyn WeightStore, number: usize, visits: &mut Vec<Vec<Role>>) {
 
 /// Whether a layer may lack it.
 fn is_optional(role: Role) -> bool {
-    use LayerRole::{AttentionOutputBias, DenseBias, KBias, KNorm, QBias, QNorm, RouterBias, VBias};
+    use LayerRole::{
+        AttentionOutputBias, DenseBias, ExpertBias, KBias, KNorm, QBias, QNorm, RouterBias, RouterLogitBias,
+        Sinks, VBias,
+    };
     matches!(
         role,
         Role::Layer(
             _,
-            QBias | QNorm | KBias | KNorm | VBias | AttentionOutputBias | DenseBias(_) | RouterBias
+            QBias
+                | QNorm
+                | KBias
+                | KNorm
+                | VBias
+                | Sinks
+                | AttentionOutputBias
+                | DenseBias(_)
+                | RouterLogitBias
+                | RouterBias
+                | ExpertBias(..)
         )
     )
 }
@@ -103,8 +116,8 @@ fn attention(attention: &Attention, visit: &mut impl FnMut(&[LayerRole])) {
             visit(&[LayerRole::AttentionOutput]);
         }
         Attention::Grouped(_) => {
-            use LayerRole::{KBias, KNorm, QBias, QNorm, VBias};
-            [QBias, QNorm, KBias, KNorm, VBias].iter().for_each(|&role| visit(&[role]));
+            use LayerRole::{KBias, KNorm, QBias, QNorm, Sinks, VBias};
+            [QBias, QNorm, KBias, KNorm, VBias, Sinks].iter().for_each(|&role| visit(&[role]));
             // Heads in turns.
             visit(&[LayerRole::Q, LayerRole::K, LayerRole::V]);
             visit(&[LayerRole::AttentionOutput]);
@@ -115,9 +128,13 @@ fn attention(attention: &Attention, visit: &mut impl FnMut(&[LayerRole])) {
 
 fn mixture(moe: &Moe, visit: &mut impl FnMut(&[LayerRole])) {
     visit(&[LayerRole::Router]);
+    visit(&[LayerRole::RouterLogitBias]);
     visit(&[LayerRole::RouterBias]);
     for expert in 0..moe.experts {
+        let biases = Ffn::ALL.map(|ffn| LayerRole::ExpertBias(expert, ffn));
+        biases[..2].iter().for_each(|&role| visit(&[role]));
         feed_forward(|ffn| LayerRole::Expert(expert, ffn), visit);
+        visit(&biases[2..]);
     }
     if let Some(shared) = &moe.shared {
         if shared.gate {

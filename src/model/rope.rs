@@ -160,8 +160,11 @@ fn blend_range(yarn: &Yarn, dim: usize, theta: f64) -> (f64, f64) {
         let context = yarn.original_context as f64;
         dim as f64 * (context / (turns * std::f64::consts::TAU)).ln() / (2.0 * theta.ln())
     };
-    let low = pair_with_turns(yarn.beta_fast).floor().max(0.0);
-    let high = pair_with_turns(yarn.beta_slow).ceil().min((dim - 1) as f64);
+    let (mut low, mut high) = (pair_with_turns(yarn.beta_fast), pair_with_turns(yarn.beta_slow));
+    if yarn.truncate {
+        (low, high) = (low.floor(), high.ceil());
+    }
+    let (low, high) = (low.max(0.0), high.min((dim - 1) as f64));
     if low == high { (low, high + 0.001) } else { (low, high) }
 }
 
@@ -178,6 +181,7 @@ mod tests {
             beta_slow: 1.0,
             mscale: 1.0,
             mscale_all_dim: 1.0,
+            truncate: true,
         }
     }
 
@@ -185,6 +189,8 @@ mod tests {
     fn the_published_model_blends_from_pair_10_to_23() {
         assert_eq!(blend_range(&yarn(), 64, 10000.0), (10.0, 23.0));
         assert_eq!(yarn().amplitude(), 1.0);
+        let (low, high) = blend_range(&Yarn { truncate: false, ..yarn() }, 64, 10000.0);
+        assert!(10.0 < low && low < 11.0 && 22.0 < high && high < 23.0, "{low} {high}");
         let older = Yarn { mscale: 0.707, mscale_all_dim: 0.707, ..yarn() };
         assert_eq!(older.amplitude(), 1.0);
         let without = Yarn { mscale_all_dim: 0.0, ..yarn() };

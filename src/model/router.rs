@@ -105,7 +105,14 @@ mod tests {
             normalize: true,
             scale: 2.0,
         };
-        Moe { experts: 8, per_token: ByLayer::all(2), width: ByLayer::all(8), router, shared: None }
+        Moe {
+            experts: 8,
+            per_token: ByLayer::all(2),
+            width: ByLayer::all(8),
+            router,
+            shared: None,
+            biases: Presence::Never,
+        }
     }
 
     /// The same with another router.

@@ -309,7 +309,7 @@ impl Run<'_> {
             let bytes = if copies {
                 worker.copy(&mut slab, &tile, of_errors)?
             } else {
-                let bytes = worker.read(&tile)?;
+                let bytes = worker.read(&tile, output.rounding)?;
                 worker.encode(&mut slab, &tile, of_errors)?;
                 bytes
             };

@@ -45,13 +45,16 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    /// Reads the weights of `tile`, as they are to be written; returns the bytes read.
-    pub(super) fn read(&mut self, tile: &Tile<'_>) -> Result<u64> {
+    /// Reads the weights of `tile`, as they are to be written with this rounding; returns the bytes read.
+    pub(super) fn read(&mut self, tile: &Tile<'_>, rounding: Rounding) -> Result<u64> {
         let (Tile { source, piece, .. }, rows) = (tile, tile.rows.clone());
         if piece.unscaled {
             return self.reader.read_unscaled(source, piece.source, rows, &mut self.tile);
         }
-        let bytes = self.reader.read(source, piece.source, rows, &mut self.tile)?;
+        let bytes = match rounding {
+            Rounding::Exact => self.reader.read_unrounded(source, piece.source, rows, &mut self.tile)?,
+            _ => self.reader.read(source, piece.source, rows, &mut self.tile)?,
+        };
         if !piece.turn.is_none() {
             let (_, cols) = source.tensors()[piece.source].matrix();
             piece.turn.apply(&self.tile, cols, &mut self.turned);

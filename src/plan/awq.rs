@@ -53,6 +53,10 @@ impl Target for AwqTarget {
         "AWQ"
     }
 
+    fn is_packing(&self) -> bool {
+        true
+    }
+
     fn types(&self) -> Vec<&'static str> {
         FORMATS.iter().filter_map(|row| row.format.name.strip_prefix(PREFIX)).collect()
     }

@@ -155,6 +155,13 @@ pub(super) fn blueprint(
     default: &'static str,
     rules: &Rules,
 ) -> Result<Blueprint> {
+    if !source.family().is_packable() {
+        return Err(Error::Unsupported {
+            what: format!("{} as {}", source.spec().model_type, packing.target().family()),
+            hint: "engines read the experts of this family only as the hub has them; GGUF and MLX results keep their codes"
+                .into(),
+        });
+    }
     let choices = choices::Choices::new(source, packing, default, rules)?;
     let mut modules = Modules::new(source.family(), source.spec());
     let mut tensors = Vec::new();
@@ -306,6 +313,10 @@ fn config(source: &Checkpoint, quantization_config: Value) -> Sidecar {
     let mut config = source.config().clone();
     if let Some(entries) = config.as_object_mut() {
         entries.remove("quantization_config");
+        // Where the text model is a part of another, it may be said there.
+        if let Some(text) = entries.get_mut("text_config").and_then(Value::as_object_mut) {
+            text.remove("quantization_config");
+        }
         entries.insert("quantization_config".into(), quantization_config);
     }
     Sidecar { name: "config.json".into(), bytes: json_file(&config) }

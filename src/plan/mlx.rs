@@ -19,6 +19,8 @@
 //! A format is one row of [`FORMATS`]. A module is quantized when it can be and its rows are whole groups;
 //! else it is skipped, unless a rule says otherwise ([`overrides`]).
 
+use std::collections::HashSet;
+
 use requant_formats::codec::{self, MlxMode};
 use requant_formats::layout::ROW_MAJOR;
 
@@ -175,13 +177,15 @@ impl Target for MlxTarget {
         let mut tensors = Vec::new();
         let mut modules = Vec::new();
         for (parameter, found) in parameters.into_iter().zip(overrides) {
-            let by_recipe = || row.recipe.of_parameter(&parameter, source.spec().layers);
+            let by_recipe =
+                || parameter.kept.or_else(|| row.recipe.of_parameter(&parameter, source.spec().layers));
             let quantization = found.map_or_else(by_recipe, |found| found.quantization);
             if let Some(quantization) = quantization.filter(|_| parameter.is_quantizable) {
                 check_groups(&parameter, quantization)?;
                 let path = parameter.module().to_owned();
                 let reason = match found {
                     Some(_) => Reason::Rule,
+                    None if parameter.kept.is_some() => Reason::Kept,
                     None if row.recipe.uniform().is_some() && parameter.own.is_some() => Reason::Model,
                     None => Reason::Format,
                 };
@@ -190,7 +194,7 @@ impl Target for MlxTarget {
             let rule = found.map(|found| found.rule);
             tensors.push(OutputTensor { rule, ..output_tensor(source, quantization, element, parameter)? });
         }
-        let parameter_count = tensors.iter().map(OutputTensor::len_elems).sum();
+        let parameter_count = counted(&tensors);
 
         let shards = shards::lay_out(&mut tensors)?;
         let mut sidecars = carried::sidecars(source)?;
@@ -232,6 +236,21 @@ impl Target for MlxTarget {
             _ => Ok(Vec::new()),
         }
     }
+}
+
+/// Parameters as mlx-lm counts them: of modules that hold no others.
+fn counted(tensors: &[OutputTensor]) -> u64 {
+    let module =
+        |tensor: &OutputTensor| tensor.names[0].rsplit_once('.').map_or("", |(module, _)| module).to_owned();
+    let mut holders = HashSet::new();
+    for tensor in tensors {
+        let mut path = &*module(tensor);
+        while let Some((holder, _)) = path.rsplit_once('.') {
+            holders.insert(holder.to_owned());
+            path = holder;
+        }
+    }
+    tensors.iter().filter(|tensor| !holders.contains(&module(tensor))).map(OutputTensor::len_elems).sum()
 }
 
 /// Refuses rows that are no whole groups, which a recipe skips and mlx-lm's models that have a predicate of their own do not.

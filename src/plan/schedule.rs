@@ -102,13 +102,14 @@ fn strays(blueprint: &Blueprint, job: &Job, tensors: &[SourceTensor]) -> Vec<Str
     let output = &blueprint.tensors[job.tensor];
     let piece = &output.pieces[job.piece];
     let own = tensors[piece.source].file;
-    let mut read: Vec<usize> = if piece.unscaled { &[] } else { tensors[piece.source].companions() }.to_vec();
+    let beside = |id: usize| tensors[id].companion_spans(tensors).map(|(stored, span)| (stored.file, span));
+    let mut read: Vec<Stray> = if piece.unscaled { Vec::new() } else { beside(piece.source).collect() };
     for &id in &output.scale_sources {
-        read.push(id);
-        read.extend(tensors[id].companions());
+        read.push((tensors[id].file, tensors[id].span()));
+        read.extend(beside(id));
     }
-    let strays = read.into_iter().map(|id| &tensors[id]).filter(|tensor| tensor.file != own);
-    strays.map(|tensor| (tensor.file, tensor.offset_bytes..tensor.offset_bytes + tensor.len_bytes)).collect()
+    read.retain(|(file, _)| *file != own);
+    read
 }
 
 /// The most spool space in use at once if shards are downloaded in ascending order and each stays until the scales that

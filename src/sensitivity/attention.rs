@@ -6,9 +6,10 @@
 //! dv = p^T do        dp = do v^T        ds = p (dp - sum of p dp) slope        dq = ds k        dk = ds^T q
 //! ```
 //!
-//! where `slope` is how much a capped and scaled score changes with the product of query and key.
+//! where `slope` is how much a capped and scaled score changes with the product of query and key. A score for no token takes its part of
+//! the softmax and says nothing, so that all of this stays.
 
-use crate::model::exponential::{soft_cap, softmax};
+use crate::model::exponential::{soft_cap, softmax, softmax_beside};
 use crate::model::matmul::{Into, View, outer_products, product, product_transposed};
 
 /// How products of queries and keys become weights of values.
@@ -17,6 +18,8 @@ pub(super) struct Scores {
     pub(super) cap: Option<f32>,
     /// Tokens that a token sees, itself included.
     pub(super) window: usize,
+    /// A score for no token.
+    pub(super) sink: Option<f32>,
 }
 
 /// A head, or its gradient.
@@ -51,18 +54,22 @@ impl Scores {
             row[..seen.start].fill(0.0);
             row[seen.end..].fill(0.0);
             let (row, slopes) = (&mut row[seen.clone()], &mut slopes[seen]);
-            match self.cap {
+            let scale = match self.cap {
                 None => {
                     slopes.fill(self.scale);
-                    softmax(row, self.scale);
+                    self.scale
                 }
                 Some(cap) => {
                     soft_cap(row, self.scale, cap);
                     for (slope, capped) in slopes.iter_mut().zip(&*row) {
                         *slope = self.scale * (1.0 - (capped / cap) * (capped / cap));
                     }
-                    softmax(row, 1.0);
+                    1.0
                 }
+            };
+            match self.sink {
+                None => softmax(row, scale),
+                Some(sink) => softmax_beside(row, scale, sink),
             }
         }
         let dout = View::new(dout_WV, value_dim);
@@ -126,7 +133,7 @@ mod tests {
                     scores.cap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh()).exp()
                 })
                 .collect();
-            let all: f64 = powers.iter().sum();
+            let all = powers.iter().sum::<f64>() + scores.sink.map_or(0.0, |sink| f64::from(sink).exp());
             for (power, other) in powers.iter().zip(first..) {
                 let said = (0..VALUE)
                     .map(|at| value[other * VALUE + at] * f64::from(dout[position * VALUE + at]))
@@ -139,10 +146,16 @@ mod tests {
 
     #[test]
     fn it_is_the_slope_of_attention() {
-        for (len, window, cap) in
-            [(1, 9, None), (6, 9, None), (7, 3, None), (6, 9, Some(0.7)), (5, 2, Some(2.0))]
-        {
-            let scores = Scores { scale: 0.6, cap, window };
+        for (len, window, cap, sink) in [
+            (1, 9, None, None),
+            (6, 9, None, None),
+            (7, 3, None, None),
+            (6, 9, Some(0.7), None),
+            (5, 2, Some(2.0), None),
+            (7, 3, None, Some(0.4)),
+            (5, 9, Some(0.7), Some(-1.0)),
+        ] {
+            let scores = Scores { scale: 0.6, cap, window, sink };
             let (query, key) = (numbers(len * KEY, 1), numbers(len * KEY, 2));
             let (value, dout) = (numbers(len * VALUE, 3), numbers(len * VALUE, 4));
             let parts = [query.as_slice(), &key, &value].concat();

@@ -3,6 +3,8 @@
 //!
 //! Legend: T tokens of all windows, W tokens of one window.
 
+use std::borrow::Cow;
+
 use rayon::prelude::*;
 
 use super::attention::{HeadParts, Scores, add_to, columns, put_columns};
@@ -10,7 +12,7 @@ use super::{Pass, Sink, linear, norm};
 use crate::error::Result;
 use crate::family::{Grouped, Heads, LayerRole, Role};
 use crate::model::attention_gqa::{Projection, projections};
-use crate::model::linear::{Input, add_bias, linear_states};
+use crate::model::linear::{Input, add_bias, linear_states, optional_vector};
 use crate::model::norm::norm_head;
 use crate::model::rope::Rope;
 use crate::model::states::States;
@@ -37,17 +39,19 @@ pub(super) fn add_back(
     let Grouped { key_dim, value_dim, .. } = *grouped;
     let heads = *grouped.heads.of(layer);
     let rope = pass.ropes.of(grouped.window(layer).is_some());
-    let [query, key, _] = projections(store, layer)?;
+    let [query, key, _] = projections(store, grouped, layer)?;
     let mut raw = Vec::with_capacity(ROLES.len());
     for (own, bias) in ROLES.into_iter().zip(BIASES) {
         let mut y = linear_states(store, role(own), x)?;
         add_bias(store, role(bias), &mut y)?;
         raw.push(y);
     }
-    let scores = Scores {
+    let sinks = optional_vector(store, role(LayerRole::Sinks))?;
+    let scores = |head: usize| Scores {
         scale: grouped.score_scale as f32,
         cap: grouped.score_cap.map(|cap| cap as f32),
         window: grouped.window(layer).unwrap_or(usize::MAX),
+        sink: sinks.get(head).copied(),
     };
     let eps = store.spec().norms.eps;
     let [query, key] = [query, key].map(|projection| Turned { projection, rope, width: key_dim, eps });
@@ -57,19 +61,20 @@ pub(super) fn add_back(
         let rows = first..x.rows().min(first + pass.context);
         let dout = dheads.read(rows.clone())?;
         let read = raw.iter().map(|raw| raw.read(rows.clone())).collect::<Result<Vec<_>>>()?;
+        let normed = [query.over_all_heads(&read[0]), key.over_all_heads(&read[1])];
         let (shared, len) = (heads.query / heads.key_value, rows.len());
         let of_key_head = |kv_head: usize| {
-            let raw_key = columns(&read[1], heads.key_value * key_dim, kv_head * key_dim, key_dim);
+            let raw_key = columns(&normed[1], heads.key_value * key_dim, kv_head * key_dim, key_dim);
             let value = columns(&read[2], heads.key_value * value_dim, kv_head * value_dim, value_dim);
             let mut head = HeadParts { query: Vec::new(), key: key.turned(&raw_key), value };
             let mut dkey = vec![0.0; len * key_dim];
             let mut dvalue = vec![0.0; len * value_dim];
             let mut dqueries = Vec::with_capacity(shared);
             for number in kv_head * shared..(kv_head + 1) * shared {
-                let raw_query = columns(&read[0], heads.query * key_dim, number * key_dim, key_dim);
+                let raw_query = columns(&normed[0], heads.query * key_dim, number * key_dim, key_dim);
                 head.query = query.turned(&raw_query);
                 let dout = columns(&dout, heads.query * value_dim, number * value_dim, value_dim);
-                let found = scores.back(&head, &dout, key_dim, value_dim);
+                let found = scores(number).back(&head, &dout, key_dim, value_dim);
                 add_to(&mut dkey, &found.key);
                 add_to(&mut dvalue, &found.value);
                 dqueries.push(query.back(&raw_query, found.query));
@@ -89,6 +94,8 @@ pub(super) fn add_back(
             put_columns(&mut dkey, kv_heads * key_dim, kv_head * key_dim, key_dim, &of_key);
             put_columns(&mut dvalue, kv_heads * value_dim, kv_head * value_dim, value_dim, &of_value);
         }
+        let dquery = query.back_over_all_heads(&read[0], dquery);
+        let dkey = key.back_over_all_heads(&read[1], dkey);
         for (states, values) in gradients.iter_mut().zip([dquery, dkey, dvalue]) {
             states.write(first, &values)?;
         }
@@ -110,12 +117,35 @@ struct Turned<'a> {
 }
 
 impl Turned<'_> {
+    /// The norm of all heads of a token together; `None` where there is no such norm.
+    fn whole_norm(&self) -> Option<&[f32]> {
+        let norm = self.projection.norm.as_slice();
+        (self.projection.is_whole && !norm.is_empty()).then_some(norm)
+    }
+
+    /// Rows of all heads behind that norm.
+    fn over_all_heads<'a>(&self, raw: &'a [f32]) -> Cow<'a, [f32]> {
+        let Some(norm) = self.whole_norm() else { return raw.into() };
+        let mut normed = raw.to_vec();
+        normed.chunks_exact_mut(norm.len()).for_each(|row| norm_head(row, norm, self.eps));
+        normed.into()
+    }
+
+    /// The gradient of `raw` from that of what is behind that norm.
+    fn back_over_all_heads(&self, raw: &[f32], gradient: Vec<f32>) -> Vec<f32> {
+        match self.whole_norm() {
+            None => gradient,
+            Some(norm) => back_through(norm, self.eps, raw, &gradient),
+        }
+    }
+
     /// Of one head in one window.
     fn turned(&self, raw: &[f32]) -> Vec<f32> {
         let mut turned = raw.to_vec();
         for (position, head) in turned.chunks_exact_mut(self.width).enumerate() {
-            if !self.projection.norm.is_empty() {
-                norm_head(head, &self.projection.norm, self.eps);
+            let norm = self.projection.head_norm();
+            if !norm.is_empty() {
+                norm_head(head, norm, self.eps);
             }
             self.rope.rotate(position, &mut head[..self.rope.dim()]);
         }
@@ -127,14 +157,19 @@ impl Turned<'_> {
         for (position, head) in gradient.chunks_exact_mut(self.width).enumerate() {
             self.rope.rotate_back(position, &mut head[..self.rope.dim()]);
         }
-        if self.projection.norm.is_empty() {
-            return gradient;
+        match self.projection.head_norm() {
+            [] => gradient,
+            norm => back_through(norm, self.eps, raw, &gradient),
         }
-        let mut passed = vec![0.0; gradient.len()];
-        let rows = raw.chunks_exact(self.width).zip(gradient.chunks_exact(self.width));
-        for ((x, dy), dx) in rows.zip(passed.chunks_exact_mut(self.width)) {
-            norm::add_back_row(x, &self.projection.norm, self.eps, dy, dx);
-        }
-        passed
     }
+}
+
+/// The gradient of `raw` from that of its norm, row by row.
+fn back_through(norm: &[f32], eps: f64, raw: &[f32], gradient: &[f32]) -> Vec<f32> {
+    let mut passed = vec![0.0; gradient.len()];
+    let rows = raw.chunks_exact(norm.len()).zip(gradient.chunks_exact(norm.len()));
+    for ((x, dy), dx) in rows.zip(passed.chunks_exact_mut(norm.len())) {
+        norm::add_back_row(x, norm, eps, dy, dx);
+    }
+    passed
 }

@@ -93,7 +93,7 @@ fn of_heads(
     let rope_dim = spec.rope.dim;
     let (key_dim, pair_dim) = (nope_dim + rope_dim, nope_dim + v_dim);
     let rope = pass.ropes.of(false);
-    let scores = Scores { scale: score_scale(latent, &spec.rope), cap: None, window: usize::MAX };
+    let scores = Scores { scale: score_scale(latent, &spec.rope), cap: None, window: usize::MAX, sink: None };
     let temperature =
         |position| latent.temperature.as_ref().map_or(1.0, |temperature| temperature.factor(position));
     let mut gradients = [

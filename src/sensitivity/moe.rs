@@ -7,7 +7,7 @@ use super::{Sink, ffn, linear, router};
 use crate::checkpoint::WeightStore;
 use crate::error::Result;
 use crate::family::{LayerRole, Moe, Role};
-use crate::model::linear::{Input, Picks, linear_states};
+use crate::model::linear::{Input, Picks, add_bias, linear_states};
 use crate::model::matmul::Into;
 use crate::model::moe::route;
 use crate::model::picks;
@@ -47,7 +47,8 @@ pub(super) fn add_back(
         add_shared(store, layer, shared.gate, x, dy, sink, dx)?;
     }
     let role = Role::Layer(layer, LayerRole::Router);
-    let logits_TE = linear_states(store, role, x)?;
+    let mut logits_TE = linear_states(store, role, x)?;
+    add_bias(store, Role::Layer(layer, LayerRole::RouterLogitBias), &mut logits_TE)?;
     let mut dlogits_TE = logits_TE.sibling(logits_TE.rows(), moe.experts)?;
     dlogits_TE.for_each_block(BLOCK_ROWS, 0..moe.experts, Into::Replace, |rows, part| {
         let logits = logits_TE.read(rows.clone())?;

@@ -87,6 +87,7 @@ mod tests {
                     width: ByLayer::all(8),
                     router,
                     shared: None,
+                    biases: Presence::Never,
                 };
                 let chosen = choose(&moe, 0, &logits, &[]);
                 let dweights = numbers(3, 9);

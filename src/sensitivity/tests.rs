@@ -16,6 +16,7 @@ use crate::model::{Choice, forward, logits};
 use crate::source::Extent;
 
 mod made;
+mod wholes;
 
 use made::Made;
 
@@ -280,6 +281,8 @@ fn grouped() -> Grouped {
         score_cap: None,
         sliding: None,
         head_norms: Presence::Never,
+        whole_norms: false,
+        sinks: Presence::Never,
         biases: Presence::Never,
         output_bias: Presence::Never,
     }
@@ -330,6 +333,7 @@ fn of_experts(scoring: Scoring, normalize: bool, shared: Option<bool>) -> Moe {
             scale: 1.5,
         },
         shared: shared.map(|gate| Shared { experts: 1, width: ByLayer::all(8), gate }),
+        biases: Presence::Never,
     }
 }
 
@@ -401,6 +405,7 @@ fn latent_attention_and_groups_of_experts() {
             beta_slow: 1.0,
             mscale: 1.0,
             mscale_all_dim: 0.7,
+            truncate: true,
         }));
         spec.ffn.dense.layers = 1;
         let mut moe = of_experts(Scoring::Sigmoid, true, Some(false));

@@ -58,6 +58,10 @@ pub(crate) trait Block: Sync {
     }
     /// See [`Codec::put_scales`].
     fn put_block_scales(_scales: &Scales, _y: &mut [u8]) {}
+    /// See [`Codec::encode_powers`].
+    fn encode_block_powers(_power: u8, _codes: &[u8], _: &mut [u8]) -> bool {
+        false
+    }
     /// See [`Codec::encode_grid`].
     fn encode_block_grid(_: Grid<'_>, _: &mut [u8]) -> bool {
         false
@@ -160,6 +164,11 @@ impl<B: Block> Codec for B {
     fn encode_grid(&self, grid: Grid<'_>, dst: &mut [&mut [u8]]) -> bool {
         check_lengths::<B>(grid.codes.len(), dst[0].len());
         B::encode_block_grid(grid, dst[0])
+    }
+
+    fn encode_powers(&self, power: u8, codes: &[u8], dst: &mut [&mut [u8]]) -> bool {
+        check_lengths::<B>(codes.len(), dst[0].len());
+        B::encode_block_powers(power, codes, dst[0])
     }
 
     fn weighs(&self) -> bool {

@@ -81,6 +81,17 @@ impl Codec for CtMxfp4 {
         dispatch::run(Decode { codes, scales, dst });
     }
 
+    fn powers(&self, src: &[&[u8]], group: usize, codes: &mut [u8]) -> Option<u8> {
+        e2m1::unpack(&src[0][group * CODES..(group + 1) * CODES], codes);
+        Some(src[1][group])
+    }
+
+    fn encode_powers(&self, power: u8, codes: &[u8], dst: &mut [&mut [u8]]) -> bool {
+        e2m1::pack(codes, dst[0]);
+        dst[1][0] = power;
+        true
+    }
+
     fn ladder(&self) -> Option<Ladder> {
         Some(Ladder { codes: 16, even: false })
     }

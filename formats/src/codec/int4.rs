@@ -118,7 +118,14 @@ impl<S: Scheme> Codec for Int4<S> {
         self.check(dst.len(), |part| src[part].len());
         let [codes, scales, zeros @ ..] = src else { panic!("{}: two or three parts", self.name) };
         let zeros = zeros.first().map_or(&[][..], |zeros| zeros);
-        kernel::decode::<S>(self.group_len, codes, scales, zeros, dst);
+        kernel::decode::<S, true>(self.group_len, codes, scales, zeros, dst);
+    }
+
+    fn decode_unrounded(&self, _: f32, src: &[&[u8]], dst: &mut [f32]) {
+        self.check(dst.len(), |part| src[part].len());
+        let [codes, scales, zeros @ ..] = src else { panic!("{}: two or three parts", self.name) };
+        let zeros = zeros.first().map_or(&[][..], |zeros| zeros);
+        kernel::decode::<S, false>(self.group_len, codes, scales, zeros, dst);
     }
 
     fn grid<'a>(&self, src: &[&[u8]], group: usize, codes: &'a mut [u8]) -> Option<Grid<'a>> {

@@ -81,6 +81,8 @@ pub(super) trait Mode: Sync {
     /// Weights in a group.
     const GROUP: usize;
     const PARTS: &'static [Part];
+    /// Whether groups are FP4 under a power of two.
+    const HAS_POWERS: bool = false;
 
     /// Encodes a group and returns its scale.
     fn encode<E: Element>(src: &[f32], codes: &mut [u8]) -> u8;
@@ -282,6 +284,18 @@ impl<M: Mode, E: Element> Codec for MlxFp<M, E> {
         let &[codes, scales] = src else { panic!("{}: two parts", self.name()) };
         self.check(dst.len(), [codes.len(), scales.len()]);
         dispatch::run(Decode::<M, E>(codes, scales, dst, PhantomData));
+    }
+
+    fn encode_powers(&self, power: u8, codes: &[u8], dst: &mut [&mut [u8]]) -> bool {
+        // The dtype has to hold the largest value and the smallest.
+        let value = power_of_byte::<F32>(power);
+        let is_held = [0.5, e2m1::MAX].iter().all(|&code| E::round(code * value) == code * value);
+        let is_taken = M::HAS_POWERS && codes.len() == M::GROUP && is_held && power < u8::MAX;
+        if is_taken {
+            e2m1::pack(codes, dst[0]);
+            dst[1][0] = power;
+        }
+        is_taken
     }
 
     fn ladder(&self) -> Option<Ladder> {

@@ -31,6 +31,7 @@ impl Mode for Mxfp4 {
     const NAMES: [&'static str; 3] = ["mlx_mxfp4", "mlx_mxfp4_f16", "mlx_mxfp4_f32"];
     const GROUP: usize = GROUP;
     const PARTS: &'static [Part] = &parts(GROUP / 2);
+    const HAS_POWERS: bool = true;
 
     #[inline(always)]
     fn encode<E: Element>(src: &[f32], codes: &mut [u8]) -> u8 {

@@ -116,6 +116,16 @@ impl Block for Mxfp4 {
         e2m1::pack_halves(codes, &mut y[1..]);
     }
 
+    fn encode_block_powers(power: u8, codes: &[u8], y: &mut [u8]) -> bool {
+        // The last byte is a power of two here and none elsewhere.
+        if power == u8::MAX {
+            return false;
+        }
+        y[0] = power;
+        e2m1::pack_halves(codes, &mut y[1..]);
+        true
+    }
+
     #[inline(always)]
     fn decode_block_scalar(y: &[u8], x: &mut [f32]) {
         let values = DOUBLED.map(|value| value * half_scale(y[0]));

@@ -48,6 +48,8 @@ pub(in crate::family) fn add(list: &mut List, grouped: &Grouped, layer: usize) {
     let Heads { query, key_value } = *grouped.heads.of(layer);
     let rows = [query * grouped.key_dim, key_value * grouped.key_dim, key_value * grouped.value_dim];
     let all = rows.iter().sum();
+    let sinks = Names::new("self_attn.sinks", "attn_sinks.weight");
+    list.whole_in_layer(LayerRole::Sinks, &[query], grouped.sinks, sinks);
     let mut first = 0;
     for (Projection { role, names, bias, bias_names }, rows) in PROJECTIONS.into_iter().zip(rows) {
         let fused =
@@ -70,9 +72,9 @@ pub(in crate::family) fn add(list: &mut List, grouped: &Grouped, layer: usize) {
     list.always(LayerRole::AttentionOutput, &[hidden, query * grouped.value_dim], names);
     let names = Names::new("self_attn.o_proj.bias", "attn_output.bias");
     list.whole_in_layer(LayerRole::AttentionOutputBias, &[hidden], grouped.output_bias, names);
-    let norm = [grouped.key_dim];
+    let norm = |heads: usize| [if grouped.whole_norms { heads * grouped.key_dim } else { grouped.key_dim }];
     let names = Names::new("self_attn.q_norm.weight", "attn_q_norm.weight");
-    list.whole_in_layer(LayerRole::QNorm, &norm, grouped.head_norms, names);
+    list.whole_in_layer(LayerRole::QNorm, &norm(query), grouped.head_norms, names);
     let names = Names::new("self_attn.k_norm.weight", "attn_k_norm.weight");
-    list.whole_in_layer(LayerRole::KNorm, &norm, grouped.head_norms, names);
+    list.whole_in_layer(LayerRole::KNorm, &norm(key_value), grouped.head_norms, names);
 }

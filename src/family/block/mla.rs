@@ -55,7 +55,9 @@ fn key_value(list: &mut List, latent: &Latent) {
     };
     let Places { gguf, mlx, .. } = &mut places;
     gguf.insert(0, split(Ecosystem::Gguf, ["attn_k_b.weight", "attn_v_b.weight"]));
-    mlx.insert(0, split(Ecosystem::Mlx, ["self_attn.embed_q.weight", "self_attn.unembed_out.weight"]));
+    let split = split(Ecosystem::Mlx, ["self_attn.embed_q.weight", "self_attn.unembed_out.weight"]);
+    let first = if list.family.naming.mlx_splits_key_value { 0 } else { mlx.len() };
+    mlx.insert(first, split);
     let shape = [heads * (nope_dim + v_dim), kv_lora];
     list.in_layer(LayerRole::KvB, &shape, Presence::Always, places);
 }

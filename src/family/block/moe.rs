@@ -18,13 +18,26 @@ pub(in crate::family) struct MoeNames {
     pub(in crate::family) matrices: [&'static str; 3],
     /// The shared experts, in the block.
     pub(in crate::family) shared: &'static str,
+    /// The router, in the block.
+    pub(in crate::family) router: &'static str,
+    /// The bias of the router's choice, in the block.
+    pub(in crate::family) bias: &'static str,
+    /// The stacks of experts of MLX models, in the block.
+    pub(in crate::family) stacks: &'static str,
 }
 
 /// DeepSeek's names.
-pub(in crate::family) const NAMES: MoeNames =
-    MoeNames { block: "mlp", matrices: ["gate_proj", "up_proj", "down_proj"], shared: "shared_experts" };
+pub(in crate::family) const NAMES: MoeNames = MoeNames {
+    block: "mlp",
+    matrices: ["gate_proj", "up_proj", "down_proj"],
+    shared: "shared_experts",
+    router: "gate",
+    bias: "gate.e_score_correction_bias",
+    stacks: "switch_mlp",
+};
 
 const STACKS: [&str; 3] = ["ffn_gate_exps.weight", "ffn_up_exps.weight", "ffn_down_exps.weight"];
+const STACKED_BIASES: [&str; 3] = ["ffn_gate_exps.bias", "ffn_up_exps.bias", "ffn_down_exps.bias"];
 const GATE_AND_UP: &str = "ffn_gate_up_exps.weight";
 const SHARED: [&str; 3] = ["ffn_gate_shexp.weight", "ffn_up_shexp.weight", "ffn_down_shexp.weight"];
 /// What mlx-lm calls the matrices, whatever a checkpoint calls them.
@@ -53,32 +66,36 @@ fn either(names: &[&str]) -> String {
 
 /// Adds the block.
 pub(in crate::family) fn add(list: &mut List, moe: &Moe, layer: usize) {
-    if list.family.naming.mlx.router_first {
-        router(list, moe);
-        experts(list, moe, layer);
-    } else {
-        experts(list, moe, layer);
-        router(list, moe);
-    }
-    shared(list, moe, layer);
-}
-
-fn router(list: &mut List, moe: &Moe) {
-    let block = list.family.naming.moe.block;
-    let (experts, hidden) = (moe.experts, list.spec.hidden);
-    let places = |list: &List, suffix: &str, gguf: &str| Places {
+    let MoeNames { block, router: router_name, bias, .. } = list.family.naming.moe;
+    let of_router = |list: &List, suffix: &str, gguf: &str| Places {
         hf: vec![Place::Whole(list.name(Ecosystem::Hf, &format!("{block}.{suffix}")))],
         gguf: vec![Place::Whole(list.name(Ecosystem::Gguf, gguf))],
         mlx: vec![Place::Whole(list.name(Ecosystem::Mlx, &format!("{block}.{suffix}")))],
     };
-    let weight = places(list, "gate.weight", "ffn_gate_inp.weight");
-    list.in_layer(LayerRole::Router, &[experts, hidden], Presence::Always, weight);
-    let bias = places(list, "gate.e_score_correction_bias", "exp_probs_b.bias");
-    list.in_layer(LayerRole::RouterBias, &[experts], moe.router.bias, bias);
+    let router = |list: &mut List| {
+        let places = of_router(list, &format!("{router_name}.weight"), "ffn_gate_inp.weight");
+        list.in_layer(LayerRole::Router, &[moe.experts, list.spec.hidden], Presence::Always, places);
+        let places = of_router(list, &format!("{router_name}.bias"), "ffn_gate_inp.bias");
+        list.in_layer(LayerRole::RouterLogitBias, &[moe.experts], moe.biases, places);
+    };
+    let router_bias = |list: &mut List| {
+        let places = of_router(list, bias, "exp_probs_b.bias");
+        list.in_layer(LayerRole::RouterBias, &[moe.experts], moe.router.bias, places);
+    };
+    if list.family.naming.mlx.router_first {
+        router(list);
+        experts(list, moe, layer);
+        router_bias(list);
+    } else {
+        experts(list, moe, layer);
+        router(list);
+        router_bias(list);
+    }
+    shared(list, moe, layer);
 }
 
 fn experts(list: &mut List, moe: &Moe, layer: usize) {
-    let MoeNames { block, matrices, .. } = list.family.naming.moe;
+    let MoeNames { block, matrices, stacks, .. } = list.family.naming.moe;
     let (count, width) = (moe.experts, *moe.width.of(layer));
     for number in 0..count {
         for ffn in Ffn::ALL {
@@ -92,7 +109,7 @@ fn experts(list: &mut List, moe: &Moe, layer: usize) {
                 of,
             };
             let hf = format!("{block}.experts.{number}.{}.weight", ffn.of(matrices));
-            let mlx = format!("{block}.switch_mlp.{}.weight", ffn.of(MLX));
+            let mlx = format!("{block}.{stacks}.{}.weight", ffn.of(MLX));
             let mut gguf = vec![stacked(Ecosystem::Gguf, ffn.of(STACKS), 0, rows)];
             if list.family.naming.merges_experts && ffn != Ffn::Down {
                 let first = if ffn == Ffn::Gate { 0 } else { rows };
@@ -103,7 +120,15 @@ fn experts(list: &mut List, moe: &Moe, layer: usize) {
                 gguf,
                 mlx: vec![stacked(Ecosystem::Mlx, &mlx, 0, rows)],
             };
+            let hf = format!("{block}.experts.{number}.{}.bias", ffn.of(matrices));
+            let mlx = format!("{block}.{stacks}.{}.bias", ffn.of(MLX));
+            let biases = Places {
+                hf: vec![Place::Whole(list.name(Ecosystem::Hf, &hf))],
+                gguf: vec![stacked(Ecosystem::Gguf, ffn.of(STACKED_BIASES), 0, 1)],
+                mlx: vec![stacked(Ecosystem::Mlx, &mlx, 0, 1)],
+            };
             list.in_layer(LayerRole::Expert(number, ffn), &shape, Presence::Always, places);
+            list.in_layer(LayerRole::ExpertBias(number, ffn), &shape[..1], moe.biases, biases);
         }
     }
 }

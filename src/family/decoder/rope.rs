@@ -30,12 +30,19 @@ const KEYS_OF: &[(&str, &[&str])] = &[
     ("llama3", &["factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"]),
 ];
 
-/// Rotary positions: `rope_theta` and `rope_scaling`, or `rope_parameters` of newer exports.
+/// Rotary positions: `rope_theta` and `rope_scaling`, or `rope_parameters` of newer exports. YaRN's range ends at whole numbers unless
+/// it may be any.
 ///
 /// # Errors
 /// Names the key that is missing, out of range, or unknown to this kind of scaling.
-pub(super) fn rotary(config: &Config, default_theta: f64, head_dim: usize) -> Result<Rotary> {
-    rotary_of(config, section(config), theta(config, default_theta)?, head_dim, false)
+pub(super) fn rotary(
+    config: &Config,
+    default_theta: f64,
+    head_dim: usize,
+    is_any_range: bool,
+) -> Result<Rotary> {
+    let reads = Reads { partial: false, any_range: is_any_range };
+    rotary_of(config, section(config), theta(config, default_theta)?, head_dim, reads)
 }
 
 /// The same where a part of a head turns: `partial_rotary_factor` of it, or `default`.
@@ -52,7 +59,25 @@ pub(super) fn partial(config: &Config, default_theta: f64, head_dim: usize, defa
         let expected = format!("an even number of the {head_dim} columns of a head");
         return Err(config.invalid(KEY, &factor.to_string(), &expected));
     }
-    rotary_of(config, section, theta(config, default_theta)?, dim, true)
+    let reads = Reads { partial: true, ..Reads::default() };
+    rotary_of(config, section, theta(config, default_theta)?, dim, reads)
+}
+
+/// The same where `rotary_dim` says how many columns turn; `partial_rotary_factor` may say it too.
+///
+/// # Errors
+/// As [`rotary`], and when the two contradict each other.
+pub(super) fn counted(config: &Config, default_theta: f64, head_dim: usize) -> Result<Rotary> {
+    const KEY: &str = "rotary_dim";
+    let dim = config.count_or(KEY, 0)? as usize;
+    let default = if dim == 0 { 1.0 } else { dim as f64 / head_dim as f64 };
+    let rope = partial(config, default_theta, head_dim, default)?;
+    if config.get(KEY).is_some() && dim != rope.dim {
+        let expected =
+            format!("an even number up to {head_dim}, and no partial_rotary_factor that contradicts it");
+        return Err(config.invalid(KEY, &dim.to_string(), &expected));
+    }
+    Ok(rope)
 }
 
 /// Rotary positions of layers without a sliding window and of those with one, where they differ: `full_attention` and
@@ -76,8 +101,8 @@ pub(in crate::family) fn layered(config: &Config, head_dim: usize) -> Result<[Ro
     };
     let thetas = [theta(&full, GLOBAL_BASE.0, GLOBAL_BASE.1)?, theta(&sliding, LOCAL_BASE.0, LOCAL_BASE.1)?];
     let full = config.section("rope_scaling").or(full);
-    let full = rotary_of(config, full, thetas[0], head_dim, false)?;
-    let sliding = rotary_of(config, sliding, thetas[1], head_dim, false)?;
+    let full = rotary_of(config, full, thetas[0], head_dim, Reads::default())?;
+    let sliding = rotary_of(config, sliding, thetas[1], head_dim, Reads::default())?;
     let is_plain = |rope: &Rotary| rope.divisors == Divisors::Absent && rope.yarn().is_none();
     if sliding.scaling.is_some() || !is_plain(&full) || !is_plain(&sliding) {
         return Err(Error::Unsupported {
@@ -94,13 +119,22 @@ pub(in crate::family) const GLOBAL_BASE: (&str, f64) = ("rope_theta", 1e6);
 /// The same of layers with one.
 pub(in crate::family) const LOCAL_BASE: (&str, f64) = ("rope_local_base_freq", 1e4);
 
+/// What not every family reads.
+#[derive(Clone, Copy, Default)]
+struct Reads {
+    /// That a part of a head turns.
+    partial: bool,
+    /// That YaRN's range does not end at whole numbers.
+    any_range: bool,
+}
+
 /// Rotary positions of so many columns and of this base, scaled as `section` says.
 fn rotary_of(
     config: &Config,
     section: Option<Config>,
     theta: f64,
     dim: usize,
-    is_partial: bool,
+    reads: Reads,
 ) -> Result<Rotary> {
     let mut rope = Rotary {
         dim,
@@ -116,7 +150,7 @@ fn rotary_of(
     }
     let Some(section) = section else { return Ok(rope) };
     let kind = kind(&section);
-    check_keys(&section, kind, is_partial)?;
+    check_keys(&section, kind, reads.partial)?;
     match kind {
         "default" => {}
         "linear" => rope.scaling = Some(Scaling::Linear(factor(&section)?)),
@@ -129,8 +163,9 @@ fn rotary_of(
                 beta_slow: section.number_or("beta_slow", 1.0)?,
                 mscale: section.number_or("mscale", 0.0)?,
                 mscale_all_dim: section.number_or("mscale_all_dim", 0.0)?,
+                truncate: section.flag_or("truncate", true)?,
             };
-            check_yarn(&section, &yarn)?;
+            check_yarn(&section, &yarn, reads)?;
             let own = yarn.amplitude();
             rope.amplitude = positive(&section, "attention_factor", own)? / own;
             rope.scaling = Some(Scaling::Yarn(yarn));
@@ -222,10 +257,9 @@ fn check_keys(section: &Config, kind: &str, is_partial: bool) -> Result<()> {
 }
 
 /// Refuses what YaRN can do and this version does not.
-fn check_yarn(section: &Config, yarn: &Yarn) -> Result<()> {
-    if !section.flag_or("truncate", true)? {
-        let expected = "true: a range of dimensions that ends at whole numbers, the only one that is evaluated and \
-                        that GGUF files can say";
+fn check_yarn(section: &Config, yarn: &Yarn, reads: Reads) -> Result<()> {
+    if !yarn.truncate && !reads.any_range {
+        let expected = "true in models of this family: a range of dimensions that ends at whole numbers";
         return Err(section.invalid("truncate", "false", expected));
     }
     if section.number_or("extrapolation_factor", 1.0)? != 1.0 {

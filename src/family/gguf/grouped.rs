@@ -21,6 +21,7 @@ const MAX_EXPERTS: usize = 1024;
 const EPSILON: &str = "attention.layer_norm_rms_epsilon";
 const GATING_SOFTMAX: u64 = 1;
 const GATING_SIGMOID: u64 = 2;
+const GATING_SOFTMAX_OF_CHOSEN: u64 = 3;
 
 /// Reads and checks the hyper-parameters of a file.
 ///
@@ -62,6 +63,8 @@ pub(super) fn spec(
         sliding: sliding(architecture, &keys, layers, sliding_rope)?,
         heads,
         head_norms: architecture.head_norms,
+        whole_norms: architecture.whole_norms,
+        sinks: architecture.sinks,
         // A converter writes them for models that have some.
         biases: Presence::Perhaps,
         output_bias: Presence::Perhaps,
@@ -164,7 +167,7 @@ fn experts(architecture: &Architecture, keys: &Keys, spec: &mut Spec) -> Result<
     }
     let dense = &spec.ffn.dense.width;
     let own = match architecture.experts {
-        Experts::Perhaps => Some(dense.clone()),
+        Experts::Perhaps | Experts::Plain => Some(dense.clone()),
         _ => keys.counts("expert_feed_forward_length", layers)?.filter(|widths| widths.most() > 0),
     };
     // As wide together as a dense block.
@@ -172,7 +175,8 @@ fn experts(architecture: &Architecture, keys: &Keys, spec: &mut Spec) -> Result<
     let width = own.or_else(shares).filter(|widths| widths.least() > 0);
     let width = width.ok_or_else(|| keys.missing("expert_feed_forward_length"))?;
     let mut router = Router::softmax();
-    router.normalize = matches!(architecture.experts, Experts::Perhaps | Experts::Normalized);
+    router.normalize =
+        matches!(architecture.experts, Experts::Perhaps | Experts::Normalized | Experts::Sigmoid);
     let (mut shared, mut dense_layers) = (None, 0);
     match architecture.experts {
         Experts::GatedShared => {
@@ -193,12 +197,19 @@ fn experts(architecture: &Architecture, keys: &Keys, spec: &mut Spec) -> Result<
             router.choice = ExpertChoice::GroupsByTwoBest;
             router.bias = Presence::Always;
         }
-        Experts::Never | Experts::Perhaps | Experts::Normalized => {}
+        Experts::Sigmoid => router.bias = Presence::Always,
+        Experts::Chosen | Experts::Never | Experts::Perhaps | Experts::Normalized | Experts::Plain => {}
     }
-    let is_biased = architecture.experts == Experts::Biased;
-    let own = if is_biased { GATING_SIGMOID } else { GATING_SOFTMAX };
+    let is_biased = matches!(architecture.experts, Experts::Biased | Experts::Sigmoid);
+    let is_of_chosen = architecture.experts == Experts::Chosen;
+    let own = match (is_biased, is_of_chosen) {
+        (true, _) => GATING_SIGMOID,
+        (_, true) => GATING_SOFTMAX_OF_CHOSEN,
+        _ => GATING_SOFTMAX,
+    };
     router.scoring = match keys.count("expert_gating_func")?.filter(|&gating| gating != 0).unwrap_or(own) {
-        GATING_SOFTMAX => Scoring::Softmax,
+        GATING_SOFTMAX if !is_of_chosen => Scoring::Softmax,
+        GATING_SOFTMAX_OF_CHOSEN if is_of_chosen => Scoring::SoftmaxOfChosen,
         GATING_SIGMOID if is_biased => Scoring::Sigmoid,
         other => {
             let hint =
@@ -206,7 +217,8 @@ fn experts(architecture: &Architecture, keys: &Keys, spec: &mut Spec) -> Result<
             return Err(keys.unsupported("expert_gating_func", &other.to_string(), &hint));
         }
     };
-    let mut moe = Moe { experts, per_token, width, router, shared };
+    let biases = Presence::certain(is_of_chosen);
+    let mut moe = Moe { experts, per_token, width, router, shared, biases };
     groups(keys, &mut moe)?;
     spec.ffn.dense.layers = dense_layers;
     spec.ffn.moe = Some(moe);

@@ -210,7 +210,7 @@ fn experts(keys: &Keys, contents: &Contents, spec: &mut Spec) -> Result<()> {
     let of_shared = || Shared { experts: shared, width: widths.map(|width| shared * width), gate: false };
     let shared = (shared > 0).then(of_shared);
     spec.ffn.dense.layers = dense;
-    spec.ffn.moe = Some(Moe { experts, per_token, width: widths, router, shared });
+    spec.ffn.moe = Some(Moe { experts, per_token, width: widths, router, shared, biases: Presence::Never });
     Ok(())
 }
 

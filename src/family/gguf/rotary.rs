@@ -4,6 +4,7 @@
 //!
 //! - `phi3`: every layer has the sliding window of the file; llama.cpp leaves it out, and so differs in contexts
 //!   beyond it (2047 tokens of the models with 4096).
+//! - `gpt-oss`: YaRN's range ends where it ends; llama.cpp has whole numbers.
 //! - YaRN: `beta_fast`, `beta_slow`, `yarn_attn_factor` and `yarn_log_multiplier` (`mscale_all_dim` of Mistral's own
 //!   format) of the file count; llama.cpp has 32 and 1 for these families, and leaves the others out.
 //!
@@ -43,6 +44,9 @@ pub(super) fn rotary(
         (false, false) => Divisors::Absent,
     };
     let mut scaling = scaling(keys)?;
+    if let Some(Scaling::Yarn(yarn)) = &mut scaling {
+        yarn.truncate = architecture.truncates;
+    }
     let log = keys.number("rope.scaling.yarn_log_multiplier")?.unwrap_or(0.0);
     if let Some(Scaling::Yarn(yarn)) = &mut scaling
         && log != 0.0
@@ -144,6 +148,7 @@ fn yarn(keys: &Keys, factor: Option<f64>, original_context: u64) -> Result<Optio
         beta_slow: keys.positive("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
         mscale: 0.0,
         mscale_all_dim: 0.0,
+        truncate: true,
     })))
 }
 

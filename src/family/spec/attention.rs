@@ -60,8 +60,12 @@ pub struct Grouped {
     pub score_cap: Option<f64>,
     /// Layers in which a token sees the nearest ones only.
     pub sliding: Option<Sliding>,
-    /// Norms of query and key heads.
+    /// Norms of queries and keys.
     pub head_norms: Presence,
+    /// Whether these go over all heads of a token together, not over each.
+    pub whole_norms: bool,
+    /// A score of each head for no token at all, which takes a part of the softmax.
+    pub sinks: Presence,
     /// Biases of the projections of queries, keys and values.
     pub biases: Presence,
     /// Bias of the output projection.
@@ -172,6 +176,8 @@ pub struct Yarn {
     pub mscale: f64,
     /// Attention factor denominator.
     pub mscale_all_dim: f64,
+    /// Whether the range of pairs between the two ends at whole numbers.
+    pub truncate: bool,
 }
 
 impl Yarn {

@@ -102,17 +102,24 @@ impl Recipe {
     /// `quantization` of config.json, with what rules decided module by module. A recipe that mixes says
     /// of every module what it is; the group is `null` there, which mlx-lm takes for the mode's own.
     pub(super) fn section(self, modules: &[Module]) -> Option<Map<String, Value>> {
-        let (mut section, is_mixed) = match self {
-            Self::Floats => return None,
-            Self::Uniform(quantization) => (quantization.section(quantization.group_len.into()), false),
-            Self::Mixed { .. } => (DEFAULT.section(DEFAULT.group_len.into()), true),
+        // What was there before leads, and all else is said module by module.
+        let kept =
+            modules.iter().find(|module| module.reason == Reason::Kept).map(|module| module.quantization);
+        let is_mixed = matches!(self, Self::Mixed { .. });
+        let default = match (self, kept) {
+            (_, Some(kept)) => kept,
+            (Self::Floats, None) => return None,
+            (Self::Uniform(quantization), None) => quantization,
+            (Self::Mixed { .. }, None) => DEFAULT,
         };
+        let mut section = default.section(default.group_len.into());
         for Module { path, quantization, reason } in modules {
             let group = Value::from(quantization.group_len);
             let entry = match reason {
                 Reason::Rule => quantization.section(group),
                 Reason::Format if is_mixed => quantization.section(Value::Null),
-                Reason::Format => continue,
+                Reason::Format if kept.is_some() => quantization.section(group),
+                Reason::Format | Reason::Kept => continue,
                 Reason::Model => {
                     let mut entry = quantization.section(group);
                     entry.remove("mode");
@@ -143,6 +150,8 @@ pub(super) enum Reason {
     Format,
     /// The model's own predicate, whose entries name no mode.
     Model,
+    /// It is so in the checkpoint.
+    Kept,
 }
 
 /// Value and down projections of the first and last eighth of the layers and of every third layer

@@ -41,6 +41,9 @@ impl Made {
                     | LayerRole::VBias
                     | LayerRole::AttentionOutputBias
                     | LayerRole::DenseBias(_)
+                    | LayerRole::Sinks
+                    | LayerRole::RouterLogitBias
+                    | LayerRole::ExpertBias(..)
                     | LayerRole::RouterBias,
                 )
                 | Role::OutputBias => (0.0, 0.3),

@@ -43,7 +43,8 @@ pub(super) fn encode<S: Scheme>(
     }
 }
 
-pub(super) fn decode<S: Scheme>(
+/// With `ROUNDS` products are rounded to the scales' number format.
+pub(super) fn decode<S: Scheme, const ROUNDS: bool>(
     group_len: usize,
     codes: &[u8],
     scales: &[u8],
@@ -51,10 +52,38 @@ pub(super) fn decode<S: Scheme>(
     dst: &mut [f32],
 ) {
     match group_len {
-        32 => dispatch::run(Decode::<S, 32> { group_len, codes, scales, zeros, dst, scheme: PhantomData }),
-        64 => dispatch::run(Decode::<S, 64> { group_len, codes, scales, zeros, dst, scheme: PhantomData }),
-        128 => dispatch::run(Decode::<S, 128> { group_len, codes, scales, zeros, dst, scheme: PhantomData }),
-        _ => dispatch::run(Decode::<S, 0> { group_len, codes, scales, zeros, dst, scheme: PhantomData }),
+        32 => dispatch::run(Decode::<S, 32, ROUNDS> {
+            group_len,
+            codes,
+            scales,
+            zeros,
+            dst,
+            scheme: PhantomData,
+        }),
+        64 => dispatch::run(Decode::<S, 64, ROUNDS> {
+            group_len,
+            codes,
+            scales,
+            zeros,
+            dst,
+            scheme: PhantomData,
+        }),
+        128 => dispatch::run(Decode::<S, 128, ROUNDS> {
+            group_len,
+            codes,
+            scales,
+            zeros,
+            dst,
+            scheme: PhantomData,
+        }),
+        _ => dispatch::run(Decode::<S, 0, ROUNDS> {
+            group_len,
+            codes,
+            scales,
+            zeros,
+            dst,
+            scheme: PhantomData,
+        }),
     }
 }
 
@@ -156,7 +185,7 @@ fn encode_weight<S: Scheme>(value: f32, Parameters { divisor, zero, .. }: Parame
 }
 
 /// `GROUP` as for [`Encode`].
-struct Decode<'a, S: Scheme, const GROUP: usize> {
+struct Decode<'a, S: Scheme, const GROUP: usize, const ROUNDS: bool> {
     group_len: usize,
     codes: &'a [u8],
     scales: &'a [u8],
@@ -165,7 +194,7 @@ struct Decode<'a, S: Scheme, const GROUP: usize> {
     scheme: PhantomData<S>,
 }
 
-impl<S: Scheme, const GROUP: usize> Kernel for Decode<'_, S, GROUP> {
+impl<S: Scheme, const GROUP: usize, const ROUNDS: bool> Kernel for Decode<'_, S, GROUP, ROUNDS> {
     type Output = ();
 
     #[inline(always)]
@@ -178,13 +207,17 @@ impl<S: Scheme, const GROUP: usize> Kernel for Decode<'_, S, GROUP> {
             dst.chunks_exact_mut(group_len).zip(codes).zip(scales).enumerate()
         {
             let zero = if S::HAS_ZERO { zeros[at] } else { 8 };
-            decode_group::<S>(codes, S::Scale::load(scale), f32::from(zero), group);
+            decode_group::<S, ROUNDS>(codes, S::Scale::load(scale), f32::from(zero), group);
         }
     }
 }
 
 #[inline(always)]
-fn decode_group<S: Scheme>(bytes: &[u8], scale: f32, zero: f32, group: &mut [f32]) {
+fn decode_group<S: Scheme, const ROUNDS: bool>(bytes: &[u8], scale: f32, zero: f32, group: &mut [f32]) {
+    let product = |code: u8| {
+        let product = (f32::from(code) - zero) * scale;
+        if ROUNDS { S::Scale::round_product(product) } else { product }
+    };
     let (chunks, rest) = group.as_chunks_mut::<CHUNK>();
     let (whole, tail) = bytes.split_at(chunks.len() * CHUNK / 2);
     for (values, bytes) in chunks.iter_mut().zip(whole.as_chunks::<{ CHUNK / 2 }>().0) {
@@ -194,11 +227,11 @@ fn decode_group<S: Scheme>(bytes: &[u8], scale: f32, zero: f32, group: &mut [f32
             *pair = ((spread | spread << 4) & 0x0f0f).to_le_bytes();
         }
         for (value, &code) in values.iter_mut().zip(&codes) {
-            *value = S::Scale::round_product((f32::from(code) - zero) * scale);
+            *value = product(code);
         }
     }
     for (i, value) in rest.iter_mut().enumerate() {
         let code = tail[i / 2] >> (4 * (i % 2)) & 15;
-        *value = S::Scale::round_product((f32::from(code) - zero) * scale);
+        *value = product(code);
     }
 }

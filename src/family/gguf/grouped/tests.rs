@@ -223,3 +223,79 @@ fn a_key_that_nobody_reads_is_not_passed_over() {
     assert!(matches!(error, Error::Unsupported { .. }), "{error}");
     assert!(error.to_string().contains("llama.residual_scale"), "{error}");
 }
+
+#[test]
+fn olmoe_1b_7b_and_minimax_m2_norm_all_heads_together() {
+    let counts = [
+        ("block_count", 16),
+        ("context_length", 4096),
+        ("embedding_length", 2048),
+        ("feed_forward_length", 1024),
+        ("attention.head_count", 16),
+        ("attention.head_count_kv", 16),
+        ("expert_count", 64),
+        ("expert_used_count", 8),
+    ];
+    let (spec, grouped) = read(&metadata("olmoe", &counts, &[]), &["output.weight"]).unwrap();
+    let moe = spec.ffn.moe.unwrap();
+    assert!(grouped.whole_norms && grouped.head_norms == Presence::Always);
+    assert_eq!((moe.experts, moe.width, moe.router.normalize), (64, ByLayer::all(1024), false));
+    assert_eq!((moe.router.scoring, moe.router.bias), (Scoring::Softmax, Presence::Never));
+
+    let counts = [
+        ("block_count", 62),
+        ("context_length", 196_608),
+        ("embedding_length", 3072),
+        ("feed_forward_length", 1536),
+        ("attention.head_count", 48),
+        ("attention.head_count_kv", 8),
+        ("attention.key_length", 128),
+        ("attention.value_length", 128),
+        ("rope.dimension_count", 64),
+        ("expert_count", 256),
+        ("expert_used_count", 8),
+        ("expert_gating_func", 2),
+        ("expert_feed_forward_length", 1536),
+    ];
+    let minimax = metadata("minimax-m2", &counts, &[("rope.freq_base", 5e6)]);
+    let (spec, grouped) = read(&minimax, &["output.weight"]).unwrap();
+    let moe = spec.ffn.moe.unwrap();
+    assert!(grouped.whole_norms && moe.router.normalize);
+    assert_eq!((spec.rope.dim, grouped.key_dim), (64, 128));
+    assert_eq!((moe.router.scoring, moe.router.bias), (Scoring::Sigmoid, Presence::Always));
+}
+
+#[test]
+fn gpt_oss_20b() {
+    let counts = [
+        ("block_count", 24),
+        ("context_length", 131_072),
+        ("embedding_length", 2880),
+        ("feed_forward_length", 2880),
+        ("attention.head_count", 64),
+        ("attention.head_count_kv", 8),
+        ("attention.key_length", 64),
+        ("attention.value_length", 64),
+        ("attention.sliding_window", 128),
+        ("expert_count", 32),
+        ("expert_used_count", 4),
+        ("expert_feed_forward_length", 2880),
+        ("rope.scaling.original_context_length", 4096),
+    ];
+    let numbers = [("rope.freq_base", 150_000.0), ("rope.scaling.factor", 32.0)];
+    let mut metadata = metadata("gpt-oss", &counts, &numbers);
+    metadata.set("gpt-oss.rope.scaling.type", "yarn");
+    let (spec, grouped) = read(&metadata, &["output.weight"]).unwrap();
+    let moe = spec.ffn.moe.as_ref().unwrap();
+    assert_eq!((moe.router.scoring, moe.biases), (Scoring::SoftmaxOfChosen, Presence::Always));
+    assert_eq!((spec.ffn.activation, grouped.sinks), (Activation::Clamped, Presence::Always));
+    assert_eq!(
+        (0..4).map(|layer| grouped.window(layer)).collect::<Vec<_>>(),
+        [Some(128), None, Some(128), None]
+    );
+    // Windows have the same positions, and the range of YaRN does not end at whole numbers.
+    assert_eq!(*grouped.sliding.unwrap().rope, spec.rope);
+    assert_eq!(spec.rope.yarn().map(|yarn| (yarn.factor, yarn.truncate)), Some((32.0, false)));
+    metadata.set("gpt-oss.expert_gating_func", 1u32);
+    assert!(read(&metadata, &[]).unwrap_err().to_string().contains("expert_gating_func"));
+}
